@@ -1,0 +1,1 @@
+"""Weave several fine-tuned language models into one."""
