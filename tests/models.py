@@ -1,7 +1,7 @@
 """Tiny real models for every family and head, their tokenizers, and texts: no network, milliseconds each.
 
-`tiny` draws each parameter from its own name, so the bodies of all heads of one family come from one base: another
-`seed` moves a body only by `drift`, as fine-tuning does, and gives it another head.
+`tiny` draws each parameter from its own name, so the bodies of all heads of one family come from one base:
+another `seed` moves a body only by `drift`, as fine-tuning does, and gives it another head.
 """
 
 from __future__ import annotations
@@ -49,16 +49,19 @@ _PROBLEMS = {
     "regression": "regression",
     "multi_label": "multi_label_classification",
 }
-_WORDS = ["the", "a", "film", "book", "food", "song", "was", "is", "good", "bad", "dull", "bright", "slow", "quick", "very", "not", "quite", "really", "and", "but", "who", "what", "where", "when", "did", "john", "mary", "london", "paris", "play", "make", "see", ",", ".", "?", "!"]
+_WORDS = (
+    "the a film book food song was is good bad dull bright slow quick very not quite really and but who what where "
+    "when did john mary london paris play make see , . ? !"
+).split()  # noqa: SIM905 (a list of forty strings would be harder to read)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 24},
     "electra": {"embedding_size": 8},
     "albert": {"embedding_size": 8, "num_hidden_layers": 3},
     "deberta-v2": {
-        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": False, "position_buckets": 8,
-        "position_biased_input": False, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 3, "type_vocab_size": 0,
-        "pooler_hidden_size": 16,
+        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "share_att_key": False,
+        "position_buckets": 8, "position_biased_input": False, "norm_rel_ebd": "layer_norm",
+        "conv_kernel_size": 3, "type_vocab_size": 0, "pooler_hidden_size": 16,
     },
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8, "layer_norm_eps": None},
 }  # fmt: skip
@@ -68,7 +71,10 @@ def texts(n: int, *, seed: int = 0) -> list[str]:
     """Returns n sentences of varied length whose words every tiny tokenizer knows."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 12, (n,), generator=draw).tolist()
-    return [" ".join(_WORDS[i] for i in torch.randint(len(_WORDS), (k,), generator=draw).tolist()) for k in lengths]
+    return [
+        " ".join(_WORDS[i] for i in torch.randint(len(_WORDS), (k,), generator=draw).tolist())
+        for k in lengths
+    ]
 
 
 @cache
@@ -116,9 +122,13 @@ def tiny_tokenizer(family: str, **changes: Any) -> PreTrainedTokenizerBase:
         case "xlm-roberta":
             return XLMRobertaTokenizer(vocab=[*_unigrams(roberta), ("<mask>", 0.0)], **changes)
         case "deberta-v2":
-            return DebertaV2Tokenizer(vocab=list(_unigrams(("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"))), **changes)
+            return DebertaV2Tokenizer(
+                vocab=list(_unigrams(("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"))), **changes
+            )
         case "albert":
-            return AlbertTokenizer(vocab=list(_unigrams(("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))), **changes)
+            return AlbertTokenizer(
+                vocab=list(_unigrams(("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"))), **changes
+            )
         case "modernbert":
             return _modernbert_tokenizer(**changes)
     raise ValueError(f"no tiny tokenizer for {family!r}; known: {', '.join(FAMILIES)}")
@@ -138,8 +148,8 @@ def _modernbert_tokenizer(**changes: Any) -> PreTrainedTokenizerBase:
     )
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in list(vocabulary)[:5]])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]",
-        mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"], **changes,
+        tokenizer_object=tokenizer, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        pad_token="[PAD]", mask_token="[MASK]", model_input_names=["input_ids", "attention_mask"], **changes,
     )  # fmt: skip
 
 
@@ -157,7 +167,7 @@ def _vocabulary_facts(family: str) -> tuple[tuple[str, int | None], ...]:
 
 
 def tiny_config(family: str, head: str = "sequence", *, labels: int = 3, **config: Any) -> PretrainedConfig:
-    """Returns a configuration with hidden width 16, 4 heads, 24 neurons, 2 layers (ALBERT: one layer applied 3 times)."""
+    """Returns a configuration of width 16, 4 heads, 24 neurons, 2 layers (ALBERT: one layer applied 3 times)."""
     settings: dict[str, Any] = {
         "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24,
         "max_position_embeddings": 66, **dict(_vocabulary_facts(family)), **_SIZES.get(family, {}),
@@ -182,7 +192,7 @@ def _normal(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
 
 
 def _value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """Returns a parameter that is nowhere degenerate: norms are not one, biases are not zero, weights not tiny."""
+    """Returns a nowhere degenerate parameter: norms are not one, biases are not zero, weights are not tiny."""
     noise = _normal(name, shape, seed)
     if name.endswith("bias"):
         return 0.3 * noise
@@ -201,7 +211,7 @@ def tiny(
     drift: float = 0.2,
     **config: Any,
 ) -> PreTrainedModel:
-    """Returns a model in eval mode; equal arguments give equal weights, and `base_seed` names the base it is tuned from."""
+    """Returns a model in eval mode; equal arguments give equal weights, `base_seed` says which base it comes from."""
     model = _AUTO[head].from_config(tiny_config(family, head, labels=labels, **config))
     prefix = "" if head == "body" else f"{model.base_model_prefix}."
     with torch.no_grad():
@@ -218,7 +228,7 @@ def tiny(
 
 
 def save(model: PreTrainedModel, folder: str | Path, tokenizer: bool = True, **options: Any) -> Path:
-    """Returns the folder the model (and its family's tokenizer) is saved to; `options` go to `save_pretrained`."""
+    """Returns the folder the model (and its tokenizer) is saved to; `options` go to `save_pretrained`."""
     folder = Path(folder)
     model.save_pretrained(folder, **options)
     if tokenizer:
