@@ -49,10 +49,11 @@ _PROBLEMS = {
     "regression": "regression",
     "multi_label": "multi_label_classification",
 }
-_WORDS = (
-    "the a film book food song was is good bad dull bright slow quick very not quite really and but who what where "
-    "when did john mary london paris play make see , . ? !"
-).split()  # noqa: SIM905 (a list of forty strings would be harder to read)
+_SPEECH = (
+    "the a film book food song was is good bad dull bright slow quick very not quite really and but who what where",
+    "when did john mary london paris play make see , . ? !",
+)
+_WORDS = [word for line in _SPEECH for word in line.split()]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SIZES: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 16, "n_heads": 4, "n_layers": 2, "hidden_dim": 24},
@@ -167,7 +168,7 @@ def _vocabulary_facts(family: str) -> tuple[tuple[str, int | None], ...]:
 
 
 def tiny_config(family: str, head: str = "sequence", *, labels: int = 3, **config: Any) -> PretrainedConfig:
-    """Returns a configuration of width 16, 4 heads, 24 neurons, 2 layers (ALBERT: one layer applied 3 times)."""
+    """Returns a configuration of width 16, 4 heads, 24 neurons, 2 layers (ALBERT: one, applied 3 times)."""
     settings: dict[str, Any] = {
         "hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24,
         "max_position_embeddings": 66, **dict(_vocabulary_facts(family)), **_SIZES.get(family, {}),
@@ -192,7 +193,7 @@ def _normal(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
 
 
 def _value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """Returns a nowhere degenerate parameter: norms are not one, biases are not zero, weights are not tiny."""
+    """Returns a nowhere degenerate parameter: norms are not one, biases not zero, weights not tiny."""
     noise = _normal(name, shape, seed)
     if name.endswith("bias"):
         return 0.3 * noise
@@ -211,7 +212,7 @@ def tiny(
     drift: float = 0.2,
     **config: Any,
 ) -> PreTrainedModel:
-    """Returns a model in eval mode; equal arguments give equal weights, `base_seed` says which base it comes from."""
+    """Returns a model in eval mode; equal arguments give equal weights, `base_seed` is its base."""
     model = _AUTO[head].from_config(tiny_config(family, head, labels=labels, **config))
     prefix = "" if head == "body" else f"{model.base_model_prefix}."
     with torch.no_grad():
