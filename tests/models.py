@@ -50,8 +50,8 @@ _PROBLEMS = {
     "multi_label": "multi_label_classification",
 }
 _SPEECH = (
-    "the a film book food song was is good bad dull bright slow quick very not quite really and but who what where",
-    "when did john mary london paris play make see , . ? !",
+    "the a film book food song was is good bad dull bright slow quick very not quite really and but who what",
+    "where when did john mary london paris play make see , . ? !",
 )
 _WORDS = [word for line in _SPEECH for word in line.split()]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
