@@ -1,0 +1,22 @@
+"""Logits in order, metrics, and the scores of a model on labelled examples."""
+
+from plait.evaluation.evaluate import (
+    evaluate_model,
+    head_kind,
+    head_labels,
+    head_problem,
+    primary_metric,
+    score,
+)
+from plait.evaluation.predict import predict_encoded, predict_logits
+
+__all__ = [
+    "evaluate_model",
+    "head_kind",
+    "head_labels",
+    "head_problem",
+    "predict_encoded",
+    "predict_logits",
+    "primary_metric",
+    "score",
+]

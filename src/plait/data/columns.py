@@ -1,0 +1,183 @@
+"""Which column is the text, which the label: the names in use, and errors that say what was found instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.data.examples import Examples, Kind
+from plait.errors import DataError, did_you_mean, listed
+
+TEXT = (
+    "text",
+    "sentence",
+    "sentence1",
+    "content",
+    "premise",
+    "question1",
+    "review",
+    "document",
+    "query",
+    "question",
+)
+PAIR = ("text_pair", "sentence2", "hypothesis", "question2", "passage", "document2")
+LABEL = ("label", "labels", "class", "target", "category", "score", "sentiment", "stars")
+WORDS = ("tokens", "words")
+TAGS = ("ner_tags", "tags", "pos_tags", "chunk_tags", "labels")
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, the label names that each column declares, and where they came from."""
+
+    columns: Mapping[str, Sequence[Any]]
+    names: Mapping[str, tuple[str, ...]]
+    source: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Column names that the user gave; None means: find it."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+def examples_from(table: Table, wanted: Wanted) -> Examples:
+    """Returns the examples of a table, its columns recognised by name unless they are given.
+
+    Raises:
+        DataError: When there are no rows, a column is missing, or rows lack a text.
+    """
+    _check_given(table, wanted)
+    if not table.columns or not len(next(iter(table.columns.values()))):
+        raise DataError(f"{table.source}: no examples; expected at least one row with a text")
+    if wanted.text is None and (words := _first(table, WORDS)) is not None:
+        return _tagged(table, words, wanted)
+    if wanted.text is None and {"question", "context"} <= set(table.columns):
+        return _questions(table)
+    return _texts(table, wanted)
+
+
+def _texts(table: Table, wanted: Wanted) -> Examples:
+    text = wanted.text or _first(table, TEXT)
+    if text is None:
+        raise DataError(
+            f"{table.source}: no text column; found columns {_found(table)}; expected one of {', '.join(TEXT)}; "
+            "or say which one it is (text=…)"
+        )
+    pair = wanted.text_pair or _first(table, PAIR, but=text)
+    label = wanted.label or _first(table, LABEL, but=text)
+    return Examples(
+        _strings(table, text),
+        _strings(table, pair) if pair else None,
+        _labels(table, label) if label else None,
+        table.names.get(label) if label else None,
+        "sequence_classification",
+        table.source,
+    )
+
+
+def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
+    texts = tuple(tuple(row) if row is not None else () for row in table.columns[words])
+    bad = [f"row {i}" for i, row in enumerate(texts) if not row or not all(isinstance(w, str) for w in row)]
+    if bad:
+        raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
+    tags = wanted.label or _first(table, TAGS)
+    labels = tuple(tuple(row) for row in table.columns[tags]) if tags else None
+    if labels is not None:
+        pairs = zip(texts, labels, strict=True)
+        uneven = [
+            f"row {i} ({len(t)} words, {len(y)} tags)" for i, (t, y) in enumerate(pairs) if len(t) != len(y)
+        ]
+        if uneven:
+            raise DataError(f"{table.source}: words and tags differ in number in {listed(uneven)}")
+    return Examples(texts, None, labels, table.names.get(tags or ""), "token_classification", table.source)
+
+
+def _questions(table: Table) -> Examples:
+    kind: Kind = "question_answering"
+    questions, contexts = _strings(table, "question"), _strings(table, "context")
+    if "answers" not in table.columns:
+        return Examples(questions, contexts, None, None, kind, table.source)
+    answers = tuple(_answers(row, i, table.source) for i, row in enumerate(table.columns["answers"]))
+    return Examples(questions, contexts, answers, None, kind, table.source)
+
+
+def _answers(row: Any, index: int, source: str) -> tuple[tuple[str, int], ...]:
+    """Returns one row's answers as (text, first character), from either layout that SQuAD files come in."""
+    try:
+        if isinstance(row, Mapping):
+            return tuple(zip(map(str, row["text"]), map(int, row["answer_start"]), strict=True))
+        return tuple((str(one["text"]), int(one["answer_start"])) for one in row or ())
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{source}: row {index} of column 'answers' is {row!r}; expected text and answer_start lists of one length"
+        ) from error
+
+
+def _strings(table: Table, column: str) -> tuple[str, ...]:
+    values = table.columns[column]
+    bad = [f"row {i} ({_shown(v)})" for i, v in enumerate(values) if not isinstance(v, str)]
+    if bad:
+        raise DataError(
+            f"{table.source}: column {column!r} must hold text; found something else in {listed(bad, 5)}"
+        )
+    return tuple(values)
+
+
+def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
+    """Returns the labels, or None where no row has one (missing, or -1 as in published test splits)."""
+    named = column in table.names
+    values = [_label(value) for value in table.columns[column]]
+    empty = [value is None or (named and value == UNLABELLED) for value in values]
+    if all(empty):
+        return None
+    if any(empty):
+        rows = [str(i) for i, missing in enumerate(empty) if missing]
+        raise DataError(
+            f"{table.source}: column {column!r} has no label in {len(rows)} rows (rows {listed(rows, 5)}); "
+            "label them or leave them out"
+        )
+    return tuple(values)
+
+
+def _label(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return tuple(_label(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _first(table: Table, names: Sequence[str], but: str | None = None) -> str | None:
+    """Returns the first column named like one of `names`, whatever its casing."""
+    lower = {column.lower(): column for column in table.columns if column != but}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _check_given(table: Table, wanted: Wanted) -> None:
+    given = {"text": wanted.text, "text_pair": wanted.text_pair, "label": wanted.label}
+    missing = [
+        f"{role}={name!r}" for role, name in given.items() if name is not None and name not in table.columns
+    ]
+    if missing:
+        first = next(name for name in given.values() if name is not None and name not in table.columns)
+        raise DataError(
+            f"{table.source}: no column {', '.join(missing)}; found columns {_found(table)}"
+            f"{did_you_mean(first, table.columns)}"
+        )
+
+
+def _found(table: Table) -> str:
+    return ", ".join(map(str, table.columns)) or "none"
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None or value != value else f"{type(value).__name__} {value!r:.40}"

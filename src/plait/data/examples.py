@@ -1,0 +1,83 @@
+"""What a data set is once it has been read: texts, perhaps pairs, perhaps labels, and a fingerprint of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+Kind = Literal["sequence_classification", "token_classification", "question_answering"]
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts in order with what is known of them.
+
+    Attributes:
+        texts: One text per example; for token classification one tuple of words; for question answering the question.
+        pairs: The second text of each example (for question answering the context), or None.
+        labels: One label per example, or None. A name or index for a class, a number for regression, a tuple for
+            several labels, one label per word for tags, a tuple of (answer, first character) for question answering.
+        label_names: The names that label indices stand for, where the data says so.
+        kind: What the data can train: sequence classification, token classification or question answering.
+        source: Where it was read from, for messages.
+    """
+
+    texts: tuple[Any, ...]
+    pairs: tuple[str, ...] | None = None
+    labels: tuple[Any, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    kind: Kind = "sequence_classification"
+    source: str = "data"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns 32 hex digits that change whenever a text, pair, label or label name does."""
+        digest = xxhash.xxh3_128()
+        for column in (self.texts, self.pairs or (), self.labels or (), self.label_names or ()):
+            for value in column:
+                digest.update(repr(value).encode())
+                digest.update(b"\0")
+            digest.update(b"\1")
+        return digest.hexdigest()
+
+    @property
+    def problem_type(self) -> ProblemType:
+        """Returns what the labels look like: one class, several classes, or a number."""
+        labels = self.labels or ()
+        if self.kind == "sequence_classification" and any(isinstance(label, tuple) for label in labels):
+            return "multi_label_classification"
+        if any(isinstance(label, float) for label in labels):
+            return "regression"
+        return "single_label_classification"
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """Returns the examples at `rows`, in that order."""
+
+        def pick(column: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if column is None else tuple(column[row] for row in rows)
+
+        return replace(
+            self,
+            texts=tuple(self.texts[row] for row in rows),
+            pairs=pick(self.pairs),
+            labels=pick(self.labels),
+        )
+
+    def sample(self, limit: int | None, seed: int = 0) -> Examples:
+        """Returns at most `limit` examples: a random subset fixed by `seed`, in the order of the data."""
+        if limit is None or limit >= len(self):
+            return self
+        rows = np.random.default_rng(seed).permutation(len(self))[: max(limit, 0)]
+        return self.select(sorted(rows.tolist()))
+
+    def unlabelled(self) -> Examples:
+        """Returns the same texts without labels."""
+        return replace(self, labels=None, label_names=None)

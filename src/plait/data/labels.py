@@ -1,0 +1,175 @@
+"""Labels of the data to positions of the head: by name where both have names, by index otherwise, never in silence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from plait.data.examples import Examples, Kind, ProblemType
+from plait.errors import DataError, listed
+
+IGNORED = -100
+
+
+def align_labels(
+    examples: Examples,
+    labels: Sequence[str] | None,
+    *,
+    kind: Kind | None = None,
+    problem_type: ProblemType | None = None,
+) -> Examples:
+    """Returns the examples with labels as the head counts them.
+
+    Names map to the head's names (exactly, else whatever the casing). Indices map through the names that the data
+    declares; where either side has none (`LABEL_0`, …) they are positions of the head. Regression wants numbers.
+
+    Args:
+        examples: Examples with or without labels (without, they come back as they are).
+        labels: The head's label names in order; None for regression, question answering or an unknown head.
+        kind: What the head is; the data's own kind by default.
+        problem_type: What a sequence head is trained for; what the labels look like by default.
+
+    Raises:
+        DataError: When a label is not one of the head's, naming all of them.
+    """
+    if kind is not None and kind != examples.kind:
+        raise DataError(
+            f"{examples.source}: holds data for {_said(examples.kind)}; the head is for {_said(kind)}"
+        )
+    if examples.labels is None or examples.kind == "question_answering":
+        return examples
+    if examples.kind == "token_classification":
+        return _aligned(examples, labels, flat=False)
+    problem = problem_type or examples.problem_type
+    if problem == "regression":
+        return replace(examples, labels=_numbers(examples), label_names=None)
+    if problem == "multi_label_classification":
+        return _multi_hot(examples, labels)
+    return _aligned(examples, labels, flat=True)
+
+
+def names_in(examples: Examples) -> tuple[str, ...] | None:
+    """Returns the label names of a new head for this data: declared, else the sorted values, else None (numbers)."""
+    if examples.label_names is not None:
+        return examples.label_names
+    if (
+        examples.labels is None
+        or examples.problem_type == "regression"
+        or examples.kind == "question_answering"
+    ):
+        return None
+    values = {v for v in _values(examples) if v != IGNORED}
+    if all(isinstance(v, str) for v in values):
+        return tuple(sorted(values))
+    vectors = _is_multi_hot(examples, None)
+    count = len(_rows(examples)[0]) if vectors else max(v for v in values if isinstance(v, int)) + 1
+    return tuple(f"LABEL_{i}" for i in range(count))
+
+
+def generic(labels: Sequence[str] | None) -> bool:
+    """Says whether a head's names are the placeholders that transformers writes when nobody gave any."""
+    return labels is None or all(name.upper() == f"LABEL_{i}" for i, name in enumerate(labels))
+
+
+def _aligned(examples: Examples, labels: Sequence[str] | None, *, flat: bool) -> Examples:
+    table = _translation(examples, labels)
+    rows = examples.labels or ()
+    moved = tuple(table[v] for v in rows) if flat else tuple(tuple(table[v] for v in row) for row in rows)
+    return replace(examples, labels=moved, label_names=None if labels is None else tuple(labels))
+
+
+def _multi_hot(examples: Examples, labels: Sequence[str] | None) -> Examples:
+    """Returns rows of 0.0 and 1.0, from such rows, or from lists of names or indices."""
+    if _is_multi_hot(examples, labels):
+        rows = tuple(tuple(float(v) for v in row) for row in _rows(examples))
+        return replace(examples, labels=rows, label_names=None if labels is None else tuple(labels))
+    table = _translation(examples, labels)
+    size = len(labels) if labels is not None else max(table.values(), default=-1) + 1
+    sets = ({table[v] for v in row} for row in _rows(examples))
+    rows = tuple(tuple(float(i in chosen) for i in range(size)) for chosen in sets)
+    return replace(examples, labels=rows, label_names=None if labels is None else tuple(labels))
+
+
+def _is_multi_hot(examples: Examples, labels: Sequence[str] | None) -> bool:
+    rows = _rows(examples)
+    size = len(labels) if labels is not None else len(rows[0])
+    whole = all(len(row) == size and all(v in (0, 1) for v in row) for row in rows)
+    return size > 1 and whole if size != 2 else whole and not all(row == (0, 1) for row in rows)
+
+
+def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, int]:
+    """Returns every value in the data with its position in the head.
+
+    Raises:
+        DataError: Naming every value that has none, and the head's range.
+    """
+    values = set(_values(examples)) - {IGNORED}
+    names = examples.label_names
+    translated = {value: _position(_name_of(value, names, labels), labels) for value in values}
+    unknown = sorted(
+        (str(v if names is None else _name_of(v, names, None)) for v, at in translated.items() if at is None)
+    )
+    if unknown:
+        raise DataError(
+            f"{examples.source}: labels {listed(unknown)} are not the head's; expected {_range(labels)}"
+        )
+    return {IGNORED: IGNORED, **{value: at for value, at in translated.items() if at is not None}}
+
+
+def _name_of(value: Any, names: Sequence[str] | None, labels: Sequence[str] | None) -> Any:
+    """Returns the name an index stands for, unless one side has only placeholders: then the index itself counts."""
+    by_index = names is None or not isinstance(value, int) or not 0 <= value < len(names)
+    if by_index or (
+        labels is not None and (generic(labels) or generic(names)) and len(labels) >= len(names or ())
+    ):
+        return value
+    return names[value] if names is not None else value
+
+
+def _position(value: Any, labels: Sequence[str] | None) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        return value if value >= 0 and (labels is None or value < len(labels)) else None
+    if labels is None:
+        return None
+    exact = {name: i for i, name in enumerate(labels)}
+    if value in exact:
+        return exact[value]
+    folded = [i for i, name in enumerate(labels) if name.casefold() == str(value).casefold()]
+    return folded[0] if len(folded) == 1 else None
+
+
+def _numbers(examples: Examples) -> tuple[float, ...]:
+    numbers, bad = [], []
+    for row, value in enumerate(examples.labels or ()):
+        if isinstance(value, int | float) and math.isfinite(value):
+            numbers.append(float(value))
+        else:
+            bad.append(f"row {row} ({value!r})")
+    if bad:
+        raise DataError(
+            f"{examples.source}: a regression head needs finite numbers; found others in {listed(bad, 5)}"
+        )
+    return tuple(numbers)
+
+
+def _rows(examples: Examples) -> tuple[tuple[Any, ...], ...]:
+    rows = examples.labels or ()
+    return tuple(row if isinstance(row, tuple) else (row,) for row in rows)
+
+
+def _values(examples: Examples) -> Iterable[Any]:
+    return (value for row in _rows(examples) for value in row)
+
+
+def _range(labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return "whole numbers from 0"
+    return f"0 to {len(labels) - 1}" + ("" if generic(labels) else f" or {', '.join(labels[:20])}")
+
+
+def _said(kind: str) -> str:
+    return kind.replace("_", " ")

@@ -1,0 +1,255 @@
+"""One door for data: a file, a folder of splits, a Hub data set, a `datasets.Dataset`, or lists in memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.data.columns import Table, Wanted, examples_from
+from plait.data.examples import Examples
+from plait.errors import DataError, did_you_mean
+
+FIELD_LIMIT = 1 << 27
+
+
+def read_examples(
+    data: Any,
+    *,
+    split: str | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Examples:
+    """Returns the examples of `data`.
+
+    Args:
+        data: A file (parquet, csv, tsv, json, jsonl, txt), a folder with one file a split or one written by
+            `Dataset.save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a `datasets.Dataset`, a dict of
+            columns, a list of rows, a list of texts, a (texts, labels) tuple, or examples already read. A path or Hub
+            id may end in `@split`.
+        split: Which split, where there are several.
+        text: Name of the text column, found by itself where it has a usual name.
+        text_pair: Name of the second text column.
+        label: Name of the label column.
+        limit: Keep a random subset of this size (fixed by `seed`, in the data's order).
+        seed: Decides the subset.
+
+    Raises:
+        DataError: When there is nothing to read or it does not look like examples.
+    """
+    if isinstance(data, Examples):
+        return data.sample(limit, seed)
+    examples = examples_from(_table(data, split), Wanted(text, text_pair, label))
+    return examples.sample(limit, seed)
+
+
+def _table(data: Any, split: str | None) -> Table:
+    if isinstance(data, str | Path):
+        return _from_origin(str(data), split)
+    if _is_dataset(data):
+        return _from_dataset(data, split, type(data).__name__)
+    if isinstance(data, Mapping):
+        return _from_columns(data)
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str | Mapping):
+        return _from_columns({"text": data[0], "label": data[1]})
+    if isinstance(data, Sequence):
+        return _from_rows(list(data), "list")
+    raise DataError(
+        f"data is a {type(data).__name__}; expected a path, a Hub data set, a Dataset, a dict of columns, a list of rows "
+        "or texts, or (texts, labels)"
+    )
+
+
+def _from_origin(origin: str, split: str | None) -> Table:
+    path = Path(origin).expanduser()
+    if not path.exists() and "@" in origin:
+        origin, _, split = origin.rpartition("@")
+        path = Path(origin).expanduser()
+    if path.is_dir():
+        return _from_folder(path, split)
+    if path.is_file():
+        return _from_file(path)
+    if (
+        path.suffix.lower() in READERS
+        or path.is_absolute()
+        or origin.startswith(".")
+        or origin.count("/") > 1
+    ):
+        raise DataError(f"{origin}: no such file or folder")
+    return _from_hub(origin, split)
+
+
+def _from_file(path: Path) -> Table:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(READERS)}")
+    try:
+        return reader(path)
+    except (OSError, ValueError, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_one_line(error)}") from error
+
+
+def _from_folder(folder: Path, split: str | None) -> Table:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        import datasets
+
+        return _from_dataset(datasets.load_from_disk(str(folder)), split, str(folder))
+    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS}
+    return _from_file(files[_split(list(files), split, str(folder))])
+
+
+def _from_hub(name: str, split: str | None) -> Table:
+    import datasets
+
+    repository, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, config or None)
+    except Exception as error:
+        raise DataError(
+            f"{name}: neither a file or folder here nor a data set that could be loaded from the Hub: {_one_line(error)}"
+        ) from error
+    return _from_dataset(loaded, split, name)
+
+
+def _split(found: Sequence[str], wanted: str | None, source: str) -> str:
+    if not found:
+        raise DataError(
+            f"{source}: no data files; expected files such as train.parquet ({', '.join(READERS)})"
+        )
+    if wanted is None and len(found) == 1:
+        return found[0]
+    if wanted is None:
+        raise DataError(
+            f"{source}: has the splits {', '.join(found)}; say which one, such as {source}@{found[0]}"
+        )
+    if wanted not in found:
+        raise DataError(f"{source}: no split {wanted!r}{did_you_mean(wanted, found)}")
+    return wanted
+
+
+def _is_dataset(data: Any) -> bool:
+    """Says whether data is a `datasets` object, without importing a library that nobody has used so far."""
+    module = sys.modules.get("datasets")
+    return module is not None and isinstance(data, module.Dataset | module.DatasetDict)
+
+
+def _from_dataset(data: Any, split: str | None, source: str) -> Table:
+    if isinstance(data, Mapping):
+        chosen = _split(list(data), split, source)
+        return _from_dataset(data[chosen], None, f"{source}@{chosen}")
+    columns = {name: data[name][:] for name in data.column_names}
+    return Table(columns, _declared(data.features), source)
+
+
+def _declared(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns the label names that the columns declare, lists of labels included."""
+    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
+    return {name: tuple(feature.names) for name, feature in inner.items() if hasattr(feature, "names")}
+
+
+def _from_columns(columns: Mapping[str, Any]) -> Table:
+    lists = {str(name): list(values) for name, values in columns.items() if values is not None}
+    sizes = {name: len(values) for name, values in lists.items()}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"columns differ in length: {', '.join(f'{n} {s}' for n, s in sizes.items())}")
+    return Table(lists, {}, "data")
+
+
+def _from_rows(rows: list[Any], source: str) -> Table:
+    if all(isinstance(row, str) for row in rows):
+        return Table({"text": rows}, {}, source)
+    bad = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
+    if bad is not None:
+        raise DataError(
+            f"{source}: row {bad} is a {type(rows[bad]).__name__}; expected texts alone, or one dict a row"
+        )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Table({name: [row.get(name) for row in rows] for name in names}, {}, source)
+
+
+def _read_parquet(path: Path) -> Table:
+    import datasets
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    features = datasets.Features.from_arrow_schema(table.schema)
+    return Table(
+        {name: table[name].to_pylist() for name in table.column_names}, _declared(features), str(path)
+    )
+
+
+def _read_csv(path: Path) -> Table:
+    csv.field_size_limit(FIELD_LIMIT)
+    dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, dialect=dialect)
+        rows = list(reader)
+        names = list(reader.fieldnames or ())
+    ragged = [str(i + 2) for i, row in enumerate(rows) if None in row or None in row.values()]
+    if ragged:
+        raise ValueError(f"{len(ragged)} rows do not have {len(names)} columns, first near line {ragged[0]}")
+    return Table({name: _typed(name, [row[name] for row in rows]) for name in names}, {}, str(path))
+
+
+def _typed(name: str, values: list[str]) -> list[Any]:
+    """Returns a label column as numbers where every value is one; texts stay texts, even "1984"."""
+    from plait.data.columns import LABEL
+
+    if name.lower() not in LABEL:
+        return list(values)
+    for convert in (int, float):
+        try:
+            return [convert(value) for value in values]
+        except ValueError:
+            continue
+    return [value or None for value in values]
+
+
+def _read_json(path: Path) -> Table:
+    loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    if isinstance(loaded, Mapping) and "data" in loaded:
+        loaded = loaded["data"]
+    if isinstance(loaded, Mapping):
+        return Table(_from_columns(loaded).columns, {}, str(path))
+    if isinstance(loaded, list):
+        return _from_rows(loaded, str(path))
+    raise ValueError(f"holds a {type(loaded).__name__}; expected a list of rows or a dict of columns")
+
+
+def _read_jsonl(path: Path) -> Table:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return _from_rows(rows, str(path))
+
+
+def _read_text(path: Path) -> Table:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return Table({"text": [line for line in lines if line.strip()]}, {}, str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".txt": _read_text,
+}

@@ -1,0 +1,155 @@
+"""The scores of one model on labelled examples, whatever its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from plait.data import Encoded, Examples, Kind, ProblemType, align_labels, encode
+from plait.data.labels import IGNORED, generic
+from plait.errors import DataError
+from plait.evaluation import metrics
+from plait.evaluation.predict import predict_encoded, predict_logits
+
+PRIMARY = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "f1",
+    "regression": "pearson",
+    "token_classification": "accuracy",
+    "question_answering": "f1",
+}
+LONGEST_ANSWER = 30
+CANDIDATES = 20
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> dict[str, float]:
+    """Returns the scores of a model's head on labelled examples, by name; `primary_metric` says which one leads.
+
+    Raises:
+        DataError: When the examples have no labels or do not fit the head.
+    """
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; expected a label column to evaluate on")
+    if not len(examples):
+        raise DataError(f"{examples.source}: no examples; expected at least one to evaluate on")
+    aligned = align_labels(
+        examples, head_labels(model), kind=head_kind(model), problem_type=head_problem(model)
+    )
+    if aligned.kind == "question_answering":
+        answers = predict_answers(model, tokenizer, aligned, batch_size=batch_size, max_length=max_length)
+        return metrics.questions(answers, aligned.labels or ())
+    logits = predict_logits(model, tokenizer, aligned, batch_size=batch_size, max_length=max_length)
+    return score(logits, aligned, head_problem(model))
+
+
+def score(
+    logits: Sequence[Tensor], examples: Examples, problem_type: ProblemType | None = None
+) -> dict[str, float]:
+    """Returns the scores of logits, one tensor per example, against labels that are the head's already."""
+    labels = examples.labels or ()
+    if examples.kind == "token_classification":
+        rows, tags = torch.cat(list(logits)).numpy(), np.concatenate([np.asarray(y) for y in labels])
+        return metrics.classification(rows[tags != IGNORED], tags[tags != IGNORED])
+    table = torch.stack(list(logits)).numpy()
+    problem = problem_type or examples.problem_type
+    if problem == "regression":
+        return metrics.regression(table, labels)
+    if problem == "multi_label_classification":
+        return metrics.multi_label(table, labels)
+    return metrics.classification(table, labels)
+
+
+def primary_metric(kind: Kind, problem_type: ProblemType | None = None) -> str:
+    """Returns the name of the score that stands for a task in a table."""
+    if kind == "sequence_classification":
+        return PRIMARY[problem_type or "single_label_classification"]
+    return PRIMARY[kind]
+
+
+def predict_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> list[str]:
+    """Returns the best answer span of each context over all its windows; empty where `no answer` scores higher."""
+    encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
+    outputs = predict_encoded(model, encoded, batch_size=batch_size)
+    best: list[tuple[float, str]] = [(-np.inf, "")] * len(examples)
+    for i, row in enumerate(encoded.rows):
+        found = _best_span(outputs["start_logits"][i], outputs["end_logits"][i], encoded, i)
+        if found is not None and found[0] > best[row][0]:
+            begin, end = found[1]
+            best[row] = (found[0], (examples.pairs or ())[row][begin:end])
+    return [text for _, text in best]
+
+
+def _best_span(
+    start: Tensor, end: Tensor, encoded: Encoded, index: int
+) -> tuple[float, tuple[int, int]] | None:
+    """Returns the score of the best span of one window, less that of `no answer`, and its characters."""
+    spans = (encoded.offsets or ())[index]
+    inside = torch.tensor([span is not None for span in spans])
+    if not inside.any():
+        return None
+    null = float(start[0] + end[0])
+    pairs = start.masked_fill(~inside, -torch.inf)[:, None] + end.masked_fill(~inside, -torch.inf)[None, :]
+    pairs = (
+        pairs.triu()
+        .tril(LONGEST_ANSWER - 1)
+        .masked_fill(~torch.ones_like(pairs, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1), -torch.inf)
+    )
+    first, last = divmod(int(pairs.argmax()), pairs.shape[1])
+    return float(pairs[first, last]) - null, (spans[first][0], spans[last][1])  # type: ignore[index]
+
+
+def head_kind(model: PreTrainedModel) -> Kind | None:
+    """Returns what the model's head does, from its class; None for a class of another make."""
+    name = type(model).__name__
+    kinds: dict[str, Kind] = {
+        "SequenceClassification": "sequence_classification",
+        "TokenClassification": "token_classification",
+        "QuestionAnswering": "question_answering",
+    }
+    return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
+
+
+def head_problem(model: PreTrainedModel) -> ProblemType:
+    """Returns what a sequence head was trained for; one output is a regression unless the config says otherwise."""
+    config = model.config
+    known: ProblemType | None = config.problem_type
+    return known or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def head_labels(model: PreTrainedModel) -> tuple[str, ...] | None:
+    """Returns the head's label names in order; None where it has none to speak of (regression, answers)."""
+    if head_kind(model) == "question_answering" or (
+        head_kind(model) == "sequence_classification" and head_problem(model) == "regression"
+    ):
+        return None
+    return tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
+
+
+__all__ = [
+    "evaluate_model",
+    "generic",
+    "head_kind",
+    "head_labels",
+    "head_problem",
+    "predict_answers",
+    "primary_metric",
+    "score",
+]

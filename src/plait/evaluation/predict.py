@@ -1,0 +1,101 @@
+"""Logits of a model for examples: bucketed by length for speed, given back in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from plait import progress
+from plait.data import Encoded, Examples, collate, encode, plan
+
+Outputs = Mapping[str, Tensor]
+Forward = Callable[[dict[str, Tensor]], Outputs]
+LOGITS = ("logits", "start_logits", "end_logits")
+
+
+def predict_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> list[Tensor]:
+    """Returns one float32 tensor of logits per example, in order: [C], or [words, C] for token classification.
+
+    A word that the length limit cut off has a row of zeros.
+    """
+    encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
+    logits = predict_encoded(model, encoded, batch_size=batch_size)["logits"]
+    if encoded.words is None:
+        return logits
+    return [
+        _per_word(rows, starts, len(words))
+        for rows, starts, words in zip(logits, encoded.words, examples.texts, strict=True)
+    ]
+
+
+def predict_encoded(
+    model: PreTrainedModel, encoded: Encoded, *, batch_size: int = 32, what: str = "predicting"
+) -> dict[str, list[Tensor]]:
+    """Returns per output the rows of all features, in order, padding cut off."""
+    device = next(model.parameters()).device
+
+    def forward(inputs: dict[str, Tensor]) -> Outputs:
+        outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        return {name: outputs[name] for name in LOGITS if name in outputs}
+
+    with evaluating(model), progress.task(what, len(encoded)) as tick:
+        return run(forward, encoded, batch_size, tick)
+
+
+def run(
+    forward: Forward, encoded: Encoded, batch_size: int, tick: progress.Tick = progress.nothing
+) -> dict[str, list[Tensor]]:
+    """Returns what `forward` gives for each feature, in the features' order."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for rows in plan(encoded, batch_size):
+        features = [
+            {k: v for k, v in encoded.features[row].items() if k in encoded.padding and k != "labels"}
+            for row in rows
+        ]
+        inputs = collate(features, encoded.padding, left=encoded.left)
+        width = inputs["input_ids"].shape[1]
+        for name, table in forward(inputs).items():
+            for row, values in zip(rows, table.float().cpu(), strict=True):
+                length = len(encoded.features[row]["input_ids"])
+                found.setdefault(name, {})[row] = _cut(values, length, width, encoded)
+        tick(len(rows))
+    return {name: [by_row[row] for row in range(len(encoded))] for name, by_row in found.items()}
+
+
+def _cut(values: Tensor, length: int, width: int, encoded: Encoded) -> Tensor:
+    """Returns token outputs without those of the padding; a text's single row of logits as it is."""
+    if encoded.words is None and encoded.offsets is None:
+        return values.clone()
+    return (values[width - length :] if encoded.left else values[:length]).clone()
+
+
+def _per_word(rows: Tensor, starts: tuple[int | None, ...], count: int) -> Tensor:
+    words = rows.new_zeros(count, rows.shape[-1])
+    for row, word in zip(rows, starts, strict=True):
+        if word is not None:
+            words[word] = row
+    return words
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Turns off dropout and gradients inside; every module's mode comes back as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,241 @@
+"""From an encoder and labelled data to an ordinary checkpoint with a head of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from plait.data import Examples, ProblemType, align_labels, encode, length_limit, read_examples
+from plait.data.labels import names_in
+from plait.errors import DataError, OutputError, PlaitError, SourceError
+from plait.training.loop import Objective, Schedule, train
+
+Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
+HEADS = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+
+
+def finetune(
+    base: str | Path,
+    data: Any,
+    out: str | Path,
+    *,
+    validation: Any = None,
+    score: Scores | None = None,
+    objective: Objective | None = None,
+    epochs: float = 3.0,
+    learning_rate: float = 5e-5,
+    batch_size: int = 16,
+    max_length: int = 128,
+    warmup: float = 0.1,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    problem_type: ProblemType | None = None,
+    labels: Sequence[str] | None = None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    report_to: str = "none",
+    checkpoints: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Fine-tunes an encoder on labelled data, writes an ordinary checkpoint, and returns the report of the run.
+
+    Args:
+        base: A folder or Hub id of any encoder; its head is new unless it has one of the same labels.
+        data: Labelled data, as `read_examples` takes it.
+        out: Folder of the checkpoint; it appears whole, when training has ended.
+        validation: Data that `score` judges at the end.
+        score: Returns named scores of a model on examples (such as `plait.evaluation.evaluate_model`).
+        objective: What to minimise; the head's own loss by default.
+        epochs: How often to see each example.
+        learning_rate: The highest rate, reached after the warm-up.
+        batch_size: Examples a step.
+        max_length: Tokens to keep of each text.
+        warmup: Share of the steps in which the rate rises.
+        weight_decay: AdamW's.
+        seed: Decides head, order, dropout and subset: equal seeds give equal weights.
+        problem_type: Overrides what the labels look like (0 and 1 can also be numbers to regress).
+        labels: The head's label names in order, instead of those of the data.
+        limit: Train on a random subset of this size.
+        columns: Column names `text`, `text_pair`, `label`, where they are not found by themselves.
+        precision: float32, or bfloat16 mixed precision.
+        report_to: A tracker that transformers knows, such as tensorboard.
+        checkpoints: Save the state after each epoch beside `out`, for `resume`.
+        resume: Go on from that state.
+        overwrite: Replace `out` where it exists.
+        trust_remote_code: Run model code that comes with `base`.
+
+    Raises:
+        PlaitError: For data, base or output that cannot be used.
+    """
+    started, out = time.monotonic(), Path(out)
+    _check_output(out, overwrite)
+    _check_accelerate()
+    schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
+    examples = read_examples(data, limit=limit, seed=seed, **(columns or {}))
+    held_out = None if validation is None else read_examples(validation, **(columns or {}))
+    folder = out.parent / f".{out.name}.training"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    with _seeded(seed):
+        model, tokenizer, examples = _prepare(base, examples, labels, problem_type, trust_remote_code)
+        encoded = encode(
+            examples,
+            tokenizer,
+            max_length=max_length,
+            problem_type=model.config.problem_type,
+            config=model.config,
+        )
+        log = train(
+            model,
+            encoded,
+            folder,
+            objective=objective,
+            schedule=schedule,
+            checkpoints=checkpoints,
+            resume=resume,
+        )
+    model.eval()
+    report = {
+        "base": str(base),
+        "data": {"source": examples.source, "examples": len(examples), "fingerprint": examples.fingerprint},
+        "options": {**asdict(schedule), "max_length": min(max_length, length_limit(tokenizer, model.config))},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "losses": [
+            {k: entry[k] for k in entry if k in ("loss", "epoch", "step")} for entry in log if "loss" in entry
+        ],
+    }
+    if held_out is not None and score is not None:
+        report["validation"] = dict(score(model, tokenizer, held_out))
+    report["seconds"] = round(time.monotonic() - started, 1)
+    _write(model, tokenizer, out, report, overwrite)
+    shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _prepare(
+    base: str | Path,
+    examples: Examples,
+    labels: Sequence[str] | None,
+    problem_type: ProblemType | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Examples]:
+    """Returns the model with a head for the labels, its tokenizer, and the examples with the head's labels."""
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; expected a label column to train on")
+    problem = problem_type or examples.problem_type
+    names = tuple(labels) if labels is not None else None if problem == "regression" else names_in(examples)
+    aligned = align_labels(examples, names, problem_type=problem)
+    head: dict[str, Any] = {}
+    if examples.kind != "question_answering":
+        head["num_labels"] = len(names) if names else 1
+    if names:
+        head |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    if examples.kind == "sequence_classification":
+        head["problem_type"] = problem
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **head)
+        with _quiet_loading():
+            model = HEADS[examples.kind].from_pretrained(
+                base,
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust_remote_code,
+            )
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{base}: cannot be opened as a model to fine-tune: {' '.join(str(error).split())}"
+        ) from error
+    return model, tokenizer, aligned
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    report: Mapping[str, Any],
+    overwrite: bool,
+) -> None:
+    """Writes the checkpoint beside `out` and renames it last."""
+    partial = out.parent / f".{out.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / "plait.json").write_text(json.dumps({"made_by": "finetune", **report}, indent=2) + "\n")
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)
+
+
+def _check_output(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file; expected a folder to write to")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise OutputError(f"{out}: exists; choose another folder, or pass overwrite (--overwrite)")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_accelerate() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("accelerate") is None:
+        raise PlaitError(
+            "fine-tuning needs accelerate, which is not installed; run: pip install 'plait[train]'"
+        )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds every generator inside and gives the caller's states back afterwards."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        transformers.set_seed(seed)
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Silences the table of new head parameters: a new head is what fine-tuning asks for."""
+    log = logging.getLogger("transformers")
+    level, bars = log.level, transformers_logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

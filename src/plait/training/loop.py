@@ -1,0 +1,211 @@
+"""The one training loop: any objective (named scalar terms, summed and logged) on transformers.Trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from plait import progress
+from plait.data import Encoded, collate
+from plait.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Tensor]
+GROUPED = 50  # batches' worth of shuffled examples that are sorted by length together
+
+
+class Objective(Protocol):
+    """What training minimises: the sum of the named terms, each of them logged."""
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Returns scalar terms; a `logits` entry, where there is one, is not part of the sum."""
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of the model's own head for the labels in the batch."""
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Returns the one term `task`."""
+        return {"task": model(**batch).loss}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: linear warm-up over the share `warmup` of the steps, then linear decay to zero."""
+
+    epochs: float = 3.0
+    learning_rate: float = 5e-5
+    batch_size: int = 16
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    report_to: str = "none"
+
+
+class Sampler(torch.utils.data.Sampler[int]):
+    """Shuffled examples, sorted by length within groups: little padding, and the same order however training is cut.
+
+    The order depends on nothing but the seed and the epoch, so that a resumed run repeats the uninterrupted one.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """Prepares the order of epoch 0."""
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose order comes next; the Trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random_order = np.random.default_rng((self.seed, self.epoch))
+        rows = random_order.permutation(len(self.lengths)).tolist()
+        size = self.batch_size * GROUPED
+        groups = [
+            sorted(rows[i : i + size], key=lambda row: -self.lengths[row]) for i in range(0, len(rows), size)
+        ]
+        cut = [g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)]
+        # A short batch stays last: the loader would cut all later batches elsewhere.
+        full, short = (
+            [b for b in cut if len(b) == self.batch_size],
+            [b for b in cut if len(b) < self.batch_size],
+        )
+        for batch in [*(full[i] for i in random_order.permutation(len(full))), *short]:
+            yield from batch
+
+
+class ObjectiveTrainer(Trainer):
+    """transformers.Trainer that minimises an `Objective` and logs each of its terms."""
+
+    def __init__(self, objective: Objective, sampler: Sampler, **kwargs: Any) -> None:
+        """Makes a trainer of `objective`; the rest goes to transformers.Trainer."""
+        super().__init__(**kwargs)
+        self.objective, self.sampler = objective, sampler
+        self.terms: dict[str, list[float]] = {}
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return self.sampler
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Returns the sum of the objective's terms."""
+        terms = {name: term for name, term in self.objective(model, inputs).items() if name != "logits"}
+        for name, term in terms.items():
+            self.terms.setdefault(name, []).append(float(term.detach()))
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"loss is not finite at step {self.state.global_step}: {self._latest()}; lower learning_rate"
+            )
+        return (loss, {}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each term's mean since the last log."""
+        means = {f"loss/{name}": float(np.mean(values)) for name, values in self.terms.items() if values}
+        self.terms.clear()
+        super().log({**logs, **means}, start_time)
+
+    def _latest(self) -> str:
+        return ", ".join(f"{name} {values[-1]}" for name, values in self.terms.items())
+
+
+class Ticks(TrainerCallback):
+    """One tick of our progress bar per optimizer step."""
+
+    def __init__(self, tick: progress.Tick) -> None:
+        """Keeps the tick function."""
+        self.tick = tick
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Ticks."""
+        self.tick(1)
+
+
+def train(
+    model: PreTrainedModel,
+    encoded: Encoded,
+    folder: Path,
+    *,
+    objective: Objective | None = None,
+    schedule: Schedule | None = None,
+    checkpoints: bool = False,
+    resume: bool = False,
+) -> list[dict[str, float]]:
+    """Trains `model` in place and returns the log.
+
+    Args:
+        model: Any model the objective can call.
+        encoded: Tokenised examples with whatever the objective needs.
+        folder: Where the Trainer keeps its state.
+        objective: The head's own loss by default.
+        schedule: How long and how fast.
+        checkpoints: Save the Trainer's state after each epoch.
+        resume: Go on from the last saved state in `folder`, where there is one.
+    """
+    plan = schedule or Schedule()
+    sampler = Sampler([len(f["input_ids"]) for f in encoded.features], plan.batch_size, plan.seed)
+    steps = int(np.ceil(-(-len(encoded) // plan.batch_size) * plan.epochs))
+    with progress.task("training", steps) as tick:
+        trainer = ObjectiveTrainer(
+            objective or TaskLoss(),
+            sampler,
+            model=model,
+            args=_arguments(plan, folder, steps, checkpoints),
+            train_dataset=encoded,
+            data_collator=lambda features: collate(features, encoded.padding, left=encoded.left),
+            callbacks=[Ticks(tick)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        last = _last_state(folder) if resume else None
+        trainer.train(resume_from_checkpoint=last)
+    return list(trainer.state.log_history)
+
+
+def _arguments(plan: Schedule, folder: Path, steps: int, checkpoints: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=plan.epochs,
+        learning_rate=plan.learning_rate,
+        per_device_train_batch_size=plan.batch_size,
+        warmup_steps=int(round(plan.warmup * steps)),
+        lr_scheduler_type="linear",
+        weight_decay=plan.weight_decay,
+        seed=plan.seed,
+        data_seed=plan.seed,
+        bf16=plan.precision == "bfloat16",
+        report_to=plan.report_to,
+        logging_strategy="steps",
+        logging_steps=max(1, steps // 20),
+        save_strategy="epoch" if checkpoints else "no",
+        save_total_limit=1,
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+
+
+def _last_state(folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    logger.info("resuming from %s", found) if found else logger.info("nothing to resume in %s", folder)
+    return found
