@@ -1,0 +1,172 @@
+"""A merge that has been checked from headers alone: what is combined, by which rule, into which shapes and dtypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args, get_origin
+
+import torch
+from torch import Tensor
+
+from plait.checkpoints.writer import Slot
+from plait.errors import MergeError, RecipeError, did_you_mean, listed
+from plait.merging.parts import TensorSource
+from plait.merging.rule import RULES, RuleEntry
+from plait.registry import Option
+
+
+class Weighting(Protocol):
+    """Per-parameter statistics: importances or Gram matrices."""
+
+    def of(self, parameter: str) -> Tensor | None:
+        """Returns what is known of a parameter, or None."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One merge, checked; `slots` are in the order in which the first source stores them."""
+
+    sources: tuple[TensorSource, ...]
+    slots: tuple[Slot, ...]
+    rule: RuleEntry
+    weights: Tensor
+    importances: tuple[Weighting, ...] | None
+    grams: tuple[Weighting, ...] | None
+    base: TensorSource | None
+    options: Mapping[str, Any]
+    seed: int
+
+    def rule_for(self, slot: Slot) -> RuleEntry:
+        """Returns the rule of a parameter: the average where the rule needs a base and the base lacks it."""
+        lacking = "base" in self.rule.inputs and (self.base is None or slot.name not in self.base)
+        return RULES["average"] if lacking else self.rule
+
+    def options_for(self, rule: RuleEntry) -> Mapping[str, Any]:
+        """Returns the options with which a rule is called."""
+        return self.options if rule is self.rule else {}
+
+
+def prepare(
+    sources: Sequence[TensorSource],
+    names: Sequence[str],
+    rule: RuleEntry,
+    *,
+    weights: Sequence[float] | None = None,
+    importances: Sequence[Weighting] | None = None,
+    grams: Sequence[Weighting] | None = None,
+    base: TensorSource | None = None,
+    options: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> Job:
+    """Returns the checked merge; nothing but headers has been read.
+
+    Raises:
+        RecipeError: options, weights or inputs that do not suit the rule.
+        MergeError: parameters that are missing or whose shapes differ, all of them listed.
+    """
+    check_inputs(rule, len(sources), importances=importances, grams=grams, base=base)
+    check_options(rule, options or {})
+    return Job(
+        tuple(sources), ordered_slots(sources, names, base, dtype), rule, check_weights(rule, weights, len(sources)),
+        tuple(importances) if importances is not None else None, tuple(grams) if grams is not None else None,
+        base, dict(options or {}), seed,
+    )  # fmt: skip
+
+
+def check_inputs(
+    rule: RuleEntry,
+    count: int,
+    *,
+    importances: Sequence[Weighting] | None = None,
+    grams: Sequence[Weighting] | None = None,
+    base: object = None,
+) -> None:
+    """Raises `RecipeError` when a rule lacks an input that it is declared to need."""
+    if count == 0:
+        raise RecipeError("there is nothing to merge: no source is given")
+    wanted = rule.facts.get("sources")
+    if wanted is not None and count != wanted:
+        raise RecipeError(f"{rule.name} merges exactly {wanted} sources, {count} are given (average takes any number)")
+    if "base" in rule.inputs and base is None:
+        raise RecipeError(f"{rule.name} needs the model that the sources were fine-tuned from: give it as base")
+    for kind, given in (("importances", importances), ("grams", grams)):
+        if kind in rule.inputs and (given is None or len(given) != count):
+            found = "none" if given is None else str(len(given))
+            raise RecipeError(f"{rule.name} needs {kind} of each of the {count} sources, found {found}: give data")
+
+
+def check_options(rule: RuleEntry, options: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` when an option is unknown to a rule, of the wrong kind or out of range."""
+    rule.check(options)
+    limits = rule.facts.get("limits", {})
+    for name, value in options.items():
+        _check_value(rule.name, rule.options[name], value)
+        low, high = limits.get(name, (-math.inf, math.inf))
+        if not isinstance(value, str) and not low <= value <= high:
+            raise RecipeError(f"{rule.name}: {name} is {value} (expected {low:g} to {high:g})")
+
+
+def _check_value(rule: str, option: Option, value: Any) -> None:
+    if get_origin(option.annotation) is Literal:
+        if value not in get_args(option.annotation):
+            hint = did_you_mean(str(value), map(str, get_args(option.annotation)))
+            raise RecipeError(f"{rule}: {option.name} is {value!r}{hint}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecipeError(f"{rule}: {option.name} is {value!r} (expected a number)")
+
+
+def check_weights(rule: RuleEntry, weights: Sequence[float] | None, count: int) -> Tensor:
+    """Returns λ as a tensor, 1 for every source when none are given.
+
+    Raises:
+        RecipeError: not one weight per source, or weights that are negative, not finite or all zero.
+    """
+    values = [1.0] * count if weights is None else [float(w) for w in weights]
+    if len(values) != count:
+        raise RecipeError(f"{len(values)} weights for {count} sources (expected one each)")
+    if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) <= 0:
+        raise RecipeError(f"weights {values} for {rule.name}: expected finite numbers, none below 0, one above 0")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def ordered_slots(
+    sources: Sequence[TensorSource], names: Sequence[str], base: TensorSource | None, dtype: torch.dtype | None
+) -> tuple[Slot, ...]:
+    """Returns what the result holds, in the order in which the first source stores it.
+
+    Raises:
+        MergeError: parameters that are missing or whose shapes differ, all of them listed.
+    """
+    missing = [f"{s.name} has no {n}" for n in names for s in sources if n not in s]
+    if missing:
+        raise MergeError(f"parameters are missing: {listed(missing)}")
+    everyone = [*sources, *([base] if base is not None else [])]
+    problems = [text for name in names if (text := _shape_problem(name, [s for s in everyone if name in s]))]
+    if problems:
+        raise MergeError(f"shapes differ, these models cannot be merged: {listed(problems)}")
+    order = sorted(names, key=lambda name: _position(sources[0], name))
+    return tuple(_slot(name, sources, dtype) for name in order)
+
+
+def _shape_problem(name: str, sources: Sequence[TensorSource]) -> str | None:
+    shapes = [tuple(s.header(name).shape) for s in sources]
+    if len(set(shapes)) == 1:
+        return None
+    found = ", ".join(f"{s.name} {list(shape)}" for s, shape in zip(sources, shapes, strict=True))
+    return f"{name}: {found}"
+
+
+def _position(source: TensorSource, name: str) -> tuple[str, int]:
+    header = source.header(name)
+    return (str(header.file), header.start)
+
+
+def _slot(name: str, sources: Sequence[TensorSource], dtype: torch.dtype | None) -> Slot:
+    headers = [s.header(name) for s in sources]
+    common = headers[0].dtype
+    for header in headers[1:]:
+        common = torch.promote_types(common, header.dtype)
+    return Slot(name, dtype if dtype is not None and common.is_floating_point else common, tuple(headers[0].shape))

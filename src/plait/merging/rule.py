@@ -1,0 +1,49 @@
+"""What a merge rule is: a pure function of one parameter, registered with the laws it claims to obey.
+
+Positional parameters are inputs, supplied by name from `INPUTS`; keyword-only ones are options and become recipe
+fields. The contract tests verify every claimed law, so a law here is a promise, not a remark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from torch import Tensor
+
+from plait.registry import Entry, Registry
+
+Rule = Callable[..., Tensor]
+RuleEntry = Entry[Rule]
+RULES: Registry[Rule] = Registry("method", "plait.merging.rules")
+
+INPUTS = ("params", "weights", "base", "importances", "typical", "grams", "thresholds", "draws")
+"""All that a rule may ask for.
+
+params: the parameter of n sources, stacked. weights: λ per source. base: the parameter they started from.
+importances: per source, broadcastable to the parameter. typical: per source the mean importance of the parameter.
+grams: per source the Gram matrix of the layer's input, or None where there is none. thresholds: per source the least
+|parameter − base| that survives trimming. draws: per source uniform numbers in [0, 1).
+"""
+
+
+class Law(StrEnum):
+    """What a rule claims for all inputs."""
+
+    IDEMPOTENT = "equal sources come back unchanged"
+    SYMMETRIC = "the order of the sources does not matter"
+    BOUNDED = "every entry lies between the least and the greatest of the sources"
+    ELEMENTWISE = "an entry of the result depends on that entry of the inputs alone: chunks may be merged one by one"
+    ANCHORED = "sources that equal the base give the base"
+    SCALE_FREE = "one factor on all importances changes nothing"
+    PROPAGATES = "an entry that is not finite in any source is not finite in the result"
+
+
+def laws(entry: RuleEntry) -> frozenset[Law]:
+    """Returns the laws that a registered rule claims."""
+    return frozenset(entry.facts.get("laws", ()))
+
+
+def normalized(weights: Tensor) -> Tensor:
+    """Returns weights that sum to 1: λ_j / Σ λ."""
+    return weights / weights.sum()

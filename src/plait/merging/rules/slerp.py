@@ -1,0 +1,42 @@
+"""Interpolation along the arc between two sources."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from plait.merging.rule import RULES, Law, normalized
+from plait.tensors import Coefficients, Parameter, Stack
+
+PIECE = 2**18
+
+
+@RULES.register("slerp", paper="doi:10.1145/325165.325242", laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES}, sources=2)
+def slerp(params: Stack, weights: Coefficients) -> Parameter:
+    """Returns the point at the share t of the arc from the first source to the second, tensor by tensor.
+
+    θ = (sin((1 − t) Ω) θ_1 + sin(t Ω) θ_2) / sin Ω,  cos Ω = ⟨θ_1, θ_2⟩ / (‖θ_1‖ ‖θ_2‖),  t = λ_2 / (λ_1 + λ_2)
+
+    Tensors that are parallel, opposite or zero have no single arc between them: there the straight line is taken.
+
+    Args:
+        params: the parameter of exactly two sources.
+        weights: λ.
+    """
+    first, second = params
+    rest, share = normalized(weights.double()).tolist()
+    length = math.sqrt(_dot(first, first) * _dot(second, second))
+    cosine = _dot(first, second) / length if length > 0 else math.nan
+    angle = math.acos(max(-1.0, min(1.0, cosine)))
+    if math.isfinite(cosine) and math.sin(angle) > 1e-6:
+        rest, share = (math.sin(part * angle) / math.sin(angle) for part in (rest, share))
+    result: Tensor = (first * rest).add_(second, alpha=share)
+    return result
+
+
+def _dot(first: Tensor, second: Tensor) -> float:
+    """Returns the inner product in float64, a piece at a time so that nothing large is copied."""
+    pieces = zip(first.reshape(-1).split(PIECE), second.reshape(-1).split(PIECE), strict=True)
+    return sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
