@@ -1,0 +1,1 @@
+"""Checkpoints: opened lazily, aligned, understood by one topology table, written atomically."""

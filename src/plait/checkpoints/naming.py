@@ -1,0 +1,200 @@
+"""Which stored tensor is which parameter, of body or head: asked of the model class, never guessed."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
+from transformers.models.auto import modeling_auto as auto
+
+from plait.checkpoints.files import Header, one_line
+from plait.errors import SourceError, listed
+
+_HEADS = {
+    "sequence_classification": "SEQUENCE_CLASSIFICATION",
+    "token_classification": "TOKEN_CLASSIFICATION",
+    "question_answering": "QUESTION_ANSWERING",
+}
+_LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+ModelClass = type[PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class Names:
+    """Body-relative and head parameter names, each with the name under which the file stores it."""
+
+    body: Mapping[str, str]
+    head: Mapping[str, str]
+
+
+def _flat(table: Mapping[str, Any]) -> set[str]:
+    return {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
+
+
+def _classes(head: str) -> set[str]:
+    return _flat(getattr(auto, f"MODEL_FOR_{head}_MAPPING_NAMES"))
+
+
+def _bare(config: PretrainedConfig) -> ModelClass | None:
+    """Returns the encoder's class without a head, None where transformers has none (remote code)."""
+    found = transformers.MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:
+    """Returns the kind of head that a class name stands for, `body` for bare encoders and language models.
+
+    A language-modelling head belongs to pretraining, not to a task: such a checkpoint counts as its body.
+    """
+    for kind, head in _HEADS.items():
+        if architecture in _classes(head) or architecture.endswith(
+            _auto_class(kind).removeprefix("AutoModel")
+        ):
+            return kind
+    bodies = _flat(auto.MODEL_MAPPING_NAMES) | {name for head in _LANGUAGE_HEADS for name in _classes(head)}
+    if architecture in bodies or (getattr(config, "auto_map", None) or {}).get("AutoModel"):
+        return "body"
+    raise SourceError(
+        f"{where}: architecture {architecture!r} is not understood; expected a transformers class for "
+        "sequence or token classification or question answering, a bare encoder or a masked language model"
+    )
+
+
+def _auto_class(kind: str) -> str:
+    return "AutoModel" if kind == "body" else f"AutoModelFor{kind.title().replace('_', '')}"
+
+
+def bare_class_name(config: PretrainedConfig) -> str:
+    """Returns the name of the encoder's class without a head."""
+    bare = _bare(config)
+    return bare.__name__ if bare else type(config).__name__.removesuffix("Config") + "Model"
+
+
+def model_class(
+    architecture: str, kind: str, config: PretrainedConfig, folder: Path, trust_remote_code: bool
+) -> ModelClass:
+    """Returns the class to build: the recorded architecture, or the bare encoder for kind `body`."""
+    custom = getattr(config, "auto_map", None) or {}
+    if trust_remote_code and _auto_class(kind) in custom:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(custom[_auto_class(kind)], str(folder))
+    found = _bare(config) if kind == "body" else getattr(transformers, architecture, None)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise SourceError(
+            f"{folder}: transformers {transformers.__version__} has no model class {architecture!r}; "
+            "upgrade transformers, or correct `architectures` in config.json"
+        )
+    return found
+
+
+def skeleton(cls: ModelClass, config: PretrainedConfig, where: str, **options: Any) -> PreTrainedModel:
+    """Returns the model on the meta device: names and shapes without memory or random draws."""
+    try:
+        with torch.device("meta"), no_init_weights():
+            return cls(copy.deepcopy(config), **options)
+    except Exception as error:  # whatever a contradictory config makes a model class raise
+        raise SourceError(
+            f"{where}: config.json does not build a {cls.__name__}: {one_line(error)}; correct it"
+        ) from error
+
+
+def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, where: str) -> Names:
+    """Returns the names of body and head; one error lists all that is missing, extra or misshapen."""
+    expected = model.state_dict()
+    prefix = f"{model.base_model_prefix}."
+    stored = _stored_names(model, headers, expected)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    problems = [
+        *_absent(model, stored, parameters),
+        *_unexpected(model, stored, expected, kind),
+        *_misshapen(stored, expected, headers),
+    ]
+    if problems:
+        raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
+    names = [name for name in expected if name in parameters and name in stored]
+    if kind == "body":
+        return Names({name: stored[name] for name in names}, {})
+    return Names(
+        {name.removeprefix(prefix): stored[name] for name in names if name.startswith(prefix)},
+        {name: stored[name] for name in names if not name.startswith(prefix)},
+    )
+
+
+def _stored_names(
+    model: PreTrainedModel, headers: Iterable[str], expected: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
+    """Returns model name to stored name, renamed as transformers does on loading (old names, prefix)."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    prefix = model.base_model_prefix
+    table = dict(expected)
+    return {
+        name if name in table else rename_source_key(name, renamings, converters, prefix, table)[0]: name
+        for name in headers
+    }
+
+
+def _absent(model: PreTrainedModel, stored: Mapping[str, str], parameters: Iterable[str]) -> list[str]:
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    absent = [name for name in sorted(parameters) if name not in stored and tied.get(name) not in stored]
+    ignored = "|".join(model._keys_to_ignore_on_load_missing or ()) or r"(?!)"
+    absent = [name for name in absent if not re.search(ignored, name)]
+    return [f"missing {name}" for name in absent if name not in (_optional(model) if absent else ())]
+
+
+def _optional(model: PreTrainedModel) -> set[str]:
+    """Returns the parameters that the bare encoder's class can do without: those of the pooling layer."""
+    if "add_pooling_layer" not in inspect.signature(type(model).__init__).parameters:
+        return set()
+    without = skeleton(type(model), model.config, "", add_pooling_layer=False)
+    return {name for name, _ in model.named_parameters()} - {name for name, _ in without.named_parameters()}
+
+
+def _unexpected(
+    model: PreTrainedModel, stored: Mapping[str, str], expected: Mapping[str, torch.Tensor], kind: str
+) -> list[str]:
+    """Returns what the file holds beyond the class, save buffers and the heads around a bare body."""
+    extra = [name for name in stored if name not in expected]
+    if kind == "body":
+        return []
+    buffers = [name for name, _ in model.named_buffers()]
+    patterns = [
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+        *(re.escape(name) + "$" for name in buffers),
+    ]
+    patterns += [r"(^|\.)position_ids$", r"rotary_emb\.inv_freq"]
+    kept = [name for name in extra if not re.search("|".join(f"({p})" for p in patterns), name)]
+    spare = _spare(model) if kept else set()
+    return [f"unexpected {stored[name]}" for name in kept if name not in spare]
+
+
+def _spare(model: PreTrainedModel) -> set[str]:
+    """Returns the body's parameters, prefixed, among them those that this task's class leaves out."""
+    bare = _bare(model.config)
+    if bare is None:
+        return set()
+    names = [name for name, _ in skeleton(bare, model.config, "").named_parameters()]
+    return {f"{model.base_model_prefix}.{name}" for name in names}
+
+
+def _misshapen(
+    stored: Mapping[str, str], expected: Mapping[str, torch.Tensor], headers: Mapping[str, Header]
+) -> list[str]:
+    return [
+        f"{name} is {list(headers[stored[name]].shape)}, expected {list(tensor.shape)} from config.json"
+        for name, tensor in expected.items()
+        if name in stored and headers[stored[name]].shape != tuple(tensor.shape)
+    ]

@@ -1,0 +1,77 @@
+"""From what a user wrote (a folder or a Hub id) to a folder here, downloading only what is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from plait.checkpoints.files import PICKLE, SAFETENSORS, one_line
+from plait.errors import SourceError, did_you_mean
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+_SMALL_FILES = (
+    "config.json", "plait.json", "README.md", "adapter_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES,
+)  # fmt: skip
+
+
+def _weights(name: str) -> list[str]:
+    stem, suffix = name.split(".")
+    return [name, f"{stem}-*.{suffix}", f"{name}.index.json"]
+
+
+def locate(origin: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """Returns the local folder of a checkpoint: the folder itself, or the snapshot of a Hub repository."""
+    path = Path(origin).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise SourceError(f"{origin}: a file; expected the folder that holds it with its config.json")
+    if _looks_local(origin, path):
+        raise SourceError(f"{origin}: no such folder{_neighbours(path)}")
+    return _download(str(origin), revision, trust_remote_code)
+
+
+def _looks_local(origin: str | Path, path: Path) -> bool:
+    """Tells paths from Hub ids: these are a `name` or `owner/name` whose owner is no folder here."""
+    text = str(origin)
+    return (
+        isinstance(origin, Path)
+        or text.startswith((".", "~", "/"))
+        or (os.sep != "/" and os.sep in text)
+        or len(path.parts) > 2
+        or (len(path.parts) == 2 and path.parent.is_dir())
+    )  # fmt: skip
+
+
+def _neighbours(path: Path) -> str:
+    parent = path.parent
+    folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    return did_you_mean(path.name, folders) if folders else f"; {parent} does not exist either"
+
+
+def _download(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    code = ["*.py"] if trust_remote_code else []
+    wanted = [*_SMALL_FILES, *_weights(SAFETENSORS), *code]
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            # Only then is the pickle worth its bytes.
+            snapshot_download(repository, revision=revision, allow_patterns=_weights(PICKLE))
+    except HFValidationError:
+        raise SourceError(
+            f"{repository!r}: neither a folder here nor a Hub id (owner/name); check its spelling"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise SourceError(
+            f"{repository!r}{at}: no such folder here, and the hub did not give it ({one_line(error)}); "
+            "check the name, the connection and, for private models, `hf auth login`"
+        ) from None
+    return folder

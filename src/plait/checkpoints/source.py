@@ -1,0 +1,215 @@
+"""Checkpoints: opened by reading headers alone; tensors, model and tokenizer come when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from plait.checkpoints import naming
+from plait.checkpoints.files import Header, TensorFiles, one_line, read_headers, read_json
+from plait.checkpoints.origin import TOKENIZER_FILES, locate
+from plait.checkpoints.records import recorded_base
+from plait.errors import SourceError, listed
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies."""
+
+    name: str
+    origin: str
+    folder: Path
+    revision: str | None
+    config: PretrainedConfig
+    architecture: str
+    kind: str
+    prefix: str
+    labels: tuple[str, ...] | None
+    problem_type: str | None
+    body: Mapping[str, str]
+    head: Mapping[str, str]
+    headers: Mapping[str, Header]
+    model_class: type[PreTrainedModel]
+    trust_remote_code: bool = False
+    recorded_base: str | None = None
+    _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
+    _hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def header(self, stored: str) -> Header:
+        """Returns dtype, shape and place of a stored tensor, known since opening."""
+        return self.headers[stored]
+
+    def read(self, stored: str) -> Tensor:
+        """Returns a stored tensor in its own dtype, mapped from its file where that is possible."""
+        return self._files.read(stored, self.headers[stored])
+
+    def note_hash(self, stored: str, digest: str) -> None:
+        """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""
+        self._hashes[stored] = digest
+
+    @cached_property
+    def digest(self) -> str:
+        """Returns a hex digest over class, problem type and each parameter's name, dtype, shape, bytes."""
+        total = xxhash.xxh3_128(f"{self.architecture} {self.problem_type}\n".encode())
+        for name, stored in sorted(
+            {**{f"{self.prefix}.{k}": v for k, v in self.body.items()}, **self.head}.items()
+        ):
+            header = self.headers[stored]
+            total.update(f"{name} {header.dtype} {header.shape} {self._hash(stored)}\n".encode())
+        return total.hexdigest()
+
+    def _hash(self, stored: str) -> str:
+        if stored not in self._hashes:
+            tensor = self.read(stored).contiguous().reshape(-1)
+            self._hashes[stored] = xxhash.xxh3_128(tensor.view(torch.uint8).numpy().data).hexdigest()
+        return self._hashes[stored]
+
+    def model(self, **options: Any) -> PreTrainedModel:
+        """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
+        with _quiet_loading():
+            loaded = self.model_class.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
+            )
+        loaded.eval()
+        return loaded
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer saved with the checkpoint."""
+        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            # transformers would make up an empty vocabulary here
+            raise SourceError(
+                f"{self.name}: no tokenizer in {self.folder}; expected tokenizer.json or a vocabulary"
+            )
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        except Exception as error:  # tokenizers raises plain Exception on a corrupt file
+            raise SourceError(
+                f"{self.name}: tokenizer in {self.folder} does not load: {one_line(error)}"
+            ) from error
+        return tokenizer
+
+
+class _quiet_loading:  # noqa: N801 (a context manager, used like a function)
+    """Hides the bars of transformers: loading is part of a stage that reports its own progress."""
+
+    def __enter__(self) -> None:
+        self._shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            transformers_logging.enable_progress_bar()
+
+
+def open_checkpoint(
+    origin: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Checkpoint:
+    """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
+
+    Code that comes with a checkpoint runs only when `trust_remote_code` is set.
+    """
+    folder = locate(origin, revision, trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    headers = read_headers(folder)
+    architecture = _architecture(folder, config)
+    kind = naming.kind_of(architecture, config, str(folder))
+    cls = naming.model_class(architecture, kind, config, folder, trust_remote_code)
+    model = naming.skeleton(cls, config, str(folder))
+    names = naming.match(model, headers, kind, str(folder))
+    _refuse_integers(folder, names, headers)
+    problem = problem_of(config) if kind == "sequence_classification" else None
+    return Checkpoint(
+        name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
+        config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
+        labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, head=names.head,
+        headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
+        recorded_base=recorded_base(folder),
+    )  # fmt: skip
+
+
+def _name(origin: str | Path, folder: Path) -> str:
+    return folder.resolve().name if Path(origin).expanduser().is_dir() else str(origin).rpartition("/")[2]
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Returns the configuration of a folder; code that it would load is refused unless trusted."""
+    raw = read_json(folder / "config.json")
+    if raw.get("auto_map") and not trust_remote_code:
+        code = listed(sorted({str(target) for target in raw["auto_map"].values()}))
+        raise SourceError(
+            f"{folder}: config.json asks to run code that comes with it ({code}); read that code, then pass "
+            "trust_remote_code (--trust-remote-code) if you trust it"
+        )
+    if not raw.get("model_type") and not trust_remote_code:
+        raise SourceError(
+            f"{folder}: config.json names no model_type; expected one such as bert or modernbert"
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # validators of transformers raise classes of their own
+        raise SourceError(f"{folder}: config.json is not understood: {one_line(error)}") from error
+    if getattr(config, "quantization_config", None):
+        raise SourceError(
+            f"{folder}: quantized weights cannot be merged; give the checkpoint before quantization"
+        )
+    return config
+
+
+def _architecture(folder: Path, config: PretrainedConfig) -> str:
+    """Returns the class recorded in the config; without a record only the bare encoder is certain."""
+    recorded = list(config.architectures or ())
+    if len(recorded) > 1:
+        raise SourceError(
+            f"{folder}: config.json names several architectures ({', '.join(recorded)}); keep one"
+        )
+    return recorded[0] if recorded else naming.bare_class_name(config)
+
+
+def problem_of(config: PretrainedConfig) -> str:
+    """Returns what a sequence classifier's outputs mean: as recorded, else one output is a regression."""
+    return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+
+
+def _labels(folder: Path, config: PretrainedConfig, kind: str, problem: str | None) -> tuple[str, ...] | None:
+    """Returns the label names in the order of the head's rows; heads that do not classify have none."""
+    if kind not in {"sequence_classification", "token_classification"} or problem == "regression":
+        return None
+    table = {int(row): str(label) for row, label in (config.id2label or {}).items()}
+    if sorted(table) != list(range(len(table))):
+        raise SourceError(
+            f"{folder}: id2label in config.json has the keys {sorted(table)}; expected 0 to {len(table) - 1}"
+        )
+    names = tuple(table[i] for i in range(len(table)))
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SourceError(
+            f"{folder}: id2label in config.json gives several rows the names {listed(twice)}; rename them"
+        )
+    return names
+
+
+def _refuse_integers(folder: Path, names: naming.Names, headers: Mapping[str, Header]) -> None:
+    odd = [
+        f"{stored} is {headers[stored].dtype}"
+        for stored in (*names.body.values(), *names.head.values())
+        if not headers[stored].dtype.is_floating_point or headers[stored].dtype.itemsize == 1
+    ]
+    if odd:
+        raise SourceError(f"{folder}: quantized or integer weights cannot be merged: {listed(odd)}")
