@@ -2,9 +2,9 @@
 
 Run from the repository root, on two cores:
 
-    python experiments/merging/sources.py --worker 0/2 & python experiments/merging/sources.py --worker 1/2
+    for i in 0 1; do python experiments/merging/sources.py --worker $i/2 & done
 
-The checkpoints go to work-files/ (not kept in git), one JSON per source to experiments/merging/results/sources/.
+The checkpoints go to work-files/ (not kept in git), one JSON per source to results/sources/ beside this file.
 """
 
 from __future__ import annotations

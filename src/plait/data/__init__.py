@@ -1,4 +1,4 @@
-"""Texts and labels: read from files, folders, Hub datasets or memory, mapped to a head's labels, cut into batches."""
+"""Texts and labels: read from anywhere, mapped to a head's labels, cut into batches."""
 
 from plait.data.batching import Encoded, batches, collate, encode, length_limit, plan
 from plait.data.examples import Examples, Kind, ProblemType

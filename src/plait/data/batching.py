@@ -1,4 +1,4 @@
-"""Examples to tensors: tokenised once, sorted by length so that little is padded, the order kept beside them."""
+"""Examples to tensors: tokenised once, sorted by length so that little is padded."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
 from plait.data.examples import Examples, ProblemType
 from plait.data.labels import IGNORED
 
 LONGEST = 512
-OFFSET_POSITIONS = {"roberta", "xlm-roberta", "mpnet", "camembert"}
 STRIDE = 128
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "mpnet", "camembert"}  # positions start behind the padding id
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,18 @@ class Encoded:
     Attributes:
         features: Per feature its model inputs as lists, and its labels where wanted.
         rows: Per feature the example it came from (a long context becomes several features).
+        padding: The inputs with one value per token, and what pads each.
+        left: Whether the padding goes before the text.
         offsets: For question answering, per feature and token the characters of the context, None elsewhere.
         words: For token classification, per feature and token the word it begins, None elsewhere.
-        padding: Per input the value that pads it, and the side.
-        truncated: How many examples lost text to the length limit.
     """
 
     features: tuple[dict[str, Any], ...]
     rows: tuple[int, ...]
-    offsets: tuple[tuple[tuple[int, int] | None, ...], ...] | None
-    words: tuple[tuple[int | None, ...], ...] | None
     padding: Mapping[str, int]
-    left: bool
-    truncated: int = 0
+    left: bool = False
+    offsets: tuple[tuple[tuple[int, int] | None, ...], ...] | None = None
+    words: tuple[tuple[int | None, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -47,12 +46,11 @@ class Encoded:
 
 
 def length_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
-    """Returns the most tokens an input may have: the least of 512, the tokenizer's limit, the model's positions."""
+    """Returns the most tokens an input may have: the least of 512, tokenizer's and model's limit."""
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    if positions > 0 and getattr(config, "model_type", None) in OFFSET_POSITIONS:
+    if getattr(config, "model_type", None) in OFFSET_POSITIONS:
         positions -= (getattr(config, "pad_token_id", None) or 0) + 1
-    positions = positions if positions > 0 else LONGEST
-    return int(min(LONGEST, tokenizer.model_max_length, positions))
+    return int(min(LONGEST, tokenizer.model_max_length, positions if positions > 0 else LONGEST))
 
 
 def encode(
@@ -64,35 +62,24 @@ def encode(
     config: PreTrainedConfig | None = None,
     labels: bool = True,
 ) -> Encoded:
-    """Returns the examples tokenised, with `labels` (or answer positions) beside the inputs where they have any.
+    """Returns the examples tokenised, labels (or answer positions) beside the inputs if they have any.
 
-    Labels must already be the head's (see `align_labels`).
+    Labels must already be the head's (see `align_labels`). The model's `config` bounds the length and says
+    whether it knows token types.
     """
     limit = min(max_length or LONGEST, length_limit(tokenizer, config))
-    padding = _padding(tokenizer, config)
-    left = tokenizer.padding_side == "left"
-    labelled = labels and examples.labels is not None
-    if examples.kind == "question_answering":
-        return _encode_questions(examples, tokenizer, limit, padding, left, labelled)
-    if examples.kind == "token_classification":
-        return _encode_words(examples, tokenizer, limit, padding, left, labelled)
-    table = tokenizer(
-        list(examples.texts),
-        list(examples.pairs) if examples.pairs else None,
-        truncation=True,
-        max_length=limit,
+    job = _Job(
+        examples, tokenizer, limit, _padding(tokenizer, config), labels and examples.labels is not None
     )
-    features = _features(table, padding)
-    if labelled:
-        kind = problem_type or examples.problem_type
-        convert = int if kind == "single_label_classification" else _as_floats
-        for feature, label in zip(features, examples.labels or (), strict=True):
-            feature["labels"] = convert(label)
-    return Encoded(tuple(features), tuple(range(len(features))), None, None, padding, left)
+    if examples.kind == "question_answering":
+        return _encode_questions(job)
+    if examples.kind == "token_classification":
+        return _encode_words(job)
+    return _encode_texts(job, problem_type or examples.problem_type)
 
 
 def plan(encoded: Encoded, batch_size: int, *, bucket: bool = True) -> list[list[int]]:
-    """Returns the features of each batch: longest first when bucketed, so that memory runs out at once or never."""
+    """Returns each batch's features; bucketed, the longest come first: memory runs out at once or never."""
     order = list(range(len(encoded)))
     if bucket:
         order.sort(key=lambda i: -len(encoded.features[i]["input_ids"]))
@@ -102,19 +89,18 @@ def plan(encoded: Encoded, batch_size: int, *, bucket: bool = True) -> list[list
 def collate(
     features: Sequence[Mapping[str, Any]], padding: Mapping[str, int], *, left: bool = False
 ) -> dict[str, Tensor]:
-    """Returns the features as tensors padded to the longest of them."""
+    """Returns the features as tensors, those named in `padding` padded to the longest."""
     longest = max(len(feature["input_ids"]) for feature in features)
 
     def padded(values: list[int], fill: int) -> list[int]:
         extra = [fill] * (longest - len(values))
         return extra + values if left else values + extra
 
-    return {
-        name: torch.tensor(
-            [padded(f[name], padding[name]) if _is_sequence(name, f) else f[name] for f in features]
-        )
-        for name in features[0]
-    }
+    def column(name: str) -> list[Any]:
+        values = [feature[name] for feature in features]
+        return [padded(value, padding[name]) for value in values] if name in padding else values
+
+    return {name: torch.tensor(column(name)) for name in features[0]}
 
 
 def batches(
@@ -128,7 +114,7 @@ def batches(
     bucket: bool = True,
     labels: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yields model inputs, longest examples first unless `bucket` is off, with labels where the examples have any."""
+    """Yields model inputs, longest first unless `bucket` is off, with labels where there are any."""
     encoded = encode(
         examples, tokenizer, max_length=max_length, problem_type=problem_type, config=config, labels=labels
     )
@@ -136,53 +122,61 @@ def batches(
         yield collate([encoded.features[row] for row in rows], encoded.padding, left=encoded.left)
 
 
-def _is_sequence(name: str, feature: Mapping[str, Any]) -> bool:
-    """Says whether an input has one value per token: labels do only where their words do."""
-    if name == "labels":
-        return bool(feature.get("labels") is not None and isinstance(feature["labels"], TokenLabels))
-    return isinstance(feature[name], list)
+@dataclass(frozen=True)
+class _Job:
+    """What all three kinds of data need to be tokenised."""
+
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+    padding: dict[str, int]
+    labelled: bool
+
+    def tokens(self, *texts: Any, truncation: Any = True, **options: Any) -> BatchEncoding:
+        table: BatchEncoding = self.tokenizer(*texts, truncation=truncation, max_length=self.limit, **options)
+        return table
+
+    def features(self, table: BatchEncoding) -> list[dict[str, Any]]:
+        """Returns one dict per feature of the inputs that the model takes."""
+        names = [name for name in table if name in self.padding]
+        return [dict(zip(names, row, strict=True)) for row in zip(*(table[n] for n in names), strict=True)]
+
+    def encoded(self, features: list[dict[str, Any]], **more: Any) -> Encoded:
+        left = self.tokenizer.padding_side == "left"
+        return Encoded(tuple(features), padding=self.padding, left=left, **more)
 
 
-class TokenLabels(list[int]):
-    """Labels with one value per token: told apart from several labels of one text when they are padded."""
+def _padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> dict[str, int]:
+    """Returns the fill of each input with one value per token; token types only where a model has several."""
+    types = config is None or (getattr(config, "type_vocab_size", 0) or 0) > 1
+    fills = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
+    return fills | ({"token_type_ids": tokenizer.pad_token_type_id} if types else {})
+
+
+def _encode_texts(job: _Job, problem: ProblemType) -> Encoded:
+    examples = job.examples
+    table = job.tokens(list(examples.texts), list(examples.pairs) if examples.pairs else None)
+    features = job.features(table)
+    if job.labelled:
+        convert = int if problem == "single_label_classification" else _as_floats
+        for feature, label in zip(features, examples.labels or (), strict=True):
+            feature["labels"] = convert(label)
+    return job.encoded(features, rows=tuple(range(len(features))))
 
 
 def _as_floats(label: Any) -> Any:
     return [float(v) for v in label] if isinstance(label, tuple) else float(label)
 
 
-def _padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> dict[str, int]:
-    """Returns the fill of each input the model takes; token types only where it has more than one."""
-    types = config is None or getattr(config, "type_vocab_size", 0) > 1
-    fills = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0, "labels": IGNORED}
-    return fills | ({"token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)} if types else {})
-
-
-def _features(table: Mapping[str, Any], padding: Mapping[str, int]) -> list[dict[str, Any]]:
-    names = [name for name in table if name in padding]
-    return [
-        dict(zip(names, values, strict=True)) for values in zip(*(table[name] for name in names), strict=True)
-    ]
-
-
-def _encode_words(
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int,
-    padding: dict[str, int],
-    left: bool,
-    labelled: bool,
-) -> Encoded:
-    table = tokenizer(
-        [list(t) for t in examples.texts], is_split_into_words=True, truncation=True, max_length=limit
-    )
-    features = _features(table, padding)
+def _encode_words(job: _Job) -> Encoded:
+    table = job.tokens([list(words) for words in job.examples.texts], is_split_into_words=True)
+    features = job.features(table)
     words = tuple(_first_tokens(table.word_ids(row)) for row in range(len(features)))
-    if labelled:
-        for row, (feature, starts) in enumerate(zip(features, words, strict=True)):
-            tags = (examples.labels or ())[row]
-            feature["labels"] = TokenLabels(IGNORED if word is None else tags[word] for word in starts)
-    return Encoded(tuple(features), tuple(range(len(features))), None, words, padding, left)
+    if job.labelled:
+        for feature, starts, tags in zip(features, words, job.examples.labels or (), strict=True):
+            feature["labels"] = [IGNORED if word is None else tags[word] for word in starts]
+        job.padding["labels"] = IGNORED
+    return job.encoded(features, rows=tuple(range(len(features))), words=words)
 
 
 def _first_tokens(word_ids: Sequence[int | None]) -> tuple[int | None, ...]:
@@ -191,37 +185,26 @@ def _first_tokens(word_ids: Sequence[int | None]) -> tuple[int | None, ...]:
     return tuple(word if word != before else None for word, before in zip(word_ids, previous, strict=True))
 
 
-def _encode_questions(
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    limit: int,
-    padding: dict[str, int],
-    left: bool,
-    labelled: bool,
-) -> Encoded:
-    table = tokenizer(
+def _encode_questions(job: _Job) -> Encoded:
+    examples = job.examples
+    table = job.tokens(
         list(examples.texts),
         list(examples.pairs or ()),
         truncation="only_second",
-        max_length=limit,
-        stride=min(STRIDE, limit // 4),
+        stride=min(STRIDE, job.limit // 4),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    features = _features(table, padding)
-    rows = tuple(table["overflow_to_sample_mapping"])
+    features, rows = job.features(table), tuple(table["overflow_to_sample_mapping"])
     offsets = tuple(
-        tuple(
-            tuple(span) if side == 1 else None
-            for span, side in zip(spans, table.sequence_ids(i), strict=True)
-        )
+        tuple(span if side == 1 else None for span, side in zip(spans, table.sequence_ids(i), strict=True))
         for i, spans in enumerate(table["offset_mapping"])
     )
-    if labelled:
+    if job.labelled:
         for feature, row, spans in zip(features, rows, offsets, strict=True):
             start, end = _answer_tokens((examples.labels or ())[row], spans)
             feature.update(start_positions=start, end_positions=end)
-    return Encoded(tuple(features), rows, offsets, None, padding, left)
+    return job.encoded(features, rows=rows, offsets=offsets)
 
 
 def _answer_tokens(
@@ -232,8 +215,8 @@ def _answer_tokens(
         return 0, 0
     text, begin = answers[0]
     end = begin + len(text)
-    inside = [i for i, span in enumerate(spans) if span is not None and span[0] < end and span[1] > begin]
     context = [span for span in spans if span is not None]
+    inside = [i for i, span in enumerate(spans) if span is not None and span[0] < end and span[1] > begin]
     if not inside or context[0][0] > begin or context[-1][1] < end:
         return 0, 0
     return inside[0], inside[-1]

@@ -67,8 +67,8 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
     text = wanted.text or _first(table, TEXT)
     if text is None:
         raise DataError(
-            f"{table.source}: no text column; found columns {_found(table)}; expected one of {', '.join(TEXT)}; "
-            "or say which one it is (text=…)"
+            f"{table.source}: no text column; found columns {_found(table)}; "
+            f"expected one of {', '.join(TEXT)}; or say which one it is (text=…)"
         )
     pair = wanted.text_pair or _first(table, PAIR, but=text)
     label = wanted.label or _first(table, LABEL, but=text)
@@ -116,7 +116,8 @@ def _answers(row: Any, index: int, source: str) -> tuple[tuple[str, int], ...]:
         return tuple((str(one["text"]), int(one["answer_start"])) for one in row or ())
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{source}: row {index} of column 'answers' is {row!r}; expected text and answer_start lists of one length"
+            f"{source}: row {index} of column 'answers' is {row!r:.80}; "
+            "expected text and answer_start, lists of one length"
         ) from error
 
 
@@ -127,7 +128,7 @@ def _strings(table: Table, column: str) -> tuple[str, ...]:
         raise DataError(
             f"{table.source}: column {column!r} must hold text; found something else in {listed(bad, 5)}"
         )
-    return tuple(values)
+    return tuple(map(str, values))
 
 
 def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
@@ -151,9 +152,13 @@ def _label(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, float) and math.isnan(value):
+    if _is_nan(value):
         return None
     return tuple(_label(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _first(table: Table, names: Sequence[str], but: str | None = None) -> str | None:
@@ -180,4 +185,4 @@ def _found(table: Table) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "missing" if value is None or value != value else f"{type(value).__name__} {value!r:.40}"
+    return "missing" if value is None or _is_nan(value) else f"{type(value).__name__} {value!r:.40}"

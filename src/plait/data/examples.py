@@ -1,4 +1,4 @@
-"""What a data set is once it has been read: texts, perhaps pairs, perhaps labels, and a fingerprint of them all."""
+"""A data set once it has been read: texts, perhaps pairs and labels, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Examples:
     """Texts in order with what is known of them.
 
     Attributes:
-        texts: One text per example; for token classification one tuple of words; for question answering the question.
-        pairs: The second text of each example (for question answering the context), or None.
-        labels: One label per example, or None. A name or index for a class, a number for regression, a tuple for
-            several labels, one label per word for tags, a tuple of (answer, first character) for question answering.
+        texts: One text per example; a tuple of words for token classification; the question for answers.
+        pairs: The second text of each example (the context of a question), or None.
+        labels: One per example, or None: a class's name or index, a number for regression, a tuple of several
+            labels, one label per word, or a tuple of (answer, first character).
         label_names: The names that label indices stand for, where the data says so.
         kind: What the data can train: sequence classification, token classification or question answering.
         source: Where it was read from, for messages.

@@ -1,4 +1,4 @@
-"""Labels of the data to positions of the head: by name where both have names, by index otherwise, never in silence."""
+"""Labels of the data to positions of the head: by name where both have names, else by index."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def align_labels(
 ) -> Examples:
     """Returns the examples with labels as the head counts them.
 
-    Names map to the head's names (exactly, else whatever the casing). Indices map through the names that the data
-    declares; where either side has none (`LABEL_0`, …) they are positions of the head. Regression wants numbers.
+    Names map to the head's names (exactly, else whatever the casing). Indices map through the names that
+    the data declares; where either side has none (`LABEL_0`, …) they are positions of the head. Regression
+    wants numbers.
 
     Args:
         examples: Examples with or without labels (without, they come back as they are).
@@ -51,7 +52,7 @@ def align_labels(
 
 
 def names_in(examples: Examples) -> tuple[str, ...] | None:
-    """Returns the label names of a new head for this data: declared, else the sorted values, else None (numbers)."""
+    """Returns a new head's label names: declared, else the sorted values, else None (numbers)."""
     if examples.label_names is not None:
         return examples.label_names
     if (
@@ -63,8 +64,11 @@ def names_in(examples: Examples) -> tuple[str, ...] | None:
     values = {v for v in _values(examples) if v != IGNORED}
     if all(isinstance(v, str) for v in values):
         return tuple(sorted(values))
-    vectors = _is_multi_hot(examples, None)
-    count = len(_rows(examples)[0]) if vectors else max(v for v in values if isinstance(v, int)) + 1
+    several = examples.problem_type == "multi_label_classification"
+    if several and _is_multi_hot(examples, None):
+        count = len(_rows(examples)[0])
+    else:
+        count = max((int(v) for v in values if isinstance(v, int | float)), default=-1) + 1
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
@@ -93,10 +97,10 @@ def _multi_hot(examples: Examples, labels: Sequence[str] | None) -> Examples:
 
 
 def _is_multi_hot(examples: Examples, labels: Sequence[str] | None) -> bool:
+    """Says whether every row is zeros and ones, one for each label, rather than a list of labels."""
     rows = _rows(examples)
     size = len(labels) if labels is not None else len(rows[0])
-    whole = all(len(row) == size and all(v in (0, 1) for v in row) for row in rows)
-    return size > 1 and whole if size != 2 else whole and not all(row == (0, 1) for row in rows)
+    return all(len(row) == size and set(row) <= {0, 1} for row in rows)
 
 
 def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, int]:
@@ -119,7 +123,7 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
 
 
 def _name_of(value: Any, names: Sequence[str] | None, labels: Sequence[str] | None) -> Any:
-    """Returns the name an index stands for, unless one side has only placeholders: then the index itself counts."""
+    """Returns the name an index stands for; the index itself where one side has only placeholders."""
     by_index = names is None or not isinstance(value, int) or not 0 <= value < len(names)
     if by_index or (
         labels is not None and (generic(labels) or generic(names)) and len(labels) >= len(names or ())

@@ -30,9 +30,9 @@ def read_examples(
 
     Args:
         data: A file (parquet, csv, tsv, json, jsonl, txt), a folder with one file a split or one written by
-            `Dataset.save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a `datasets.Dataset`, a dict of
-            columns, a list of rows, a list of texts, a (texts, labels) tuple, or examples already read. A path or Hub
-            id may end in `@split`.
+            `Dataset.save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a `datasets.Dataset`,
+            a dict of columns, a list of rows, a list of texts, a (texts, labels) tuple, or examples already
+            read. A path or Hub id may end in `@split`.
         split: Which split, where there are several.
         text: Name of the text column, found by itself where it has a usual name.
         text_pair: Name of the second text column.
@@ -56,13 +56,15 @@ def _table(data: Any, split: str | None) -> Table:
         return _from_dataset(data, split, type(data).__name__)
     if isinstance(data, Mapping):
         return _from_columns(data)
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):
+        return _from_columns(data.to_dict("list"))
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str | Mapping):
         return _from_columns({"text": data[0], "label": data[1]})
     if isinstance(data, Sequence):
         return _from_rows(list(data), "list")
     raise DataError(
-        f"data is a {type(data).__name__}; expected a path, a Hub data set, a Dataset, a dict of columns, a list of rows "
-        "or texts, or (texts, labels)"
+        f"data is a {type(data).__name__}; expected a path, a Hub data set, a Dataset, a dict of columns, "
+        "a list of rows or texts, or (texts, labels)"
     )
 
 
@@ -112,7 +114,8 @@ def _from_hub(name: str, split: str | None) -> Table:
         loaded = datasets.load_dataset(repository, config or None)
     except Exception as error:
         raise DataError(
-            f"{name}: neither a file or folder here nor a data set that could be loaded from the Hub: {_one_line(error)}"
+            f"{name}: no such file or folder, and no data set of this name could be loaded from the Hub: "
+            f"{_one_line(error)}"
         ) from error
     return _from_dataset(loaded, split, name)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.data import Encoded, Examples, Kind, ProblemType, align_labels, encode
-from plait.data.labels import IGNORED, generic
+from plait.data.labels import IGNORED
 from plait.errors import DataError
 from plait.evaluation import metrics
 from plait.evaluation.predict import predict_encoded, predict_logits
@@ -23,7 +23,6 @@ PRIMARY = {
     "question_answering": "f1",
 }
 LONGEST_ANSWER = 30
-CANDIDATES = 20
 
 
 def evaluate_model(
@@ -34,7 +33,7 @@ def evaluate_model(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> dict[str, float]:
-    """Returns the scores of a model's head on labelled examples, by name; `primary_metric` says which one leads.
+    """Returns the scores of a model's head on labelled examples; `primary_metric` says which one leads.
 
     Raises:
         DataError: When the examples have no labels or do not fit the head.
@@ -85,7 +84,7 @@ def predict_answers(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> list[str]:
-    """Returns the best answer span of each context over all its windows; empty where `no answer` scores higher."""
+    """Returns the best answer span of each context over all its windows."""
     encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
     outputs = predict_encoded(model, encoded, batch_size=batch_size)
     best: list[tuple[float, str]] = [(-np.inf, "")] * len(examples)
@@ -105,15 +104,13 @@ def _best_span(
     inside = torch.tensor([span is not None for span in spans])
     if not inside.any():
         return None
-    null = float(start[0] + end[0])
-    pairs = start.masked_fill(~inside, -torch.inf)[:, None] + end.masked_fill(~inside, -torch.inf)[None, :]
-    pairs = (
-        pairs.triu()
-        .tril(LONGEST_ANSWER - 1)
-        .masked_fill(~torch.ones_like(pairs, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1), -torch.inf)
-    )
+    allowed = torch.ones(len(spans), len(spans), dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
+    allowed &= inside[:, None] & inside[None, :]
+    pairs = (start[:, None] + end[None, :]).masked_fill(~allowed, -torch.inf)
     first, last = divmod(int(pairs.argmax()), pairs.shape[1])
-    return float(pairs[first, last]) - null, (spans[first][0], spans[last][1])  # type: ignore[index]
+    # Windows of one context compete by how far they beat their own "no answer".
+    margin = float(pairs[first, last] - start[0] - end[0])
+    return margin, (spans[first][0], spans[last][1])  # type: ignore[index]
 
 
 def head_kind(model: PreTrainedModel) -> Kind | None:
@@ -128,7 +125,7 @@ def head_kind(model: PreTrainedModel) -> Kind | None:
 
 
 def head_problem(model: PreTrainedModel) -> ProblemType:
-    """Returns what a sequence head was trained for; one output is a regression unless the config says otherwise."""
+    """Returns what a sequence head was trained for; one output is a regression unless told otherwise."""
     config = model.config
     known: ProblemType | None = config.problem_type
     return known or ("regression" if config.num_labels == 1 else "single_label_classification")
@@ -140,16 +137,5 @@ def head_labels(model: PreTrainedModel) -> tuple[str, ...] | None:
         head_kind(model) == "sequence_classification" and head_problem(model) == "regression"
     ):
         return None
-    return tuple(str(model.config.id2label[i]) for i in range(model.config.num_labels))
-
-
-__all__ = [
-    "evaluate_model",
-    "generic",
-    "head_kind",
-    "head_labels",
-    "head_problem",
-    "predict_answers",
-    "primary_metric",
-    "score",
-]
+    names: dict[int, str] = dict(model.config.id2label or {})  # type: ignore[arg-type]
+    return tuple(str(names[i]) for i in sorted(names))

@@ -15,7 +15,7 @@ BINS = 15
 
 
 def classification(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Returns accuracy, macro F1, Matthews correlation and calibration error of single-label logits [N, C]."""
+    """Returns accuracy, macro F1, Matthews correlation and calibration error of logits [N, C]."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
@@ -48,7 +48,7 @@ def regression(predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
 
 def multi_label(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Returns subset accuracy, macro and micro F1 of independent yes/no logits [N, C] at probability one half."""
+    """Returns subset accuracy, macro and micro F1 of yes/no logits [N, C] at probability one half."""
     from sklearn.metrics import accuracy_score, f1_score
 
     guesses, truth = np.asarray(logits) > 0, np.asarray(labels) > 0.5
@@ -75,8 +75,8 @@ def questions(guesses: Sequence[str], answers: Sequence[Sequence[tuple[str, int]
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> float:
     """Returns the expected calibration error of class probabilities [N, C].
 
-    ECE = Σ_m |B_m| / N · |acc(B_m) − conf(B_m)| over equal-width bins of the highest probability (Guo et al. 2017,
-    eq. 3).
+    ECE = Σ_m |B_m| / N · |acc(B_m) − conf(B_m)| over equal-width bins of the highest probability
+    (Guo et al. 2017, eq. 3).
     """
     table = np.asarray(probabilities, dtype=np.float64)
     confidence, right = table.max(-1), (table.argmax(-1) == np.asarray(labels)).astype(np.float64)

@@ -14,6 +14,7 @@ from plait.data import Encoded, Examples, collate, encode, plan
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[dict[str, Tensor]], Outputs]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LOGITS = ("logits", "start_logits", "end_logits")
 
 
@@ -25,7 +26,7 @@ def predict_logits(
     batch_size: int = 32,
     max_length: int | None = None,
 ) -> list[Tensor]:
-    """Returns one float32 tensor of logits per example, in order: [C], or [words, C] for token classification.
+    """Returns one float32 tensor of logits per example, in order: [C], or [words, C] for tags.
 
     A word that the length limit cut off has a row of zeros.
     """
@@ -59,10 +60,7 @@ def run(
     """Returns what `forward` gives for each feature, in the features' order."""
     found: dict[str, dict[int, Tensor]] = {}
     for rows in plan(encoded, batch_size):
-        features = [
-            {k: v for k, v in encoded.features[row].items() if k in encoded.padding and k != "labels"}
-            for row in rows
-        ]
+        features = [{k: v for k, v in encoded.features[row].items() if k in INPUTS} for row in rows]
         inputs = collate(features, encoded.padding, left=encoded.left)
         width = inputs["input_ids"].shape[1]
         for name, table in forward(inputs).items():

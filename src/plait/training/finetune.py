@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from plait.data import Examples, ProblemType, align_labels, encode, length_limit, read_examples
+from plait.data import Examples, Kind, ProblemType, align_labels, encode, length_limit, read_examples
 from plait.data.labels import names_in
 from plait.errors import DataError, OutputError, PlaitError, SourceError
 from plait.training.loop import Objective, Schedule, train
@@ -66,7 +67,7 @@ def finetune(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Fine-tunes an encoder on labelled data, writes an ordinary checkpoint, and returns the report of the run.
+    """Fine-tunes an encoder on labelled data, writes an ordinary checkpoint, returns the run's report.
 
     Args:
         base: A folder or Hub id of any encoder; its head is new unless it has one of the same labels.
@@ -100,83 +101,107 @@ def finetune(
     _check_output(out, overwrite)
     _check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
-    examples = read_examples(data, limit=limit, seed=seed, **(columns or {}))
-    held_out = None if validation is None else read_examples(validation, **(columns or {}))
-    folder = out.parent / f".{out.name}.training"
+    examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
+    held_out = None if validation is None else read_examples(validation, **_columns(columns))
+    state = out.parent / f".{out.name}.training"
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
     with _seeded(seed):
-        model, tokenizer, examples = _prepare(base, examples, labels, problem_type, trust_remote_code)
+        head = _head(examples, labels, problem_type)
+        model, tokenizer = _open(base, head, trust_remote_code)
+        aligned = align_labels(examples, head.names, problem_type=head.problem_type)
+        keep = min(max_length, length_limit(tokenizer, model.config))
         encoded = encode(
-            examples,
-            tokenizer,
-            max_length=max_length,
-            problem_type=model.config.problem_type,
-            config=model.config,
+            aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
-        log = train(
-            model,
-            encoded,
-            folder,
-            objective=objective,
-            schedule=schedule,
-            checkpoints=checkpoints,
-            resume=resume,
-        )
-    model.eval()
-    report = {
-        "base": str(base),
-        "data": {"source": examples.source, "examples": len(examples), "fingerprint": examples.fingerprint},
-        "options": {**asdict(schedule), "max_length": min(max_length, length_limit(tokenizer, model.config))},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "losses": [
-            {k: entry[k] for k in entry if k in ("loss", "epoch", "step")} for entry in log if "loss" in entry
-        ],
-    }
+        options = {"objective": objective, "schedule": schedule, "checkpoints": checkpoints, "resume": resume}
+        log = train(model, encoded, state, **options)  # type: ignore[arg-type]
+    report = _report(base, aligned, {**asdict(schedule), "max_length": keep}, log)
     if held_out is not None and score is not None:
-        report["validation"] = dict(score(model, tokenizer, held_out))
+        report["validation"] = dict(score(model.eval(), tokenizer, held_out))
     report["seconds"] = round(time.monotonic() - started, 1)
     _write(model, tokenizer, out, report, overwrite)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(state, ignore_errors=True)
     return report
 
 
-def _prepare(
-    base: str | Path,
-    examples: Examples,
-    labels: Sequence[str] | None,
-    problem_type: ProblemType | None,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Examples]:
-    """Returns the model with a head for the labels, its tokenizer, and the examples with the head's labels."""
+@dataclass(frozen=True)
+class _Head:
+    """What the new head has to be."""
+
+    kind: Kind
+    names: tuple[str, ...] | None
+    problem_type: ProblemType | None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration entries of this head."""
+        if self.kind == "question_answering":
+            return {}
+        names = self.names or ("LABEL_0",)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        problem = {"problem_type": self.problem_type} if self.kind == "sequence_classification" else {}
+        return {"num_labels": len(names), **labels, **problem}
+
+    def differs(self, config: PreTrainedConfig, model: PreTrainedModel) -> bool:
+        """Says whether a base with this configuration has a head of this class for other labels."""
+        if type(model).__name__ not in (config.architectures or ()) or self.kind == "question_answering":
+            return False
+        found = tuple(str(name) for name in (config.id2label or {}).values())
+        return found != (self.names or found[:1])
+
+
+def _head(examples: Examples, labels: Sequence[str] | None, problem_type: ProblemType | None) -> _Head:
     if examples.labels is None:
         raise DataError(f"{examples.source}: has no labels; expected a label column to train on")
+    if not len(examples):
+        raise DataError(f"{examples.source}: no examples; expected at least one to train on")
+    if examples.kind != "sequence_classification":
+        return _Head(examples.kind, tuple(labels) if labels else names_in(examples), None)
     problem = problem_type or examples.problem_type
-    names = tuple(labels) if labels is not None else None if problem == "regression" else names_in(examples)
-    aligned = align_labels(examples, names, problem_type=problem)
-    head: dict[str, Any] = {}
-    if examples.kind != "question_answering":
-        head["num_labels"] = len(names) if names else 1
-    if names:
-        head |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    if examples.kind == "sequence_classification":
-        head["problem_type"] = problem
+    names = None if problem == "regression" else tuple(labels) if labels else names_in(examples)
+    return _Head(examples.kind, names, problem)
+
+
+def _open(
+    base: str | Path, head: _Head, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns the encoder of `base` with the head, and its tokenizer."""
+    trust = {"trust_remote_code": trust_remote_code}
+    loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, **head)
+        tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+        old = AutoConfig.from_pretrained(base, **trust)
+        config = AutoConfig.from_pretrained(base, **trust, **head.settings())
         with _quiet_loading():
-            model = HEADS[examples.kind].from_pretrained(
-                base,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=trust_remote_code,
-            )
+            model = HEADS[head.kind].from_pretrained(base, config=config, **loading)
     except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{base}: cannot be opened as a model to fine-tune: {' '.join(str(error).split())}"
-        ) from error
-    return model, tokenizer, aligned
+        reason = " ".join(str(error).split())
+        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {reason}") from error
+    return (_renewed(model) if head.differs(old, model) else model), tokenizer
+
+
+def _renewed(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model with a newly drawn head: an old one of equal shape would be for other labels."""
+    fresh: PreTrainedModel = type(model)(model.config).float()
+    fresh.base_model.load_state_dict(model.base_model.state_dict())
+    return fresh
+
+
+def _report(
+    base: str | Path, examples: Examples, options: Mapping[str, Any], log: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    kept = ("loss", "epoch", "step")
+    return {
+        "base": str(base),
+        "data": {"source": examples.source, "examples": len(examples), "fingerprint": examples.fingerprint},
+        "options": dict(options),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "losses": [{name: entry[name] for name in kept} for entry in log if "loss" in entry],
+    }
+
+
+def _columns(columns: Mapping[str, str] | None) -> dict[str, Any]:
+    return dict(columns or {})
 
 
 def _write(
@@ -218,12 +243,15 @@ def _check_accelerate() -> None:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds every generator inside and gives the caller's states back afterwards."""
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        transformers.set_seed(seed)
-        yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
+    # transformers.set_seed seeds numpy's global generator too, so that one is restored as well.
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            transformers.set_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 @contextmanager

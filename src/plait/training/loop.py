@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from plait import progress
 from plait.data import Encoded, collate
-from plait.errors import DataError
+from plait.errors import DataError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Objective(Protocol):
     """What training minimises: the sum of the named terms, each of them logged."""
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns scalar terms; a `logits` entry, where there is one, is not part of the sum."""
+        """Returns the scalar terms of one batch."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TaskLoss:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: linear warm-up over the share `warmup` of the steps, then linear decay to zero."""
+    """How long and how fast: linear warm-up over the share `warmup` of the steps, then linear decay."""
 
     epochs: float = 3.0
     learning_rate: float = 5e-5
@@ -54,9 +55,9 @@ class Schedule:
 
 
 class Sampler(torch.utils.data.Sampler[int]):
-    """Shuffled examples, sorted by length within groups: little padding, and the same order however training is cut.
+    """Shuffled examples, sorted by length within groups, so that little is padded.
 
-    The order depends on nothing but the seed and the epoch, so that a resumed run repeats the uninterrupted one.
+    The order depends on nothing but the seed and the epoch: a resumed run repeats the uninterrupted one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -93,11 +94,12 @@ class ObjectiveTrainer(Trainer):
     def __init__(self, objective: Objective, sampler: Sampler, **kwargs: Any) -> None:
         """Makes a trainer of `objective`; the rest goes to transformers.Trainer."""
         super().__init__(**kwargs)
-        self.objective, self.sampler = objective, sampler
-        self.terms: dict[str, list[float]] = {}
+        self.objective: Objective = objective
+        self.sampler = sampler
+        self.terms: dict[str, list[Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:  # noqa: ARG002 (the Trainer's signature)
         return self.sampler
 
     def compute_loss(
@@ -105,27 +107,25 @@ class ObjectiveTrainer(Trainer):
         model: torch.nn.Module,
         inputs: Any,
         return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        num_items_in_batch: Any = None,  # noqa: ARG002 (the Trainer's signature)
     ) -> Any:
         """Returns the sum of the objective's terms."""
-        terms = {name: term for name, term in self.objective(model, inputs).items() if name != "logits"}
+        terms = self.objective(model, inputs)
         for name, term in terms.items():
-            self.terms.setdefault(name, []).append(float(term.detach()))
+            self.terms.setdefault(name, []).append(term.detach())
         loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise DataError(
-                f"loss is not finite at step {self.state.global_step}: {self._latest()}; lower learning_rate"
-            )
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's mean since the last log."""
-        means = {f"loss/{name}": float(np.mean(values)) for name, values in self.terms.items() if values}
+        """Adds each term's mean since the last log; stops where one is not a number any more."""
+        means = {f"loss/{name}": float(torch.stack(seen).mean()) for name, seen in self.terms.items()}
         self.terms.clear()
+        if bad := [f"{name} {value}" for name, value in means.items() if not math.isfinite(value)]:
+            raise DataError(
+                f"training diverged before step {self.state.global_step}: {listed(bad)}; "
+                "lower learning_rate, and look for extreme labels"
+            )
         super().log({**logs, **means}, start_time)
-
-    def _latest(self) -> str:
-        return ", ".join(f"{name} {values[-1]}" for name, values in self.terms.items())
 
 
 class Ticks(TrainerCallback):
@@ -186,7 +186,7 @@ def _arguments(plan: Schedule, folder: Path, steps: int, checkpoints: bool) -> T
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
         per_device_train_batch_size=plan.batch_size,
-        warmup_steps=int(round(plan.warmup * steps)),
+        warmup_steps=round(plan.warmup * steps),
         lr_scheduler_type="linear",
         weight_decay=plan.weight_decay,
         seed=plan.seed,
