@@ -182,26 +182,31 @@ def _architecture(folder: Path, config: PretrainedConfig) -> str:
     return recorded[0] if recorded else naming.bare_class_name(config)
 
 
+def describe_head(cls: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, Any]:
+    """Returns `kind`, `labels` and `problem_type` of a model in memory, as `Checkpoint` has them."""
+    kind = naming.kind_of(cls.__name__, config, cls.__name__)
+    problem = problem_of(config) if kind == "sequence_classification" else None
+    return {"kind": kind, "labels": _labels(cls.__name__, config, kind, problem), "problem_type": problem}
+
+
 def problem_of(config: PretrainedConfig) -> str:
     """Returns what a sequence classifier's outputs mean: as recorded, else one output is a regression."""
     return config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
 
 
-def _labels(folder: Path, config: PretrainedConfig, kind: str, problem: str | None) -> tuple[str, ...] | None:
+def _labels(
+    folder: str | Path, config: PretrainedConfig, kind: str, problem: str | None
+) -> tuple[str, ...] | None:
     """Returns the label names in the order of the head's rows; heads that do not classify have none."""
     if kind not in {"sequence_classification", "token_classification"} or problem == "regression":
         return None
     table = {int(row): str(label) for row, label in (config.id2label or {}).items()}
     if sorted(table) != list(range(len(table))):
-        raise SourceError(
-            f"{folder}: id2label in config.json has the keys {sorted(table)}; expected 0 to {len(table) - 1}"
-        )
+        raise SourceError(f"{folder}: id2label has the keys {sorted(table)}; expected 0 to {len(table) - 1}")
     names = tuple(table[i] for i in range(len(table)))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SourceError(
-            f"{folder}: id2label in config.json gives several rows the names {listed(twice)}; rename them"
-        )
+        raise SourceError(f"{folder}: id2label gives several rows the names {listed(twice)}; rename them")
     return names
 
 
