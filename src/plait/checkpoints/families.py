@@ -1,4 +1,4 @@
-"""The one table of encoder families: which module does what. Nothing else reads meaning from parameter names."""
+"""The one table of encoder families: which module does what. Nothing else reads meaning from names."""
 
 from __future__ import annotations
 

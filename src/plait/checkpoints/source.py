@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,6 +52,19 @@ class Checkpoint:
     def read(self, stored: str) -> Tensor:
         """Returns a stored tensor in its own dtype, mapped from its file where that is possible."""
         return self._files.read(stored, self.headers[stored])
+
+    @cached_property
+    def label_parameters(self) -> frozenset[str]:
+        """Returns the head parameters whose rows are labels, found by asking the class for one label more."""
+        if self.labels is None:
+            return frozenset()
+        config = copy.deepcopy(self.config)
+        config.num_labels = len(self.labels) + 1
+        wider = naming.skeleton(self.model_class, config, str(self.folder))
+        shapes = {name: tuple(parameter.shape) for name, parameter in wider.named_parameters()}
+        return frozenset(
+            name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
+        )
 
     def note_hash(self, stored: str, digest: str) -> None:
         """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""

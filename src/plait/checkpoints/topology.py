@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from plait.checkpoints.families import FAMILIES as FAMILIES
-from plait.checkpoints.families import Family
-from plait.checkpoints.families import Part as Part
+from plait.checkpoints.families import FAMILIES, Family, Part
 from plait.errors import MergeError, did_you_mean, listed
 
 
@@ -57,7 +55,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Topology:
-    """The shape of one encoder; `layers` counts distinct parameter layers (ALBERT applies each many times)."""
+    """The shape of one encoder; `layers` counts distinct parameter layers (ALBERT applies one many times)."""
 
     model_type: str
     family: Family
@@ -155,3 +153,6 @@ def topology(config: PretrainedConfig) -> Topology:
         neurons=config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size,
         inner=inner,
     )
+
+
+__all__ = ["FAMILIES", "Axis", "Part", "Place", "Topology", "topology"]
