@@ -109,27 +109,27 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
     Raises:
         DataError: Naming every value that has none, and the head's range.
     """
-    values = set(_values(examples)) - {IGNORED}
-    names = examples.label_names
-    translated = {value: _position(_name_of(value, names, labels), labels) for value in values}
-    unknown = sorted(
-        (str(v if names is None else _name_of(v, names, None)) for v, at in translated.items() if at is None)
-    )
-    if unknown:
+    ignored = {IGNORED} if examples.kind == "token_classification" else set()
+    said = {value: value for value in set(_values(examples)) - ignored}
+    if _by_name(examples.label_names, labels):
+        said = {value: _name_of(value, examples.label_names or ()) for value in said}
+    found = {value: _position(name, labels) for value, name in said.items()}
+    if unknown := sorted(str(said[value]) for value, at in found.items() if at is None):
         raise DataError(
             f"{examples.source}: labels {listed(unknown)} are not the head's; expected {_range(labels)}"
         )
-    return {IGNORED: IGNORED, **{value: at for value, at in translated.items() if at is not None}}
+    return {**dict.fromkeys(ignored, IGNORED), **{v: at for v, at in found.items() if at is not None}}
 
 
-def _name_of(value: Any, names: Sequence[str] | None, labels: Sequence[str] | None) -> Any:
-    """Returns the name an index stands for; the index itself where one side has only placeholders."""
-    by_index = names is None or not isinstance(value, int) or not 0 <= value < len(names)
-    if by_index or (
-        labels is not None and (generic(labels) or generic(names)) and len(labels) >= len(names or ())
-    ):
-        return value
-    return names[value] if names is not None else value
+def _by_name(names: Sequence[str] | None, labels: Sequence[str] | None) -> bool:
+    """Says whether the data's indices stand for names: both sides have real ones, or no room for indices."""
+    if names is None or labels is None:
+        return False
+    return len(names) > len(labels) or not (generic(names) or generic(labels))
+
+
+def _name_of(value: Any, names: Sequence[str]) -> Any:
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def _position(value: Any, labels: Sequence[str] | None) -> int | None:

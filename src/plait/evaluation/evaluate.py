@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,5 +138,5 @@ def head_labels(model: PreTrainedModel) -> tuple[str, ...] | None:
         head_kind(model) == "sequence_classification" and head_problem(model) == "regression"
     ):
         return None
-    names: dict[int, str] = dict(model.config.id2label or {})  # type: ignore[arg-type]
+    names: dict[Any, str] = dict(model.config.id2label or {})
     return tuple(str(names[i]) for i in sorted(names))

@@ -172,7 +172,7 @@ def _open(
         tokenizer = AutoTokenizer.from_pretrained(base, **trust)
         old = AutoConfig.from_pretrained(base, **trust)
         config = AutoConfig.from_pretrained(base, **trust, **head.settings())
-        with _quiet_loading():
+        with _quiet():
             model = HEADS[head.kind].from_pretrained(base, config=config, **loading)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -215,8 +215,9 @@ def _write(
     partial = out.parent / f".{out.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    with _quiet():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
     (partial / "plait.json").write_text(json.dumps({"made_by": "finetune", **report}, indent=2) + "\n")
     if overwrite and out.exists():
         shutil.rmtree(out)
@@ -255,8 +256,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Silences the table of new head parameters: a new head is what fine-tuning asks for."""
+def _quiet() -> Iterator[None]:
+    """Silences bars, and the table of new parameters: a new head is what fine-tuning asks for."""
     log = logging.getLogger("transformers")
     level, bars = log.level, transformers_logging.is_progress_bar_enabled()
     log.setLevel(logging.ERROR)

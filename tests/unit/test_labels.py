@@ -1,0 +1,117 @@
+"""Labels reach the head's positions by name or index, or the error names every one that does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from plait.data import Examples, align_labels
+from plait.data.labels import names_in
+from plait.errors import DataError
+
+GENERIC = ("LABEL_0", "LABEL_1")
+
+
+def labelled(labels, names=None, kind="sequence_classification"):
+    texts = tuple(("w",) * len(y) if kind == "token_classification" else "w" for y in labels)
+    return Examples(texts, labels=tuple(labels), label_names=names, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "head", "expected"),
+    [
+        (("pos", "neg"), None, ("neg", "pos"), (1, 0)),
+        (("Pos", "NEG"), None, ("neg", "pos"), (1, 0)),
+        ((0, 1), ("pos", "neg"), ("neg", "pos"), (1, 0)),
+        ((0, 1), None, ("neg", "pos"), (0, 1)),
+        ((0, 1), ("pos", "neg"), GENERIC, (0, 1)),
+        ((0, 1), GENERIC, ("neg", "pos"), (0, 1)),
+        ((0, 1), ("pos", "neg"), None, (0, 1)),
+        ((1.0, 0.0), None, ("neg", "pos"), (1, 0)),
+        (("a", "A"), None, ("A", "a"), (1, 0)),
+    ],
+)
+def test_single_labels(labels, names, head, expected):
+    aligned = align_labels(labelled(labels, names), head, problem_type="single_label_classification")
+    assert aligned.labels == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "head", "message"),
+    [
+        ((0, 2, -1), None, ("a", "b"), r"labels -1; 2 are not the head's; expected 0 to 1 or a, b"),
+        ((0, 5), None, GENERIC, r"labels 5 are not the head's; expected 0 to 1"),
+        (("x", "a", "y"), None, ("a", "b"), r"labels x; y are not the head's; expected 0 to 1 or a, b"),
+        ((0, 1), ("cat", "dog"), ("a", "b"), r"labels cat; dog are not"),
+        ((0, 1, 2), ("x", "y", "z"), GENERIC, r"labels x; y; z are not"),
+        (("A",), None, ("aa", "á"), r"labels A are not"),
+        ((0, "zero"), None, None, r"labels zero are not the head's; expected whole numbers from 0"),
+    ],
+)
+def test_labels_that_are_not_the_heads(labels, names, head, message):
+    with pytest.raises(DataError, match=message):
+        align_labels(labelled(labels, names), head, problem_type="single_label_classification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ((("b", "c"), ()), ((0.0, 1.0, 1.0), (0.0, 0.0, 0.0))),
+        (((0, 2), (1,)), ((1.0, 0.0, 1.0), (0.0, 1.0, 0.0))),
+        (((0, 1, 1), (1, 0, 0)), ((0.0, 1.0, 1.0), (1.0, 0.0, 0.0))),
+        (((0.0, 1.0, 1.0),), ((0.0, 1.0, 1.0),)),
+    ],
+)
+def test_several_labels(labels, expected):
+    aligned = align_labels(labelled(labels), ("a", "b", "c"))
+    assert aligned.labels == expected
+    assert aligned.problem_type == "multi_label_classification"
+
+
+def test_several_labels_out_of_range():
+    with pytest.raises(DataError, match="labels 7 are not the head's; expected 0 to 2"):
+        align_labels(labelled(((0, 7),)), ("a", "b", "c"))
+
+
+def test_numbers():
+    assert align_labels(labelled((1, 2.5)), None, problem_type="regression").labels == (1.0, 2.5)
+    with pytest.raises(
+        DataError, match=r"needs finite numbers; found others in row 1 \(inf\); row 2 \('x'\)"
+    ):
+        align_labels(labelled((1, float("inf"), "x")), None, problem_type="regression")
+
+
+def test_tags_keep_the_ignored_ones():
+    tags = labelled((("P", -100), ("O",)), kind="token_classification")
+    assert align_labels(tags, ("O", "P")).labels == ((1, -100), (0,))
+
+
+def test_unlabelled_examples_stay_as_they_are():
+    examples = Examples(("a",))
+    assert align_labels(examples, ("x",)) is examples
+
+
+def test_data_for_another_head():
+    with pytest.raises(
+        DataError, match="holds data for sequence classification; the head is for token classification"
+    ):
+        align_labels(labelled((0,)), ("x",), kind="token_classification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "declared", "names"),
+    [
+        ((0, 1), ("n", "p"), ("n", "p")),
+        (("b", "a"), None, ("a", "b")),
+        ((0, 2), None, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ((0.5,), None, None),
+        (((0, 1, 1),), None, ("LABEL_0", "LABEL_1", "LABEL_2")),
+        ((("x",), ("y", "x")), None, ("x", "y")),
+    ],
+)
+def test_names_of_a_new_head(labels, declared, names):
+    assert names_in(labelled(labels, declared)) == names
+
+
+def test_only_tags_may_be_ignored():
+    with pytest.raises(DataError, match="labels -100 are not the head's"):
+        align_labels(labelled((0, -100)), ("a", "b"))

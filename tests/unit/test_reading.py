@@ -1,0 +1,288 @@
+"""Every kind of data that `read_examples` takes, and what it says of those it does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import datasets
+import pandas as pd
+import pytest
+
+from plait.data import Examples, read_examples
+from plait.errors import DataError
+
+TEXTS = ["a good film", "1984", 'say "no", twice']
+LABELS = [1, 0, 1]
+NAMES = ("neg", "pos")
+CLASSES = datasets.Features(
+    {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(NAMES))}
+)
+
+
+def dataset() -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": TEXTS, "label": LABELS}, features=CLASSES)
+
+
+def written(folder, suffix):
+    path = folder / f"train{suffix}"
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    match suffix:
+        case ".parquet":
+            dataset().to_parquet(path)
+        case ".csv" | ".tsv":
+            pd.DataFrame(rows).to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
+        case ".json":
+            path.write_text(json.dumps(rows))
+        case ".jsonl" | ".ndjson":
+            path.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson"])
+def test_files_hold_the_same_examples(tmp_path, suffix):
+    examples = read_examples(written(tmp_path, suffix))
+    assert examples.texts == tuple(TEXTS)
+    assert examples.labels == tuple(LABELS)
+    assert examples.label_names == (NAMES if suffix == ".parquet" else None)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text": TEXTS, "label": LABELS},
+        (TEXTS, LABELS),
+        [{"sentence": text, "Label": label} for text, label in zip(TEXTS, LABELS, strict=True)],
+        pd.DataFrame({"content": TEXTS, "class": LABELS}),
+        Examples(tuple(TEXTS), labels=tuple(LABELS)),
+    ],
+    ids=["columns", "tuple", "rows", "frame", "examples"],
+)
+def test_memory_holds_the_same_examples(data):
+    examples = read_examples(data)
+    assert (examples.texts, examples.labels) == (tuple(TEXTS), tuple(LABELS))
+
+
+def test_datasets_keep_their_label_names(tmp_path):
+    for data in (dataset(), datasets.DatasetDict({"train": dataset()})):
+        assert read_examples(data).label_names == NAMES
+    datasets.DatasetDict({"train": dataset(), "test": dataset()}).save_to_disk(tmp_path / "saved")
+    assert read_examples(tmp_path / "saved", split="test").label_names == NAMES
+
+
+def test_lists_of_declared_labels_keep_their_names():
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "P"])),
+        }
+    )
+    data = datasets.Dataset.from_dict({"tokens": [["go", "john"]], "ner_tags": [[0, 1]]}, features=features)
+    examples = read_examples(data)
+    assert examples.kind == "token_classification"
+    assert (examples.texts, examples.labels) == ((("go", "john"),), ((0, 1),))
+    assert examples.label_names == ("O", "P")
+
+
+def test_texts_alone_have_no_labels(tmp_path):
+    path = tmp_path / "plain.txt"
+    path.write_text("one\n\ntwo\n")
+    assert read_examples(path).texts == ("one", "two")
+    assert read_examples(["one", "two"]).labels is None
+
+
+def test_pairs_are_found():
+    examples = read_examples({"premise": ["a"], "hypothesis": ["b"], "label": ["yes"]})
+    assert (examples.texts, examples.pairs, examples.labels) == (("a",), ("b",), ("yes",))
+
+
+def test_named_columns_win():
+    data = {"text": ["a"], "body": ["b"], "label": [0], "stars": [4.5]}
+    examples = read_examples(data, text="body", label="stars")
+    assert (examples.texts, examples.labels, examples.problem_type) == (("b",), (4.5,), "regression")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [{"text": ["b"], "answer_start": [2]}, [{"text": "b", "answer_start": 2}]],
+    ids=["lists", "rows"],
+)
+def test_questions_are_found(answers):
+    examples = read_examples([{"question": "what?", "context": "a b c", "answers": answers}])
+    assert examples.kind == "question_answering"
+    assert (examples.texts, examples.pairs, examples.labels) == (("what?",), ("a b c",), ((("b", 2),),))
+
+
+def test_a_folder_of_splits(tmp_path):
+    written(tmp_path, ".csv")
+    assert len(read_examples(tmp_path)) == 3
+    (tmp_path / "test.csv").write_text("text,label\nx,0\n")
+    assert read_examples(tmp_path, split="test").texts == ("x",)
+    assert read_examples(f"{tmp_path}@test").texts == ("x",)
+    with pytest.raises(DataError, match="has the splits test, train; say which one"):
+        read_examples(tmp_path)
+    with pytest.raises(DataError, match=r"no split 'tets' \(did you mean 'test'\? known: test, train\)"):
+        read_examples(tmp_path, split="tets")
+
+
+def test_published_test_splits_are_unlabelled():
+    hidden = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]}, features=CLASSES)
+    assert read_examples(hidden).labels is None
+
+
+def test_a_sample_is_fixed_by_its_seed_and_keeps_the_order():
+    data = [f"text {i}" for i in range(50)]
+    once, again, other = (read_examples(data, limit=9, seed=seed).texts for seed in (1, 1, 2))
+    assert once == again != other
+    assert list(once) == sorted(once, key=data.index)
+    assert read_examples(data, limit=99).texts == tuple(data)
+
+
+def test_the_fingerprint_sees_every_part():
+    base = Examples(("a", "b"), labels=(0, 1))
+    others = [
+        Examples(("b", "a"), labels=(0, 1)),
+        Examples(("a", "b"), labels=(1, 0)),
+        Examples(("a", "b")),
+        Examples(("a", "b"), pairs=("0", "1")),
+        Examples(("a", "b"), labels=(0, 1), label_names=("x", "y")),
+        Examples(("ab",), labels=(0, 1)),
+    ]
+    prints = [example.fingerprint for example in [base, *others]]
+    assert len(set(prints)) == len(prints)
+    assert base.fingerprint == Examples(("a", "b"), labels=(0, 1), source="elsewhere").fingerprint
+
+
+def test_the_fingerprint_is_the_same_in_every_process():
+    code = "from plait.data import Examples; print(Examples(('a',), labels=(0,)).fingerprint)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == Examples(("a",), labels=(0,)).fingerprint
+
+
+def test_no_text_column(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("utterance,intent\nhello,greet\n")
+    with pytest.raises(
+        DataError, match=r"x.csv: no text column; found columns utterance, intent; expected one of"
+    ):
+        read_examples(path)
+
+
+def test_wrong_column_name():
+    with pytest.raises(
+        DataError, match=r"no column label='labell'; found columns text, label .*did you mean 'label'"
+    ):
+        read_examples({"text": ["a"], "label": [0]}, label="labell")
+
+
+def test_empty_data(tmp_path):
+    path = tmp_path / "empty.csv"
+    path.write_text("text,label\n")
+    for data in (path, {"text": []}, []):
+        with pytest.raises(DataError, match="no examples; expected at least one row"):
+            read_examples(data)
+
+
+def test_missing_texts_are_named():
+    with pytest.raises(
+        DataError, match=r"column 'text' must hold text; .*row 1 \(missing\); row 2 \(int 3\)"
+    ):
+        read_examples({"text": ["a", None, 3]})
+
+
+def test_missing_labels_are_named():
+    with pytest.raises(DataError, match=r"column 'label' has no label in 2 rows \(rows 1; 2\)"):
+        read_examples({"text": ["a", "b", "c"], "label": [1, None, float("nan")]})
+
+
+def test_missing_file(tmp_path):
+    for origin in (tmp_path / "no.parquet", "no.csv", "./no/folder", "a/b/c"):
+        with pytest.raises(DataError, match="no such file or folder"):
+            read_examples(origin)
+
+
+def test_unknown_kind_of_file(tmp_path):
+    path = tmp_path / "data.xlsx"
+    path.touch()
+    with pytest.raises(DataError, match=r"unknown kind of file '.xlsx'; expected .parquet, .csv"):
+        read_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.parquet", b"not parquet at all", "cannot be read as parquet"),
+        ("x.json", b"{broken", "cannot be read as json"),
+        ("x.json", b"3", "holds a int; expected a list of rows"),
+        ("x.jsonl", b'{"text": "a"}\n{oops', "line 2"),
+        ("x.csv", b"text,label\na,1\nb\n", r"1 rows do not have 2 columns, first near line 3"),
+        ("x.txt", b"\xff\xfe\x00", "cannot be read as txt"),
+    ],
+)
+def test_corrupt_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_examples(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(DataError, match=r"no data files; expected files such as train.parquet"):
+        read_examples(tmp_path)
+
+
+def test_uneven_columns():
+    with pytest.raises(DataError, match="columns differ in length: text 2, label 1"):
+        read_examples({"text": ["a", "b"], "label": [0]})
+
+
+def test_uneven_tags():
+    with pytest.raises(DataError, match=r"words and tags differ in number in row 0 \(2 words, 1 tags\)"):
+        read_examples({"tokens": [["a", "b"]], "tags": [[0]]})
+
+
+def test_empty_words():
+    with pytest.raises(DataError, match="needs a non-empty list of words in row 1"):
+        read_examples({"tokens": [["a"], []], "tags": [[0], []]})
+
+
+def test_wrong_answers():
+    data = {"question": ["q"], "context": ["c"], "answers": [{"text": ["c"]}]}
+    with pytest.raises(DataError, match=r"row 0 of column 'answers' is .*; expected text and answer_start"):
+        read_examples(data)
+
+
+def test_mixed_rows():
+    with pytest.raises(DataError, match="row 1 is a str; expected texts alone, or one dict a row"):
+        read_examples([{"text": "a"}, "b"])
+
+
+def test_something_else_altogether():
+    with pytest.raises(DataError, match="data is a int; expected a path"):
+        read_examples(3)
+
+
+def test_a_hub_name_that_cannot_be_loaded(monkeypatch):
+    def offline(*_args):
+        raise ConnectionError("no network\nhere")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(
+        DataError, match=r"owner/name: no such file or folder, and no data set .* no network here"
+    ):
+        read_examples("owner/name")
+
+
+def test_a_hub_name_with_config_and_split(monkeypatch):
+    calls = []
+
+    def load(*arguments):
+        calls.append(arguments)
+        return datasets.DatasetDict({"train": dataset(), "validation": dataset()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    examples = read_examples("owner/name:sst2@validation")
+    assert calls == [("owner/name", "sst2")]
+    assert (examples.label_names, examples.source) == (NAMES, "owner/name:sst2@validation")

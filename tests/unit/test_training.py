@@ -1,0 +1,219 @@
+"""Fine-tuning: every head learns, equal seeds give equal weights, a cut run ends where a whole one does."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from plait.data import encode, read_examples
+from plait.errors import DataError, OutputError, PlaitError, SourceError
+from plait.evaluation import evaluate_model
+from plait.training import Schedule, finetune, train
+from plait.training.loop import Sampler
+from tests.models import save, texts, tiny, tiny_tokenizer
+
+WORDS = texts(24)
+GOOD = [int("good" in text or "bright" in text or "the" in text) for text in WORDS]
+QUICK = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "checkpoints": False}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save(tiny("bert", "body"), tmp_path_factory.mktemp("base"))
+
+
+def weights(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+DATA = {
+    "sequence": {"text": WORDS, "label": ["yes" if good else "no" for good in GOOD]},
+    "regression": {"text": WORDS, "label": [float(good) for good in GOOD]},
+    "multi_label": {"text": WORDS, "label": [["a"] if good else ["a", "b"] for good in GOOD]},
+    "token": {"tokens": [t.split() for t in WORDS], "tags": [[w[0] for w in t.split()] for t in WORDS]},
+    "qa": {
+        "question": ["who?"] * 24,
+        "context": WORDS,
+        "answers": [{"text": [t.split()[0]], "answer_start": [0]} for t in WORDS],
+    },
+}
+
+
+@pytest.mark.parametrize("head", DATA)
+def test_every_head_learns(base, tmp_path, head):
+    report = finetune(
+        base, DATA[head], tmp_path / "out", validation=DATA[head], score=evaluate_model, **QUICK
+    )
+    losses = [entry["loss"] for entry in report["losses"]]
+    assert losses[-1] < losses[0]
+    assert report["validation"]
+    assert report["data"]["examples"] == 24
+    record = json.loads((tmp_path / "out" / "plait.json").read_text())
+    assert record["base"] == str(base)
+    assert record["made_by"] == "finetune"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_checkpoint_is_an_ordinary_one(base, tmp_path):
+    finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "no", 1: "yes"}
+    assert model.config.problem_type == "single_label_classification"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer(WORDS[0]).input_ids == tiny_tokenizer("bert")(WORDS[0]).input_ids
+
+
+def test_equal_seeds_give_equal_weights(base, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(hash(name) % 100)
+        finetune(base, DATA["sequence"], tmp_path / name, seed=seed, **QUICK)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_the_callers_random_states_come_back(base, tmp_path):
+    def draw():
+        return torch.rand(1).item(), np.random.rand()  # noqa: NPY002
+
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    expected = draw()
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
+    assert draw() == expected
+
+
+class Cut(Exception):
+    """Stands for a power cut."""
+
+
+def test_a_resumed_run_ends_where_a_whole_one_does(base, tmp_path, monkeypatch):
+    options = {**QUICK, "epochs": 3, "checkpoints": True}
+    finetune(base, DATA["sequence"], tmp_path / "whole", **options)
+
+    from plait.training import loop
+
+    compute = loop.ObjectiveTrainer.compute_loss
+
+    def cut_in_the_second_epoch(self, *arguments, **more):
+        if self.state.global_step == 4:
+            raise Cut
+        return compute(self, *arguments, **more)
+
+    monkeypatch.setattr(loop.ObjectiveTrainer, "compute_loss", cut_in_the_second_epoch)
+    with pytest.raises(Cut):
+        finetune(base, DATA["sequence"], tmp_path / "cut", **options)
+    monkeypatch.setattr(loop.ObjectiveTrainer, "compute_loss", compute)
+    assert not (tmp_path / "cut").exists()
+    assert (tmp_path / ".cut.training" / "checkpoint-3").is_dir()
+    finetune(base, DATA["sequence"], tmp_path / "cut", resume=True, **options)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_terms_of_an_objective_are_summed_and_logged(tmp_path):
+    model, tokenizer = tiny("bert"), tiny_tokenizer("bert")
+    encoded = encode(read_examples((WORDS, GOOD)), tokenizer)
+    seen = []
+
+    def objective(model, batch):
+        task = model(**batch).loss
+        seen.append(float(task.detach()))
+        return {"task": task, "size": 0.1 * model.classifier.weight.square().sum()}
+
+    log = train(model, encoded, tmp_path, objective=objective, schedule=Schedule(epochs=1, batch_size=24))
+    first = next(entry for entry in log if "loss/task" in entry)
+    assert first["loss/task"] == pytest.approx(seen[0])
+    assert first["loss"] == pytest.approx(first["loss/task"] + first["loss/size"], rel=1e-5)
+
+
+def test_a_diverging_run_says_so(base, tmp_path):
+    with pytest.raises(DataError, match=r"training diverged before step .*task .*lower learning_rate"):
+        finetune(base, DATA["regression"], tmp_path / "out", **{**QUICK, "learning_rate": 1e30, "epochs": 9})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_order_is_that_of_seed_and_epoch():
+    sampler = Sampler(list(range(100, 0, -1)), 8, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(100))
+    assert first != second
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    batches = [first[i : i + 8] for i in range(0, 96, 8)]
+    assert max(max(batch) - min(batch) for batch in batches) < 12
+
+
+def test_an_old_head_of_other_labels_is_drawn_again(tmp_path):
+    old = save(tiny("bert", "sequence"), tmp_path / "old")
+    still = {**QUICK, "learning_rate": 0.0, "epochs": 1}
+    names = [f"sequence-{i}" for i in range(3)]
+    data = {"text": WORDS[:3], "label": names}
+    finetune(old, data, tmp_path / "kept", labels=names, **still)
+    finetune(old, {"text": WORDS[:3], "label": ["x", "y", "z"]}, tmp_path / "new", **still)
+    before, kept, new = (weights(tmp_path / name) for name in ("old", "kept", "new"))
+    assert kept["classifier.weight"].equal(before["classifier.weight"])
+    assert not new["classifier.weight"].equal(before["classifier.weight"])
+    assert new["bert.encoder.layer.0.output.dense.weight"].equal(
+        before["bert.encoder.layer.0.output.dense.weight"]
+    )
+
+
+def test_whole_numbers_can_be_regressed(base, tmp_path):
+    finetune(base, (WORDS, GOOD), tmp_path / "out", problem_type="regression", **QUICK)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert (config.num_labels, config.problem_type) == (1, "regression")
+
+
+def test_output_that_exists_stays(base, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").touch()
+    with pytest.raises(OutputError, match=r"out: exists; .*--overwrite"):
+        finetune(base, DATA["sequence"], out, **QUICK)
+    assert [path.name for path in out.iterdir()] == ["precious"]
+    finetune(base, DATA["sequence"], out, overwrite=True, **QUICK)
+    assert (out / "config.json").exists()
+
+
+def test_output_that_is_a_file(base, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match="is a file; expected a folder"):
+        finetune(base, DATA["sequence"], tmp_path / "out", overwrite=True, **QUICK)
+
+
+def test_data_that_cannot_train(base, tmp_path):
+    with pytest.raises(DataError, match="has no labels; expected a label column to train on"):
+        finetune(base, WORDS, tmp_path / "out", **QUICK)
+    with pytest.raises(DataError, match=r"labels maybe are not the head's; expected 0 to 1 or no, yes"):
+        finetune(base, (WORDS[:2], ["yes", "maybe"]), tmp_path / "out", labels=["no", "yes"], **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_none(tmp_path):
+    with pytest.raises(SourceError, match="nowhere: cannot be opened as a model to fine-tune"):
+        finetune(tmp_path / "nowhere", DATA["sequence"], tmp_path / "out", **QUICK)
+
+
+def test_accelerate_may_be_missing(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PlaitError, match=r"needs accelerate.*pip install 'plait\[train\]'"):
+        finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
+
+
+def test_nothing_is_printed(base, tmp_path, capfd, caplog):
+    caplog.set_level(logging.WARNING)
+    finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
