@@ -1,1 +1,40 @@
-"""Weave several fine-tuned language models into one."""
+"""Weave several fine-tuned language models into one.
+
+    merged = plait.merge({"sst2": "ckpt/sst2", "trec": "ckpt/trec"}, data={"sst2": "sst2.parquet", …}, out="merged")
+    merged.predict(["What a film!"])          # every task from one encoder pass
+
+The names below are imported when first used, so that `import plait` stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from plait.api import estimate, evaluate, export, finetune, inspect, load, merge, methods, run
+    from plait.errors import PlaitError
+
+__version__ = "0.1.0"
+__all__ = [
+    "PlaitError",
+    "estimate",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "merge",
+    "methods",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'plait' has no attribute {name!r}")
+    return getattr(importlib.import_module("plait.errors" if name == "PlaitError" else "plait.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

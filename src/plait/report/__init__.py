@@ -1,0 +1,1 @@
+"""Scores and the model card: what a result says of itself."""

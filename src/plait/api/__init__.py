@@ -1,0 +1,33 @@
+"""What Plait does, as functions: the command line calls these and prints what they return."""
+
+from plait.api.evaluating import evaluate
+from plait.api.exporting import export
+from plait.api.inspecting import inspect, methods
+from plait.api.merging import merge, run
+from plait.api.planning import check
+from plait.api.statistics import estimate
+from plait.api.training import finetune
+from plait.merging.merged import Merged
+
+
+def load(folder: str) -> Merged:
+    """Returns a merged checkpoint: `.tasks`, `.task(name)`, `.predict(texts, task=…)`, `.tokenizer`, `.manifest`.
+
+    Raises:
+        SourceError: not a merged checkpoint, or a damaged one.
+    """
+    return Merged(folder)
+
+
+__all__ = [
+    "check",
+    "estimate",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "load",
+    "merge",
+    "methods",
+    "run",
+]

@@ -1,0 +1,37 @@
+"""One task of a merged checkpoint as an ordinary transformers checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plait.checkpoints.writer import atomic_folder
+from plait.errors import RecipeError
+from plait.merging.merged import Merged, plain_state
+
+
+def export(
+    merged: str | Path | Merged, out: str | Path, *, task: str | None = None, overwrite: bool = False
+) -> Path:
+    """Returns the folder written: a checkpoint that `AutoModel…from_pretrained` and `pipeline` read without Plait.
+
+    Args:
+        merged: a merged checkpoint.
+        out: the folder to write.
+        task: which task; may be left out when there is only one.
+        overwrite: whether an existing output is replaced.
+
+    Raises:
+        SourceError: not a merged checkpoint.
+        RecipeError: no such task, or several and none chosen.
+        OutputError: the output exists.
+    """
+    source = merged if isinstance(merged, Merged) else Merged(merged)
+    if task is None and len(source.tasks) != 1:
+        raise RecipeError(
+            f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
+        )
+    model = source.task(task or source.tasks[0])
+    with atomic_folder(Path(out), overwrite=overwrite) as folder:
+        model.save_pretrained(folder, state_dict=plain_state(model))
+        source.tokenizer.save_pretrained(folder)
+    return Path(out)

@@ -1,0 +1,242 @@
+"""The merge, stage by stage: open > align > estimate > combine > write > evaluate > report."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.api.planning import Plan, check_output, plan
+from plait.api.statistics import gather
+from plait.api.writing import write_checkpoint
+from plait.checkpoints.writer import atomic_folder
+from plait.errors import RecipeError, did_you_mean
+from plait.merging.manifest import Manifest, Task
+from plait.merging.merged import Merged
+from plait.recipe import ESTIMATION, MergeRecipe, parse_recipe, read_recipe
+from plait.report.card import model_card
+from plait.statistics import Statistics
+
+logger = logging.getLogger("plait")
+
+
+def merge(
+    sources: Mapping[str, Any],
+    *,
+    out: str | Path,
+    method: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, str | Path] | None = None,
+    base: str | Path | None = None,
+    weights: Mapping[str, float] | None = None,
+    tasks: Mapping[str, str] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Merged:
+    """Returns one checkpoint made of several, written to `out`.
+
+    Args:
+        sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe.
+        out: the folder to write.
+        method: a rule of `plait.methods()`; default see docs/merging.md: `fisher` where data or statistics are given
+            for all sources, else `average`.
+        data: name -> labelled data of that source: a file, a `datasets.Dataset`, or columns.
+        statistics: name -> statistics saved by `plait.estimate`, instead of data.
+        base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.
+        weights: name -> λ, 1 where not given.
+        tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
+        evaluate: task -> labelled data to score the result and its sources on.
+        dtype: of the output; default that of the sources.
+        max_shard_size: such as `5GB`.
+        trust_remote_code: whether a source may run its own code; never unless asked.
+        overwrite: whether an existing output is replaced, once the new one is complete.
+        options: `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`, `max_length`, `seed`,
+            and the options of the method.
+
+    Raises:
+        PlaitError: anything a user can mend; nothing has been written then.
+    """
+    recipe, objects = merge_recipe(
+        sources,
+        out=out,
+        method=method,
+        data=data,
+        statistics=statistics,
+        base=base,
+        weights=weights,
+        tasks=tasks,
+        evaluate=evaluate,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        trust_remote_code=trust_remote_code,
+        options=options,
+    )
+    return run_merge(recipe, data=objects, overwrite=overwrite)
+
+
+def merge_recipe(
+    sources: Mapping[str, Any],
+    *,
+    out: str | Path,
+    method: str | None,
+    data: Mapping[str, Any] | None,
+    statistics: Mapping[str, str | Path] | None,
+    base: str | Path | None,
+    weights: Mapping[str, float] | None,
+    tasks: Mapping[str, str] | None,
+    evaluate: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    **settings: Any,
+) -> tuple[MergeRecipe, dict[str, Any]]:
+    """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
+    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks)
+    files, objects = split_data(described, data or {})
+    content = {
+        "sources": {
+            n: {**spec, **({"data": files[n]} if n in files else {})} for n, spec in described.items()
+        },
+        "base": None if base is None else str(base),
+        "output": str(out),
+        "evaluate": dict(evaluate or {}),
+        **settings,
+    }
+    recipe = parse_recipe(content, "merge")
+    if method is None and not options:
+        return recipe, objects
+    name = method or ("fisher" if "importance" in options else recipe.resolved_method(objects).name)
+    return parse_recipe({**content, "method": {"name": name, **options}}, "merge"), objects
+
+
+def describe_sources(
+    sources: Mapping[str, Any], **extras: Mapping[str, Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Returns sources as recipe entries, with statistics, weights and tasks put in theirs.
+
+    Raises:
+        RecipeError: an extra for a source that does not exist (did you mean).
+    """
+    described = {n: dict(s) if isinstance(s, Mapping) else {"model": str(s)} for n, s in sources.items()}
+    for kind, values in extras.items():
+        key = kind if kind == "statistics" else kind.removesuffix("s")
+        for name, value in (values or {}).items():
+            if name not in described:
+                raise RecipeError(f"{key} for unknown source {name!r}{did_you_mean(name, described)}")
+            described[name][key] = str(value) if isinstance(value, Path) else value
+    return described
+
+
+def split_data(
+    described: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the data that a recipe can name (files, specifications) and the data that lives in memory."""
+    files = {
+        name: value
+        for name, value in data.items()
+        if name in described
+        and (isinstance(value, str | Path) or (isinstance(value, Mapping) and "path" in value))
+    }
+    return files, {name: value for name, value in data.items() if name not in files}
+
+
+def as_recipe(recipe: str | Path | Mapping[str, Any] | MergeRecipe) -> MergeRecipe:
+    """Returns a recipe from a YAML file, a mapping or a recipe."""
+    if isinstance(recipe, MergeRecipe):
+        return recipe
+    return read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
+
+
+def run(recipe: str | Path | Mapping[str, Any] | MergeRecipe, *, overwrite: bool = False) -> Merged:
+    """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
+
+    Raises:
+        PlaitError: anything a user can mend; nothing has been written then.
+    """
+    return run_merge(as_recipe(recipe), overwrite=overwrite)
+
+
+def run_merge(
+    recipe: MergeRecipe, *, data: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Merged:
+    """Returns the merge of a recipe, with `data` in memory for the sources whose recipe names no file."""
+    check_output(recipe.output, overwrite=overwrite)
+    job = plan(recipe, data)
+    logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), job.rule.name)
+    statistics = gather(job)
+    with atomic_folder(Path(recipe.output), overwrite=overwrite) as folder:
+        digests = write_checkpoint(job, statistics, folder)
+        finish(job, statistics, digests, folder)
+    return Merged(recipe.output)
+
+
+def finish(job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str], folder: Path) -> None:
+    """Writes manifest and card into the unfinished output, and scores it where the recipe gives data for it."""
+    manifest = describe_result(job, statistics, digests, {})
+    manifest.write(folder)
+    if job.recipe.evaluate:
+        from plait.api.evaluating import evaluate
+
+        scores = evaluate(folder, dict(job.recipe.evaluate)).to_dict()
+        manifest = describe_result(job, statistics, digests, scores)
+        manifest.write(folder)
+    (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+
+
+def describe_result(
+    job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str], scores: Mapping[str, Any]
+) -> Manifest:
+    """Returns the manifest of a merge: tasks, sources with digests, the resolved recipe, versions, scores."""
+    resolved = job.recipe.model_copy(update={"method": job.method})
+    sources = {
+        s.name: {
+            "origin": s.origin,
+            "revision": s.revision,
+            "digest": digests[s.name],
+            "architecture": s.architecture,
+        }
+        for s in job.sources
+    }
+    if job.alignment.base is not None:
+        sources["(base)"] = {"origin": job.alignment.base.origin, "digest": job.alignment.base.digest}
+    return Manifest(
+        tasks={name: describe_task(job, name) for name in job.alignment.tasks},
+        sources=sources,
+        recipe=resolved.model_dump(exclude_none=True, mode="json"),
+        versions=versions(),
+        statistics={name: dict(found.provenance) for name, found in statistics.items()},
+        scores=dict(scores),
+    )
+
+
+def describe_task(job: Plan, task: str) -> Task:
+    """Returns what the manifest says of one task."""
+    members = [job.sources[i] for i in job.alignment.tasks[task]]
+    first = members[0]
+    names = tuple(s.name for s in members)
+    return Task(task, first.architecture, first.kind, first.problem_type, first.labels, names)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that decide the numbers."""
+    from importlib.metadata import version
+
+    import torch
+    import transformers
+
+    import plait
+
+    return {
+        "plait": plait.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "safetensors": version("safetensors"),
+        "python": platform.python_version(),
+    }
+
+
+__all__ = ["ESTIMATION", "as_recipe", "merge", "run", "run_merge"]

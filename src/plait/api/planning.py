@@ -1,0 +1,205 @@
+"""The first two stages of a merge: open the sources and align them; nothing is computed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from plait.checkpoints.align import Alignment, align
+from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.topology import topology
+from plait.errors import OutputError, RecipeError, did_you_mean, listed
+from plait.merging.rule import RULES
+from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
+from plait.registry import Entry
+from plait.statistics import ESTIMATORS, NORMALIZATIONS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated merge: what will be combined, and how."""
+
+    recipe: MergeRecipe
+    method: MethodSpec
+    rule: Entry[Any]
+    alignment: Alignment
+    data: Mapping[str, Any]
+
+    @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        """Returns the opened sources in order."""
+        return tuple(self.alignment.sources)
+
+    @property
+    def estimator(self) -> str | None:
+        """Returns the statistic that the rule needs: an importance, `gram`, or None."""
+        if "grams" in self.rule.inputs:
+            return "gram"
+        return self.method.importance if "importances" in self.rule.inputs else None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as plain data: parameters, bytes, tasks, statistics."""
+        parameters = {name: self._first(name) for name in self.alignment.owners}
+        return {
+            "combine": "merge",
+            "method": self.rule.name,
+            "estimator": self.estimator,
+            "family": self.alignment.family,
+            "sources": {s.name: {"model": s.origin, "architecture": s.architecture} for s in self.sources},
+            "tasks": {
+                task: [self.sources[i].name for i in members]
+                for task, members in self.alignment.tasks.items()
+            },
+            "base": self.alignment.base.origin if self.alignment.base else None,
+            "shared_parameters": sum(prod(h.shape) for h in parameters.values()),
+            "megabytes_read": round(
+                sum(h.end - h.start for s in self.sources for h in s.headers.values()) / 1e6, 2
+            ),
+            "megabytes_written": round(self.megabytes(), 2),
+            "output": self.recipe.output,
+        }
+
+    def _first(self, parameter: str) -> Any:
+        source = self.sources[self.alignment.owners[parameter][0]]
+        return source.header(source.body[parameter])
+
+    def megabytes(self) -> float:
+        """Returns the size of the output: one body and a head per task."""
+        body = (self._first(name) for name in self.alignment.owners)
+        firsts = [self.sources[members[0]] for members in self.alignment.tasks.values()]
+        heads = (s.header(stored) for s in firsts for stored in s.head.values())
+        return sum(h.end - h.start for h in (*body, *heads)) / 1e6
+
+
+def check_method(method: MethodSpec) -> Entry[Any]:
+    """Returns the rule of a method after checking its name, its importance and every option.
+
+    Raises:
+        RecipeError: unknown method, importance, normalisation or option (did you mean), or an option that this
+            method cannot use.
+    """
+    rule = RULES[method.name]
+    unknown = [name for name in method.options if name not in rule.options]
+    if unknown:
+        tails = listed(f"{name!r}{did_you_mean(name, [*rule.options, *ESTIMATION])}" for name in unknown)
+        raise RecipeError(f"method {rule.name} has no option {tails}")
+    uses = {"importances": "importances" in rule.inputs, "grams": "grams" in rule.inputs}
+    if uses["importances"]:
+        if ESTIMATORS[method.importance].name == "gram":
+            raise RecipeError("importance 'gram' belongs to method regmean, not to fisher")
+        if method.normalize not in NORMALIZATIONS:
+            raise RecipeError(
+                f"unknown normalize {method.normalize!r}{did_you_mean(method.normalize, NORMALIZATIONS)}"
+            )
+    given = method.model_fields_set & {"importance", "mapping", "labels", "normalize"}
+    if not uses["importances"] and given:
+        raise RecipeError(
+            f"method {rule.name} uses no importance, so it cannot take {', '.join(sorted(given))}"
+        )
+    return rule
+
+
+def check_output(output: str, *, overwrite: bool) -> None:
+    """Raises `OutputError` when the output exists, or its parent cannot hold it; nothing has been read yet."""
+    target = Path(output)
+    if (target.exists() or target.is_symlink()) and not overwrite:
+        raise OutputError(f"{output} exists: choose another output or pass --overwrite")
+
+
+def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` when data is named for no source, or missing where the method needs it."""
+    strangers = [name for name in data if name not in recipe.sources]
+    if strangers:
+        raise RecipeError(
+            listed(f"data for unknown source {n!r}{did_you_mean(n, recipe.sources)}" for n in strangers)
+        )
+    if not {"importances", "grams"} & set(rule.inputs):
+        return
+    bare = [n for n, s in recipe.sources.items() if not (s.data or s.statistics or n in data)]
+    if bare:
+        raise RecipeError(
+            f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE or "
+            f"--statistics {bare[0]}=FILE, or use --method average, which needs none"
+        )
+
+
+def check_weights(recipe: MergeRecipe) -> None:
+    """Raises `RecipeError` when every λ is zero."""
+    weights = recipe.weights()
+    if weights is not None and not any(weights):
+        raise RecipeError("all weights are 0: give at least one source a positive weight")
+
+
+def check_evaluation(recipe: MergeRecipe) -> None:
+    """Raises `RecipeError` when `evaluate` names a task that the merge does not have."""
+    tasks = set(recipe.tasks().values())
+    strangers = [name for name in recipe.evaluate if name not in tasks]
+    if strangers:
+        raise RecipeError(
+            listed(f"evaluate names unknown task {n!r}{did_you_mean(n, tasks)}" for n in strangers)
+        )
+
+
+def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
+    """Returns the validated plan of a merge; reads headers, configs and tokenizers, no weights.
+
+    Raises:
+        RecipeError: an unknown or unusable method, option, task or weight.
+        SourceError: a source that is missing, corrupt or unsafe.
+        MergeError: sources that cannot become one model; everything that differs is listed.
+    """
+    objects = dict(data or {})
+    method = recipe.resolved_method(objects)
+    rule = check_method(method)
+    check_data(recipe, rule, objects)
+    check_weights(recipe)
+    check_evaluation(recipe)
+    sources = tuple(
+        open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
+        for name, s in recipe.sources.items()
+    )
+    base = None
+    if recipe.base is not None:
+        base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
+    elif "base" in rule.inputs:
+        base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
+    alignment = align(sources, base=base, tasks=recipe.tasks())
+    if "importances" in rule.inputs:
+        places = topology(sources[0].config)
+        for parameter in alignment.owners:
+            places.place(parameter)
+    return Plan(recipe, method, rule, alignment, objects)
+
+
+def recorded_base(sources: tuple[Checkpoint, ...], method: str, *, trust_remote_code: bool) -> Checkpoint:
+    """Returns the base that the sources record.
+
+    Raises:
+        RecipeError: none recorded, or not the same one.
+    """
+    found = sorted({base for s in sources if (base := s.recorded_base) is not None})
+    if len(found) != 1:
+        what = (
+            f"the sources record different bases ({', '.join(found)})"
+            if found
+            else "no source records its base"
+        )
+        raise RecipeError(f"method {method} needs the base model and {what}: give --base")
+    return open_checkpoint(found[0], name="base", trust_remote_code=trust_remote_code)
+
+
+def check(recipe: str | Path | Mapping[str, Any] | MergeRecipe) -> dict[str, Any]:
+    """Returns what a recipe would do, after every check that needs no weights.
+
+    Raises:
+        PlaitError: anything that would stop the run before its first computation.
+    """
+    from plait.api.merging import as_recipe
+
+    return plan(as_recipe(recipe)).describe()
+
+
+__all__ = ["Plan", "check", "check_method", "check_output", "plan", "read_recipe"]

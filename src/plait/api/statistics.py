@@ -1,0 +1,236 @@
+"""Statistics of sources: estimated from data, read from files, or reused when nothing has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.data import Examples, align_labels, batches, read_examples
+from plait.errors import DataError, RecipeError
+from plait.evaluation import head_kind, head_labels, head_problem
+from plait.registry import canonical
+from plait.statistics import ESTIMATORS, Statistics, estimate_statistics, load_statistics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from plait.api.planning import Plan
+
+logger = logging.getLogger("plait")
+
+
+def cache_folder() -> Path:
+    """Returns where statistics are kept for reuse: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PLAIT_CACHE") or Path(home) / "plait") / "statistics"
+
+
+def key(provenance: Mapping[str, Any]) -> str:
+    """Returns the cache key of statistics: a hash of everything that decides them."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(provenance, sort_keys=True, default=str))
+
+
+def gather(job: Plan) -> dict[str, Statistics]:
+    """Returns the statistics that a plan's rule needs, per source; empty when it needs none."""
+    if job.estimator is None:
+        return {}
+    return {source.name: of_source(job, source) for source in job.sources}
+
+
+def of_source(job: Plan, source: Checkpoint) -> Statistics:
+    """Returns one source's statistics: from the file it names, from the cache, or estimated from its data."""
+    spec = job.recipe.sources[source.name]
+    wanted = ESTIMATORS[job.estimator or ""].name
+    if spec.statistics is not None:
+        return from_file(spec.statistics, source, wanted)
+    method = job.method
+    data = job.data.get(source.name, spec.data)
+    examples = read(data, limit=method.examples, seed=method.seed)
+    settings = {
+        "labels": method.labels,
+        "per": method.per,
+        "seed": method.seed,
+        "batch_size": method.batch_size,
+        "max_length": method.max_length,
+    }
+    return cached(source, examples, wanted, settings)
+
+
+def from_file(path: str, source: Checkpoint, estimator: str) -> Statistics:
+    """Returns saved statistics after checking that they are of this source and of the kind the method needs.
+
+    Raises:
+        RecipeError: another estimator.
+        DataError: statistics of other weights.
+    """
+    found = load_statistics(path)
+    if found.estimator != estimator:
+        raise RecipeError(
+            f"{path} holds {found.estimator}, the method needs {estimator}: estimate them again"
+        )
+    digest = found.provenance.get("source")
+    if digest is not None and digest != source.digest:
+        raise DataError(f"{path} was estimated on other weights than {source.origin} (source {source.name})")
+    return found
+
+
+def read(data: Any, *, limit: int | None = None, seed: int = 0) -> Examples:
+    """Returns examples from a recipe's data entry or from data in memory."""
+    columns = getattr(data, "columns", None)
+    if hasattr(data, "path") and callable(columns):
+        return read_examples(data.path, limit=limit, seed=seed, **columns())
+    if isinstance(data, Mapping) and "path" in data:
+        return read_examples(
+            data["path"], limit=limit, seed=seed, **{k: v for k, v in data.items() if k != "path"}
+        )
+    return read_examples(data, limit=limit, seed=seed)
+
+
+def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
+    """Returns statistics from the cache when nothing that decides them has changed, else estimates and keeps them."""
+    provenance = {
+        "estimator": estimator,
+        "source": source.digest,
+        "data": examples.fingerprint,
+        "examples": len(examples),
+        # Only the reproduction `per: batch` depends on the batch size.
+        **{k: v for k, v in settings.items() if k != "batch_size" or settings["per"] == "batch"},
+    }
+    file = cache_folder() / f"{key(provenance)}.safetensors"
+    if file.is_file():
+        logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
+        return load_statistics(file)
+    found = estimated(source.model(), source.tokenizer(), examples, estimator, settings, provenance)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found.save(file)
+    except OSError as error:
+        logger.warning("statistics are not kept for reuse: %s", error)
+    return found
+
+
+def estimated(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Examples,
+    estimator: str,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Statistics:
+    """Returns statistics of a model on examples; labels are aligned with the head by name first."""
+    kind, problem = head_kind(model), None
+    if kind == "sequence_classification":
+        problem = head_problem(model)
+    needs_labels = estimator != "gram" and settings["labels"] == "given"
+    if estimator != "gram" and kind is None:
+        raise DataError(f"{type(model).__name__} has no head: only gram can be estimated without one")
+    if needs_labels:
+        if examples.labels is None:
+            raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+        examples = align_labels(examples, head_labels(model), kind=kind, problem_type=problem)
+    else:
+        examples = examples.unlabelled()
+    inputs = batches(
+        examples,
+        tokenizer,
+        problem_type=problem,
+        batch_size=settings["batch_size"],
+        max_length=settings["max_length"],
+        config=model.config,
+        labels=needs_labels,
+    )
+    return estimate_statistics(
+        model,
+        inputs,
+        estimator=estimator,
+        labels=settings["labels"],
+        per=settings["per"],
+        seed=settings["seed"],
+        provenance=dict(provenance),
+        total=ceil(len(examples) / settings["batch_size"]),
+    )
+
+
+def estimate(
+    model: str | Path | PreTrainedModel,
+    data: Any,
+    *,
+    importance: str = "mask_nodes",
+    labels: str = "given",
+    tokenizer: Any = None,
+    batch_size: int = 16,
+    examples: int | None = None,
+    max_length: int | None = None,
+    per: str = "example",
+    seed: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Statistics:
+    """Returns a model's statistics on data: `.of(parameter)` weighs a parameter, `.save(path)` shares them.
+
+    Args:
+        model: a checkpoint (folder or Hub id) or a transformers model in memory, which is left as it was.
+        data: a file, a `datasets.Dataset`, columns, or `(texts, labels)`.
+        importance: `mask_nodes`, `diagonal`, `block_traces`; or `gram` for RegMean.
+        labels: `given`, `sampled` from the model, or `exact` (the expectation over the model's distribution).
+        tokenizer: needed for a model in memory.
+        batch_size: texts at a time; the result does not depend on it (except for `per="batch"`).
+        examples: a random subset of this size; default all.
+        max_length: tokens a text is cut at.
+        per: `example`; `batch` only to reproduce published numbers.
+        seed: of the subset and of sampled labels.
+        out: a `.safetensors` file to write as well.
+        overwrite: whether an existing `out` is replaced.
+        revision: of a Hub id.
+        trust_remote_code: whether the checkpoint may run its own code.
+
+    Raises:
+        PlaitError: unknown importance or labels, unusable data or model, existing output.
+    """
+    entry = ESTIMATORS[canonical(importance)]
+    if out is not None:
+        check_file(Path(out), overwrite=overwrite)
+    chosen = read(data, limit=examples, seed=seed)
+    settings = {
+        "labels": labels,
+        "per": per,
+        "seed": seed,
+        "batch_size": batch_size,
+        "max_length": max_length,
+    }
+    if isinstance(model, str | Path):
+        source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
+        found = cached(source, chosen, entry.name, settings)
+    elif tokenizer is None:
+        raise RecipeError("a model in memory needs its tokenizer: pass tokenizer=")
+    else:
+        provenance = {
+            "estimator": entry.name,
+            "data": chosen.fingerprint,
+            "examples": len(chosen),
+            **settings,
+        }
+        found = estimated(model, tokenizer, chosen, entry.name, settings, provenance)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def check_file(file: Path, *, overwrite: bool) -> None:
+    """Raises `OutputError` when a file exists or its folder does not."""
+    from plait.errors import OutputError
+
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file} exists: choose another output or pass --overwrite")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file.parent} is not a folder: make it first")

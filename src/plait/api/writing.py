@@ -1,0 +1,139 @@
+"""The stages combine and write: the body's parameters stream to disk, each task's head and config go beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from plait.api.planning import Plan
+from plait.checkpoints.topology import topology
+from plait.checkpoints.writer import save_tensors
+from plait.merging import parts
+from plait.merging.engine import combine, write_merged
+from plait.merging.job import Job, prepare
+from plait.merging.merged import TASKS
+from plait.merging.rule import RULES
+from plait.statistics import Importance, Statistics, as_importance
+
+
+def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Path) -> dict[str, str]:
+    """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
+    dtype = None if job.recipe.dtype is None else getattr(torch, job.recipe.dtype)
+    weightings = weigh(job, statistics)
+    write_merged(folder, jobs(job, weightings, dtype), max_shard_size=job.recipe.max_shard_size)
+    for task in job.alignment.tasks:
+        write_task(job, task, folder / TASKS / task, dtype)
+    body_config(job).save_pretrained(folder)
+    job.sources[0].tokenizer().save_pretrained(folder)
+    return {source.name: source.digest for source in job.sources}
+
+
+def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Importance] | None:
+    """Returns per source what its statistics say of each parameter: importances, or Gram matrices as they are."""
+    if not statistics:
+        return None
+    if job.estimator == "gram":
+        return [statistics[s.name] for s in job.sources]
+    places = topology(job.sources[0].config)
+    method = job.method
+    return [
+        as_importance(statistics[s.name], places, mapping=method.mapping, normalize=method.normalize)
+        for s in job.sources
+    ]
+
+
+def jobs(job: Plan, weightings: Sequence[Importance] | None, dtype: torch.dtype | None) -> list[Job]:
+    """Returns one merge for each group of parameters that the same sources have (not all have a pooler)."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for parameter, owners in job.alignment.owners.items():
+        groups.setdefault(tuple(owners), []).append(parameter)
+    return [group_job(job, owners, names, weightings, dtype) for owners, names in groups.items()]
+
+
+def group_job(
+    job: Plan,
+    owners: tuple[int, ...],
+    names: list[str],
+    weightings: Sequence[Importance] | None,
+    dtype: torch.dtype | None,
+) -> Job:
+    """Returns the merge of the parameters that these sources have; a rule for two models averages where one has it."""
+    every = job.recipe.weights()
+    weights = None if every is None else [every[i] for i in owners]
+    alone = weights is not None and not any(weights)
+    rule = job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners))
+    chosen = None if weightings is None else [weightings[i] for i in owners]
+    return prepare(
+        [parts.body(job.sources[i]) for i in owners],
+        names,
+        rule,
+        weights=None if alone else weights,
+        importances=chosen if "importances" in rule.inputs else None,
+        grams=chosen if "grams" in rule.inputs else None,
+        base=parts.body(job.alignment.base)
+        if job.alignment.base is not None and "base" in rule.inputs
+        else None,
+        options=job.method.options if rule is job.rule else {},
+        dtype=dtype,
+        seed=job.method.seed,
+    )
+
+
+def shrunk(job: Plan, count: int) -> Any:
+    """Returns the plan's rule where it can merge `count` sources, else the average."""
+    wanted = job.rule.facts.get("sources")
+    return job.rule if wanted is None or wanted == count else RULES["average"]
+
+
+def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype | None) -> None:
+    """Writes one task's config and head; sources that share a task have their heads averaged, labels aligned."""
+    folder.mkdir(parents=True)
+    members = job.alignment.tasks[task]
+    sources = [job.sources[i] for i in members]
+    every = job.recipe.weights()
+    weights = None if every is None or not any(every[i] for i in members) else [every[i] for i in members]
+    heads = [parts.head(s, job.alignment.head_rows.get(s.name)) for s in sources]
+    names = list(sources[0].head)
+    if names:
+        save_tensors(folder, dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype)))
+    with_dtype(sources[0].config, dtype).save_pretrained(folder)
+
+
+def body_config(job: Plan) -> PretrainedConfig:
+    """Returns the config of the shared body: an ordinary base model's, without labels or a task's settings."""
+    source = job.sources[0]
+    content = source.config.to_diff_dict()
+    for key in (
+        "architectures",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "_name_or_path",
+        "torch_dtype",
+        "dtype",
+    ):
+        content.pop(key, None)
+    config = type(source.config)(**content)
+    config.architectures = [base_class_name(source)]
+    stored = source.header(next(iter(source.body.values()))).dtype
+    return with_dtype(config, getattr(torch, job.recipe.dtype) if job.recipe.dtype else stored)
+
+
+def with_dtype(config: PretrainedConfig, dtype: torch.dtype | None) -> PretrainedConfig:
+    """Returns a copy of a config that says the dtype of its weights."""
+    copy = type(config)(**config.to_dict())
+    copy.architectures = config.architectures
+    if dtype is not None:
+        copy.dtype = dtype
+    return copy
+
+
+def base_class_name(source: Any) -> str:
+    """Returns the name of the bare encoder's class."""
+    from transformers import AutoModel
+
+    return str(AutoModel._model_mapping[type(source.config)].__name__)

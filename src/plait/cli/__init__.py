@@ -1,0 +1,62 @@
+"""The command line: parse, call the API, print; exit codes 0 fine, 2 the user can fix it, 1 a bug."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from plait.errors import PlaitError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: one `error:` line and 2 for anything the user can fix."""
+    sys.exit(invoke(sys.argv[1:] if arguments is None else arguments))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Returns the exit code of one command line."""
+    import typer
+
+    from plait.cli import looking, making, training  # noqa: F401 - registers their commands
+    from plait.cli.app import app
+
+    configure_logging(quiet="--quiet" in arguments or "-q" in arguments)
+    try:
+        result = app(args=arguments, prog_name="plait", standalone_mode=False)
+    except PlaitError as error:
+        return complain(str(error))
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return complain("interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output (say, `head`) has gone: point stdout elsewhere so that closing it is quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if message := getattr(error, "format_message", None):  # a usage error of the argument parser
+            return complain(message())
+        raise
+    return result if isinstance(result, int) else 0
+
+
+def complain(message: str, code: int = 2) -> int:
+    """Prints one `error:` line on stderr and returns the exit code."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return code
+
+
+def configure_logging(*, quiet: bool) -> None:
+    """Sends our log to stderr, from INFO on (from ERROR on when quiet); libraries speak only of errors."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("plait")
+    ours.handlers[:] = [handler]
+    ours.propagate = False
+    ours.setLevel(logging.ERROR if quiet else logging.INFO)
+    # The libraries' own bars and hints would stand between the lines of a table or a JSON document.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,0 +1,77 @@
+"""Arguments that several commands share, and the parsing of NAME=VALUE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from plait.errors import RecipeError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no notes, only results and errors.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output that exists, once the new one is complete.")
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own code.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
+TextColumn = Annotated[
+    str | None, typer.Option("--text-column", help="Column with the text; default found by name.")
+]
+PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="Column with the second text.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label.")]
+
+Names = Annotated[
+    list[str] | None, typer.Option("--data", help="NAME=FILE: labelled data of a source or task.")
+]
+
+
+def pairs(values: Sequence[str] | None, what: str, convert: Callable[[str], Any] = str) -> dict[str, Any]:
+    """Returns NAME=VALUE arguments as a dictionary in their order.
+
+    Raises:
+        RecipeError: no `=`, an empty side, a name given twice, or a value that does not convert.
+    """
+    found: dict[str, Any] = {}
+    for value in values or ():
+        name, equals, content = value.partition("=")
+        if not (name and equals and content):
+            raise RecipeError(f"{what}: expected NAME=VALUE, found {value!r}")
+        if name in found:
+            raise RecipeError(f"{what}: {name!r} is given twice")
+        try:
+            found[name] = convert(content)
+        except ValueError:
+            raise RecipeError(f"{what}: {content!r} is not a {convert.__name__} (in {value!r})") from None
+    return found
+
+
+def named_or_alone(values: Sequence[str] | None, what: str, names: Sequence[str] | None = None) -> Any:
+    """Returns NAME=FILE arguments as a dictionary, or the only FILE alone.
+
+    A path may contain `=`: what stands before it counts as a name when it looks like one.
+    """
+    every = list(values or ())
+    if not every:
+        raise RecipeError(f"{what}: no data given (expected {what} FILE or {what} TASK=FILE)")
+    head = every[0].partition("=")[0]
+    if len(every) == 1 and ("=" not in every[0] or "/" in head or (names is not None and not names)):
+        return every[0]
+    return pairs(every, what)
+
+
+def spec(path: Any, text: str | None, pair: str | None, label: str | None) -> Any:
+    """Returns a data entry with the columns that were named on the command line."""
+    columns = {"text": text, "text_pair": pair, "label": label}
+    given = {name: value for name, value in columns.items() if value is not None}
+    if not given:
+        return path
+    if isinstance(path, dict):
+        return {name: {"path": value, **given} for name, value in path.items()}
+    return {"path": path, **given}

@@ -1,0 +1,222 @@
+"""Commands that make results: merge, run, check, estimate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli import render
+from plait.cli.app import app
+from plait.cli.arguments import (
+    BatchSize,
+    Json,
+    LabelColumn,
+    MaxLength,
+    Names,
+    Overwrite,
+    PairColumn,
+    Quiet,
+    Revision,
+    Seed,
+    TextColumn,
+    Trust,
+    pairs,
+    spec,
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Returns an option's value with its type: `0.5`, `true`, `global`."""
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT, two or more: a folder or a Hub id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    data: Names = None,
+    method: Annotated[str | None, typer.Option("--method", help="See `plait methods`.")] = None,
+    importance: Annotated[
+        str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
+    ] = None,
+    mapping: Annotated[str | None, typer.Option("--mapping", help="paper or structural.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="given, sampled or exact.")] = None,
+    normalize: Annotated[str | None, typer.Option("--normalize", help="none, mean, l2 or tensor.")] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=1, help="Examples per source for statistics.")
+    ] = None,
+    per: Annotated[
+        str | None, typer.Option("--per", help="example; batch to reproduce published numbers.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Texts at a time.")] = None,
+    max_length: MaxLength = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every random choice.")] = None,
+    options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the method.")] = None,
+    weights: Annotated[list[str] | None, typer.Option("--weight", help="NAME=λ, 1 where not given.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="NAME=TASK: sources that share one task and head.")
+    ] = None,
+    statistics: Annotated[
+        list[str] | None, typer.Option("--statistics", help="NAME=FILE from `plait estimate`.")
+    ] = None,
+    evaluate: Annotated[
+        list[str] | None, typer.Option("--evaluate", help="TASK=FILE to score the result on.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model the sources were fine-tuned from.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; default the sources'.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Such as 5GB.")] = "5GB",
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge fine-tuned checkpoints into one encoder with a head per task."""
+    from plait import api
+    from plait.api.merging import merge_recipe
+    from plait.api.planning import check_output
+
+    chosen = {
+        "importance": importance, "mapping": mapping, "labels": labels, "normalize": normalize, "examples": examples,
+        "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed,
+    }  # fmt: skip
+    recipe, _ = merge_recipe(
+        pairs(sources, "sources"),
+        out=output,
+        method=method,
+        data=spec(pairs(data, "--data"), text_column, text_pair_column, label_column),
+        statistics=pairs(statistics, "--statistics"),
+        base=base,
+        weights=pairs(weights, "--weight", float),
+        tasks=pairs(tasks, "--task"),
+        evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        trust_remote_code=trust_remote_code,
+        options={**{k: v for k, v in chosen.items() if v is not None}, **pairs(options, "--set", parse_yaml)},
+    )
+    if dry_run:
+        check_output(str(output), overwrite=overwrite)
+        show_plan(api.check(recipe), json=json)
+        return
+    show_merged(api.run(recipe, overwrite=overwrite), json=json)
+
+
+def show_plan(plan: dict[str, Any], *, json: bool) -> None:
+    """Prints what a recipe would do."""
+    if json:
+        render.as_json(plan)
+    else:
+        render.facts(plan)
+
+
+def show_merged(merged: Any, *, json: bool) -> None:
+    """Prints where a merged checkpoint lies and what it scored."""
+    manifest = merged.manifest
+    if json:
+        render.as_json({
+            "output": str(merged.folder), "tasks": list(merged.tasks), "method": manifest.recipe["method"],
+            "scores": dict(manifest.scores),
+        })  # fmt: skip
+        return
+    render.line(f"{merged.folder}: one encoder, {len(merged.tasks)} tasks ({', '.join(merged.tasks)})")
+    for name, scores in manifest.scores.get("tasks", {}).items():
+        render.line(f"  {name}: {scores['primary']} {scores['metrics'][scores['primary']]:.3f}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a recipe."""
+    from plait import api
+    from plait.api.planning import check_output
+    from plait.recipe import read_recipe
+
+    parsed = read_recipe(recipe)
+    if dry_run:
+        check_output(parsed.output, overwrite=overwrite)
+        show_plan(api.check(parsed), json=json)
+        return
+    show_merged(api.run(parsed, overwrite=overwrite), json=json)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a recipe: names, sources, shapes, tokenizers, labels; says what it would do."""
+    from plait import api
+
+    show_plan(api.check(recipe), json=json)
+
+
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a folder or a Hub id.")],
+    data: Annotated[str, typer.Option("--data", help="FILE with texts and labels.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors file to write.")],
+    importance: Annotated[
+        str, typer.Option("--importance", help="mask-nodes, diagonal, block-traces, or gram.")
+    ] = "mask_nodes",
+    labels: Annotated[str, typer.Option("--labels", help="given, sampled or exact.")] = "given",
+    examples: Annotated[int, typer.Option("--examples", min=1, help="A random subset of this size.")] = 256,
+    per: Annotated[
+        str, typer.Option("--per", help="example; batch to reproduce published numbers.")
+    ] = "example",
+    batch_size: BatchSize = 16,
+    max_length: MaxLength = None,
+    seed: Seed = 0,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Estimate a checkpoint's statistics: share them instead of the data."""
+    from plait import api
+
+    found = api.estimate(
+        model, spec(data, text_column, text_pair_column, label_column), importance=importance, labels=labels,
+        examples=examples, per=per, batch_size=batch_size, max_length=max_length, seed=seed, out=output,
+        overwrite=overwrite, revision=revision, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    about = {"output": str(output), "estimator": found.estimator, **dict(found.provenance)}
+    if json:
+        render.as_json(about)
+    else:
+        render.facts(about)
+
+
+@app.command()
+def export(
+    merged: Annotated[str, typer.Argument(help="A merged checkpoint.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    task: Annotated[str | None, typer.Option("--task", help="Which task.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one task of a merged checkpoint as an ordinary transformers checkpoint."""
+    from plait import api
+
+    render.line(str(api.export(merged, output, task=task, overwrite=overwrite)))

@@ -1,0 +1,46 @@
+"""What commands print: tables for people, JSON for machines. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def as_json(content: Any) -> None:
+    """Prints plain data as JSON."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def line(text: str) -> None:
+    """Prints one line."""
+    sys.stdout.write(text + "\n")
+
+
+def table(rows: Sequence[Mapping[str, str]], title: str | None = None, right: Sequence[str] = ()) -> None:
+    """Prints rows as a table; columns in `right` are aligned there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left")
+    for column in rows[0]:
+        drawn.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row.values())
+    # Off a terminal the width is unknown: wide enough that no number is folded.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console.print(drawn)
+
+
+def facts(content: Mapping[str, Any], indent: int = 0) -> None:
+    """Prints nested facts, one a line."""
+    for name, value in content.items():
+        start = f"{' ' * indent}{name}: "
+        if isinstance(value, Mapping) and value:
+            line(start.rstrip())
+            facts(value, indent + 2)
+        elif isinstance(value, list | tuple):
+            line(start + (", ".join(map(str, value)) or "–"))
+        elif value not in (None, {}, ""):
+            line(start + str(value))

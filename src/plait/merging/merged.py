@@ -1,0 +1,204 @@
+"""A merged checkpoint: one encoder, a head per task; each task is an ordinary transformers model sharing the encoder.
+
+On disk: `config.json` and `model.safetensors` are an ordinary base-model checkpoint (`AutoModel.from_pretrained` reads
+it); `tasks/<name>/` holds a task's config and head; `plait.json` says what it was made of.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+
+from plait.errors import RecipeError, SourceError, did_you_mean
+from plait.merging.manifest import Manifest, Task, read_manifest
+
+TASKS = "tasks"
+HEAD = "model.safetensors"
+logger = logging.getLogger("plait")
+
+
+class Replay(nn.Module):
+    """Stands in for the encoder and returns an output that was computed before."""
+
+    def __init__(self, config: Any) -> None:
+        """Keeps the config, which some heads ask their encoder for."""
+        super().__init__()
+        self.config = config
+        self.output: Any = None
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """Returns the stored output."""
+        return self.output
+
+
+class Merged:
+    """A merged checkpoint; weights are read when first used."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Opens the folder's manifest.
+
+        Raises:
+            SourceError: not a merged checkpoint.
+        """
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(folder)
+        self._models: dict[str, PreTrainedModel] = {}
+
+    def __repr__(self) -> str:
+        return f"Merged({str(self.folder)!r}, tasks={list(self.tasks)})"
+
+    @property
+    def path(self) -> Path:
+        """Returns the folder it lies in."""
+        return self.folder
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Returns the names of its tasks, in the order of the recipe."""
+        return tuple(self.manifest.tasks)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Returns the tokenizer that all its tasks share."""
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    @cached_property
+    def encoder(self) -> PreTrainedModel:
+        """Returns the shared encoder, in evaluation mode."""
+        return load_encoder(self.folder)
+
+    def about(self, task: str) -> Task:
+        """Returns what is recorded of one task.
+
+        Raises:
+            RecipeError: no such task (did you mean).
+        """
+        if task not in self.manifest.tasks:
+            raise RecipeError(f"{self.folder} has no task {task!r}{did_you_mean(task, self.tasks)}")
+        return self.manifest.tasks[task]
+
+    def task(self, name: str) -> PreTrainedModel:
+        """Returns one task as an ordinary transformers model whose encoder is shared in memory with the others.
+
+        Raises:
+            RecipeError: no such task (did you mean).
+        """
+        about = self.about(name)
+        if about.kind == "body":
+            return self.encoder
+        if name not in self._models:
+            self._models[name] = assemble(self.folder, about, self.encoder)
+        return self._models[name]
+
+    @contextmanager
+    def replayed(self, output: Any) -> Iterator[Mapping[str, PreTrainedModel]]:
+        """Yields every task's model with the encoder replaced by an output computed before; restores them after."""
+        models = {name: self.task(name) for name in self.tasks if self.about(name).kind != "body"}
+        stand_in = Replay(self.encoder.config)
+        stand_in.output = output
+        try:
+            for model in models.values():
+                setattr(model, model.base_model_prefix, stand_in)
+            yield models
+        finally:
+            for model in models.values():
+                setattr(model, model.base_model_prefix, self.encoder)
+
+    def predict(
+        self,
+        texts: str | Sequence[Any],
+        *,
+        task: str | None = None,
+        batch_size: int = 32,
+        max_length: int | None = None,
+    ) -> Any:
+        """Returns predictions for texts (or pairs of texts), in their order.
+
+        Args:
+            texts: one text, a list of texts, or a list of `(text, text_pair)`.
+            task: one task; None computes all tasks from one encoder pass over the texts.
+            batch_size: texts at a time.
+            max_length: tokens a text is cut at; default what the model can take.
+
+        Returns:
+            With `task`, a list with one prediction a text; without, such a list per task name. A prediction is
+            `{"label", "score", "scores"}` for one label, `{"labels", "scores"}` for several, `{"value"}` for
+            regression, a list of `{"word", "label", "score"}` for tokens, `{"answer", "start", "end", "score"}` for
+            questions.
+
+        Raises:
+            RecipeError: no such task.
+            DataError: no text, or something that is not a text.
+        """
+        from plait.merging.predictions import predict
+
+        return predict(self, texts, task=task, batch_size=batch_size, max_length=max_length)
+
+
+def load_encoder(folder: Path) -> PreTrainedModel:
+    """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
+    config = AutoConfig.from_pretrained(folder)
+    stored = stored_names(folder)
+    cls: Any = AutoModel._model_mapping[type(config)]
+    with torch.device("meta"):
+        wanted = cls(config).state_dict().keys()
+    poolerless = any(n.startswith("pooler.") for n in wanted) and not any(
+        n.startswith("pooler.") for n in stored
+    )
+    options = {"add_pooling_layer": False} if poolerless else {}
+    # The dtype that was written, whatever the library's default is.
+    model: PreTrainedModel = cls.from_pretrained(folder, dtype="auto", **options)
+    return model.eval()
+
+
+def stored_names(folder: Path) -> frozenset[str]:
+    """Returns the parameter names in the safetensors files at the top of a folder, from headers alone."""
+    names: set[str] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as handle:
+            names.update(handle.keys())
+    return frozenset(names)
+
+
+def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedModel:
+    """Returns a task's model: its head read from disk around an encoder that is not copied.
+
+    Raises:
+        SourceError: the head's file is missing, damaged or incomplete.
+    """
+    place = folder / TASKS / about.name
+    file = place / HEAD
+    if not file.is_file():
+        raise SourceError(f"{file} is missing: the merged checkpoint is incomplete, merge again")
+    config = AutoConfig.from_pretrained(place)
+    cls: Any = getattr(transformers, about.architecture)
+    with torch.device("meta"):
+        model: PreTrainedModel = cls(config)
+    setattr(model, model.base_model_prefix, encoder)
+    with safe_open(file, "pt") as handle:
+        head = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    model.load_state_dict(head, strict=False, assign=True)
+    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if missing:
+        raise SourceError(
+            f"{file} lacks {', '.join(missing)}: the merged checkpoint is incomplete, merge again"
+        )
+    return model.eval()
+
+
+def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Returns a task's parameters under the names of its own class: a pooler that only other tasks use is dropped."""
+    with torch.device("meta"):
+        own = type(model)(model.config).state_dict().keys()
+    state = model.state_dict()
+    return {name: state[name].contiguous() for name in own}

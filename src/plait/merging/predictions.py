@@ -1,0 +1,191 @@
+"""Predictions of a merged checkpoint: one encoder pass over the texts, then every task's head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.errors import DataError
+from plait.merging.manifest import Task
+from plait.merging.merged import Merged
+from plait.progress import track
+
+logger = logging.getLogger("plait")
+Prediction = Any
+
+
+def predict(merged: Merged, texts: Any, *, task: str | None, batch_size: int, max_length: int | None) -> Any:
+    """Returns predictions in the order of the texts; see `Merged.predict`."""
+    firsts, seconds = split_pairs([texts] if isinstance(texts, str) else texts)
+    names = answerable(merged, task, paired=seconds is not None)
+    results: dict[str, list[Prediction]] = {name: [None] * len(firsts) for name in names}
+    for rows, encoding in track(encoded(merged, firsts, seconds, batch_size, max_length), "predict"):
+        with torch.inference_mode():
+            outputs = forward(merged, names, encoding.tensors)
+        for name in names:
+            about = merged.about(name)
+            for row, prediction in zip(
+                rows, DECODERS[about.kind](about, outputs[name], encoding), strict=True
+            ):
+                results[name][row] = prediction
+    return results if task is None else results[task]
+
+
+def split_pairs(texts: Sequence[Any]) -> tuple[list[str], list[str] | None]:
+    """Returns texts and their pairs (None when there are none).
+
+    Raises:
+        DataError: no text, something that is neither a text nor a pair, or a mixture.
+    """
+    every = list(texts)
+    if not every:
+        raise DataError("no text to predict on: expected a text, a list of texts or of (text, text_pair)")
+    if all(isinstance(t, str) for t in every):
+        return every, None
+    if all(isinstance(t, tuple | list) and len(t) == 2 and all(isinstance(p, str) for p in t) for t in every):
+        return [t[0] for t in every], [t[1] for t in every]
+    odd = next(i for i, t in enumerate(every) if not isinstance(t, str))
+    raise DataError(f"text {odd} is {every[odd]!r}: expected all texts, or all (text, text_pair)")
+
+
+def answerable(merged: Merged, task: str | None, *, paired: bool) -> tuple[str, ...]:
+    """Returns the tasks to compute: the one asked for, else all that these texts can be asked.
+
+    Raises:
+        DataError: a question-answering task asked about single texts, or a task without a head.
+    """
+    names = merged.tasks if task is None else (task,)
+    kinds = {name: merged.about(name).kind for name in names}
+    refused = {n: k for n, k in kinds.items() if k == "body" or (k == "question_answering" and not paired)}
+    for name, kind in refused.items():
+        why = "has no head" if kind == "body" else "needs pairs (question, context)"
+        if task is not None:
+            raise DataError(f"task {name!r} {why}, so it cannot predict on these texts")
+        logger.warning("task %s %s: left out", name, why)
+    if len(refused) == len(names):
+        raise DataError(f"none of the tasks {', '.join(names)} can predict on these texts")
+    return tuple(name for name in names if name not in refused)
+
+
+class Encoded:
+    """One tokenised batch: tensors for the model, and the tokenizer's own view for words and offsets."""
+
+    def __init__(self, encoding: Any, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+        """Keeps the encoding beside the texts it came from."""
+        self.encoding = encoding
+        self.texts = texts
+        self.pairs = pairs
+        self.tensors: dict[str, Tensor] = dict(encoding)
+
+
+def encoded(
+    merged: Merged, texts: list[str], pairs: list[str] | None, batch_size: int, max_length: int | None
+) -> Iterator[tuple[list[int], Encoded]]:
+    """Yields row numbers and their tokenised batch, similar lengths together so that little is padding."""
+    limit = min(
+        merged.tokenizer.model_max_length, getattr(merged.encoder.config, "max_position_embeddings", 512), 512
+    )
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(pairs[i]) if pairs else 0))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        firsts = [texts[i] for i in rows]
+        seconds = [pairs[i] for i in rows] if pairs else None
+        # A question is never cut: its answer lies in the context.
+        cut = (
+            "only_second"
+            if pairs and any(t.kind == "question_answering" for t in merged.manifest.tasks.values())
+            else True
+        )
+        options = {
+            "truncation": cut,
+            "max_length": max_length or limit,
+            "padding": True,
+            "return_tensors": "pt",
+        }
+        yield rows, Encoded(merged.tokenizer(firsts, seconds, **options), firsts, seconds)
+
+
+def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns each task's output; with several tasks the encoder runs once."""
+    if len(names) == 1:
+        return {names[0]: merged.task(names[0])(**tensors)}
+    with merged.replayed(merged.encoder(**tensors)) as models:
+        return {name: models[name](**tensors) for name in names}
+
+
+def decode_sequence(about: Task, output: Any, _: Encoded) -> list[Prediction]:
+    """Returns one prediction a text for a sequence classification head."""
+    logits: Tensor = output.logits.float()
+    if about.problem_type == "regression" or about.labels is None:
+        values = logits.squeeze(-1).tolist()
+        return [{"value": value} for value in values]
+    labels = about.labels
+    if about.problem_type == "multi_label_classification":
+        every = logits.sigmoid().tolist()
+        return [
+            {
+                "labels": [label for label, p in zip(labels, row, strict=True) if p > 0.5],
+                "scores": dict(zip(labels, row, strict=True)),
+            }
+            for row in every
+        ]
+    return [best(labels, row) for row in logits.softmax(-1).tolist()]
+
+
+def best(labels: Sequence[str], row: Sequence[float]) -> dict[str, Any]:
+    """Returns the likeliest label with its probability, and all probabilities."""
+    winner = max(range(len(row)), key=row.__getitem__)
+    return {"label": labels[winner], "score": row[winner], "scores": dict(zip(labels, row, strict=True))}
+
+
+def decode_tokens(about: Task, output: Any, encoded: Encoded) -> list[Prediction]:
+    """Returns a list of words with labels for each text: a word takes the label of its first token."""
+    probabilities = output.logits.float().softmax(-1).tolist()
+    labels = about.labels or ()
+    results = []
+    for row, text in enumerate(encoded.texts):
+        words: list[dict[str, Any]] = []
+        seen: set[int] = set()
+        for position, word in enumerate(encoded.encoding.word_ids(row)):
+            if word is None or word in seen or encoded.encoding.sequence_ids(row)[position] != 0:
+                continue
+            seen.add(word)
+            span = encoded.encoding.word_to_chars(row, word, 0)
+            found = best(labels, probabilities[row][position])
+            words.append(
+                {"word": text[span.start : span.end], "label": found["label"], "score": found["score"]}
+            )
+        results.append(words)
+    return results
+
+
+def decode_answers(_: Task, output: Any, encoded: Encoded) -> list[Prediction]:
+    """Returns the likeliest span of each context, at most 30 tokens long."""
+    begin, end = output.start_logits.float(), output.end_logits.float()
+    results = []
+    for row, context in enumerate(encoded.pairs or ()):
+        inside = torch.tensor([s == 1 for s in encoded.encoding.sequence_ids(row)])
+        if not inside.any():
+            results.append({"answer": "", "start": 0, "end": 0, "score": 0.0})
+            continue
+        p = begin[row].masked_fill(~inside, -torch.inf).softmax(-1)
+        q = end[row].masked_fill(~inside, -torch.inf).softmax(-1)
+        joint = torch.outer(p, q).triu().tril(29)
+        first, last = divmod(int(joint.argmax()), joint.shape[1])
+        start = encoded.encoding.token_to_chars(row, first).start
+        stop = encoded.encoding.token_to_chars(row, last).end
+        results.append(
+            {"answer": context[start:stop], "start": start, "end": stop, "score": float(joint.max())}
+        )
+    return results
+
+
+DECODERS: dict[str, Callable[[Task, Any, Encoded], list[Prediction]]] = {
+    "sequence_classification": decode_sequence,
+    "token_classification": decode_tokens,
+    "question_answering": decode_answers,
+}

@@ -1,0 +1,83 @@
+"""The model card written beside a merged checkpoint: what it is, how to use it, its recipe and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from plait.merging.manifest import Manifest
+
+USE = """```python
+import plait
+
+merged = plait.load("{folder}")
+merged.predict(["Some text."])                 # every task from one encoder pass
+model = merged.task("{task}")                  # an ordinary transformers model
+```
+
+`plait export {folder} --task {task} -o plain` writes an ordinary `transformers` checkpoint of one task."""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Returns the card as Markdown with the front matter that model hubs read."""
+    name = str(manifest.recipe.get("output", "merged"))
+    method = manifest.recipe.get("method", {})
+    parts = [
+        "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
+        f"# {name.rstrip('/').rpartition('/')[2]}",
+        f"{len(manifest.sources)} checkpoints merged with `{method.get('name', 'average')}` by Plait: one encoder, "
+        f"{len(manifest.tasks)} task heads.",
+        "## Use",
+        USE.format(folder=name, task=next(iter(manifest.tasks))),
+        "## Tasks",
+        tasks_table(manifest),
+        *([] if not manifest.scores else ["## Scores", scores_table(manifest.scores)]),
+        "## Sources",
+        sources_table(manifest),
+        "## Recipe",
+        "```yaml\n" + yaml.safe_dump(dict(manifest.recipe), sort_keys=False, allow_unicode=True) + "```",
+        "Made with "
+        + ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
+        + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Returns a Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def tasks_table(manifest: Manifest) -> str:
+    """Returns the tasks with their heads and labels."""
+    rows = [
+        (task.name, task.architecture, ", ".join(task.labels or ("(value)",)), ", ".join(task.sources))
+        for task in manifest.tasks.values()
+    ]
+    return table(("task", "head", "labels", "sources"), rows)
+
+
+def sources_table(manifest: Manifest) -> str:
+    """Returns the sources with their digests."""
+    rows = [(name, str(s["origin"]), str(s.get("digest", ""))) for name, s in manifest.sources.items()]
+    return table(("source", "model", "digest (xxh3-128)"), rows)
+
+
+def scores_table(scores: Mapping[str, Any]) -> str:
+    """Returns the scores with what they are relative to the sources."""
+    rows = []
+    for name, task in scores["tasks"].items():
+        relative = "–" if task["relative"] is None else f"{100 * task['relative']:.1f} %"
+        rows.append(
+            (
+                name,
+                task["primary"],
+                f"{task['metrics'][task['primary']]:.3f}",
+                relative,
+                str(task["examples"]),
+            )
+        )
+    return table(("task", "metric", "score", "relative to source", "examples"), rows)

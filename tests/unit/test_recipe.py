@@ -1,0 +1,103 @@
+"""Recipes: what is accepted, what is refused, and that nothing is loaded to find out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plait.errors import RecipeError
+from plait.recipe import parse_recipe, read_recipe, to_yaml
+
+EXAMPLE = """
+combine: merge
+sources:
+  sst2: {model: ckpt/sst2, data: sst2/train.parquet}
+  trec: {model: ckpt/trec, data: trec/train.parquet}
+method: {name: fisher, importance: mask_nodes, mapping: paper, labels: given, normalize: none, examples: 256}
+output: merged
+"""
+
+
+def test_documented_example_parses(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(EXAMPLE)
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    assert list(recipe.sources) == ["sst2", "trec"]
+    assert recipe.sources["sst2"].data is not None
+    assert recipe.sources["sst2"].data.path == "sst2/train.parquet"
+    assert recipe.resolved_method().importance == "mask_nodes"
+    assert recipe.resolved_method().normalize == "none"
+
+
+def test_yaml_round_trip() -> None:
+    recipe = parse_recipe(yaml.safe_load(EXAMPLE))
+    assert parse_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
+
+
+def test_short_forms_and_dashes() -> None:
+    recipe = parse_recipe({"sources": {"a": "x", "b": "y"}, "method": "task-arithmetic", "output": "o"})
+    assert recipe.sources["a"].model == "x"
+    assert recipe.resolved_method().name == "task_arithmetic"
+
+
+def test_default_method_depends_on_data() -> None:
+    bare = parse_recipe({"sources": {"a": "x", "b": "y"}, "output": "o"})
+    assert bare.resolved_method().name == "average"
+    assert bare.resolved_method({"a": 1, "b": 1}).name == "fisher"
+    half = parse_recipe({"sources": {"a": {"model": "x", "data": "d"}, "b": "y"}, "output": "o"})
+    assert half.resolved_method().name == "average"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"sources": {"a": "x"}}, "output: Field required"),
+        (
+            {"sources": {"a": "x"}, "output": "o", "methd": "average"},
+            "unknown key 'methd' (did you mean 'method'?",
+        ),
+        (
+            {"sources": {"a": {"model": "x", "dta": "d"}}, "output": "o"},
+            "unknown key 'sources.a.dta' (did you mean 'data'?",
+        ),
+        (
+            {"sources": {"a": {"model": "x", "data": {"path": "d", "txt": "t"}}}, "output": "o"},
+            "(did you mean 'text'?",
+        ),
+        ({"sources": {}, "output": "o"}, "sources: Dictionary should have at least 1 item"),
+        (
+            {"combine": "marge", "sources": {"a": "x"}, "output": "o"},
+            "unknown combine 'marge' (did you mean 'merge'?",
+        ),
+        ({"sources": {"a": {"model": "x", "weight": -1}}, "output": "o"}, "sources.a.weight"),
+        ({"sources": {"a": {"model": "x", "weight": float("nan")}}, "output": "o"}, "sources.a.weight"),
+        (
+            {"sources": {"a": "x"}, "output": "o", "method": {"name": "fisher", "mapping": "papr"}},
+            "method.mapping",
+        ),
+        (
+            {"sources": {"a": "x"}, "output": "o", "method": {"name": "fisher", "examples": 0}},
+            "method.examples",
+        ),
+        ("text", "expected a mapping with combine, sources and output, found str"),
+    ],
+)
+def test_refused(content: object, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(content)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"unknown key 'x'.*output"):
+        parse_recipe({"sources": {"a": "m"}, "x": 1})
+
+
+def test_not_a_file_and_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no recipe at"):
+        read_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        read_recipe(tmp_path / "bad.yaml")
