@@ -30,6 +30,9 @@ from transformers import (
     RobertaTokenizer,
     XLMRobertaTokenizer,
 )
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()  # one line per saved model would drown a failing test's output
 
 FAMILIES = (
     "bert", "roberta", "xlm-roberta", "distilbert", "electra", "mpnet", "deberta-v2", "albert", "modernbert",
