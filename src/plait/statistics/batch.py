@@ -1,0 +1,94 @@
+"""Batches as the estimators see them: inputs apart from labels, real tokens known, one seed per example."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+from plait.errors import DataError
+from plait.statistics.shapes import Mask
+
+TARGETS = ("labels", "start_positions", "end_positions")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch: `mask` marks real tokens, `seeds` fixes what is drawn for each example."""
+
+    inputs: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+    mask: Mask
+    seeds: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+        return self.mask.shape[0]
+
+    @property
+    def width(self) -> int:
+        """How many tokens each example has, padding included."""
+        return self.mask.shape[1]
+
+    def lengths(self) -> list[int]:
+        """Returns per example the position after its last real token."""
+        positions = torch.arange(1, self.width + 1, device=self.mask.device)
+        return (self.mask * positions).amax(1).tolist()
+
+    def examples(self) -> Iterator[Batch]:
+        """Yields the examples one by one, without the padding behind them."""
+        for number, length in enumerate(self.lengths()):
+            yield Batch(
+                {name: self._part(value, number, length) for name, value in self.inputs.items()},
+                {name: self._part(value, number, length) for name, value in self.targets.items()},
+                self.mask[number : number + 1, :length],
+                self.seeds[number : number + 1],
+            )
+
+    def _part(self, value: Tensor, number: int, length: int) -> Tensor:
+        if not value.dim() or value.shape[0] != self.count:
+            return value
+        row = value[number : number + 1]
+        return row[:, :length] if row.dim() > 1 and value.shape[:2] == self.mask.shape else row
+
+    def copies(self, times: int, width: int) -> Batch:
+        """Returns the first example, cut to `width` tokens, `times` over; the labels are left out."""
+        first = next(self.examples())
+        tokens = first.mask[:, :width].expand(times, -1)
+        inputs = {
+            name: value[:, :width].expand(times, -1) if value.shape == first.mask.shape else value
+            for name, value in first.inputs.items()
+        }
+        return Batch(inputs, {}, tokens, first.seeds * times)
+
+
+def read_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device, seed: int) -> Iterator[Batch]:
+    """Yields the batches on the device of the model, leaving the originals as they are.
+
+    An example's seed comes from its own tokens and from how many equal ones came before, so that what is drawn for it
+    depends neither on its batch nor on its place in the data.
+    """
+    seen: Counter[bytes] = Counter()
+    for given in batches:
+        values = {
+            name: value.detach().to(device) for name, value in given.items() if isinstance(value, Tensor)
+        }
+        if "input_ids" not in values:
+            raise DataError(f"a batch holds {', '.join(sorted(given)) or 'nothing'}; expected input_ids")
+        targets = {name: values.pop(name) for name in TARGETS if name in values}
+        mask = values.get("attention_mask", torch.ones_like(values["input_ids"])).bool()
+        yield Batch(values, targets, mask, tuple(_seeds(values["input_ids"], mask, seed, seen)))
+
+
+def _seeds(ids: Tensor, mask: Tensor, seed: int, seen: Counter[bytes]) -> Iterator[int]:
+    for row, real in zip(ids.cpu(), mask.cpu(), strict=True):
+        content = row[real].numpy().tobytes()
+        key = xxhash.xxh3_128_digest(content)
+        # 63 bits: torch generators take signed seeds.
+        yield xxhash.xxh3_64_intdigest(key + f"/{seen[key]}/{seed}".encode()) >> 1
+        seen[key] += 1

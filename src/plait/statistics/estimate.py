@@ -1,0 +1,79 @@
+"""Statistics of a model on batches: the one function that runs estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plait.errors import DataError
+from plait.progress import track
+from plait.statistics.batch import read_batches
+from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.likelihood import Cotangents, Labels
+from plait.statistics.statistics import Statistics
+from plait.statistics.sweep import Objective, Per, prepared
+
+
+def estimate_statistics(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    estimator: str = "mask_nodes",
+    labels: Labels = "given",
+    per: Per = "example",
+    passes: int = 16,
+    seed: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+    total: int | None = None,
+) -> Statistics:
+    """Returns statistics of a model, averaged over the examples of the batches.
+
+    They do not depend on how examples are batched, padded or ordered. The model is left as it was found: mode,
+    `requires_grad`, `grad`, hooks.
+
+    Args:
+        model: a model with a task head (`gram` takes a bare body too).
+        batches: ordinary inputs of the model with `attention_mask`, and with `labels` (or `start_positions` and
+            `end_positions`) for labels `given`; −100 marks labels that do not count.
+        estimator: a name in `ESTIMATORS`.
+        labels: `given`, `sampled` from the model, or `exact`: the expectation over the model's distribution.
+        per: `example`; or `batch` to square the gradient of each batch's mean loss and add over batches, as the
+            authors of mask nodes do. The latter depends on the batch size.
+        passes: exact labels take at most so many backward passes per text; beyond, one with random signs.
+        seed: of sampled labels and random signs.
+        provenance: what to record besides.
+        total: how many batches to expect, for the progress bar.
+    """
+    entry = ESTIMATORS[estimator]
+    objective = Objective(Cotangents(labels, passes), per)
+    examples = 0
+    with prepared(model), closing(entry.function(model, objective)) as running:
+        for batch in read_batches(track(batches, f"estimating {entry.name}", total), model.device, seed):
+            running.see(batch)
+            examples += batch.count
+        if not examples:
+            raise DataError("no examples to estimate from: the data is empty")
+        # Published programs add over batches; an ordinary Fisher is a mean over examples.
+        tensors = running.result(examples if per == "example" else 1)
+    facts = {"labels": labels, "per": per, "passes": passes, "seed": seed, "examples": examples}
+    record = {"estimator": entry.name, **facts, **_described(model), **(provenance or {})}
+    return Statistics(entry.name, tensors, record)
+
+
+def _described(model: PreTrainedModel) -> dict[str, Any]:
+    """Returns what later steps need to know of the model without having it."""
+    prefix = model.base_model_prefix if model.base_model is not model else ""
+    start = f"{prefix}." if prefix else ""
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+    return {
+        "architecture": type(model).__name__,
+        "prefix": prefix,
+        "shapes": {
+            name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)
+        },
+        "head": [name for name in shapes if not name.startswith(start)],
+    }

@@ -1,0 +1,1 @@
+"""One file per estimator; importing the registry imports them all."""

@@ -1,0 +1,106 @@
+"""The Fisher information of mask nodes: one number per attention head and per FFN neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plait.checkpoints.topology import topology
+from plait.statistics.batch import Batch
+from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.sweep import Objective, backward_passes
+
+
+class _Nodes:
+    """The mask nodes in front of one linear layer: scores per example, and their running squares."""
+
+    def __init__(self, module: nn.Module, nodes: int, leaves: list[Tensor]) -> None:
+        self.total = torch.zeros(nodes, dtype=torch.float64)
+        self._nodes = nodes
+        self._leaves = leaves
+        self._scores: Tensor | None = None
+        self.handle = module.register_forward_pre_hook(self._forward)
+
+    def _forward(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        inputs: Tensor = arguments[0]
+        starts = not inputs.requires_grad
+        if starts:
+            # The first node of the model: no mask lies below it, so the graph starts here.
+            inputs = inputs.detach().requires_grad_()
+            self._leaves.append(inputs)
+        values = inputs.detach()
+        inputs.register_hook(lambda gradient: self._backward(values, gradient))
+        return (inputs, *arguments[1:]) if starts else None
+
+    @torch.no_grad()
+    def _backward(self, values: Tensor, gradient: Tensor) -> None:
+        products = torch.einsum("bti,bti->bi", values, gradient)
+        scores = products.unflatten(1, (self._nodes, -1)).sum(2)
+        # A layer that is applied again shares its nodes: add before squaring.
+        self._scores = scores if self._scores is None else self._scores + scores
+
+    def finish_pass(self, *, whole: bool) -> None:
+        """Squares what one backward pass brought, per example or (`whole`) of the batch's sum."""
+        if self._scores is not None:
+            scores = self._scores.double().cpu()
+            self.total += scores.sum(0).square() if whole else scores.square().sum(0)
+            self._scores = None
+
+
+class MaskNodes:
+    """Scores of all mask nodes; weights stay frozen, only the gradients of activations are computed."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        """Hooks the inputs of the attention output and second FFN projections."""
+        self._model, self._objective = model, objective
+        self._leaves: list[Tensor] = []
+        table = topology(model.config)
+        body = model.base_model
+        layers = range(table.layers)
+        self._heads = [
+            _Nodes(body.get_submodule(table.attention_output(layer)), table.heads, self._leaves)
+            for layer in layers
+        ]
+        self._neurons = [
+            _Nodes(body.get_submodule(table.ffn_output(layer)), table.neurons, self._leaves)
+            for layer in layers
+        ]
+
+    def see(self, batch: Batch) -> None:
+        """Adds a batch."""
+        whole = self._objective.per == "batch"
+        self._leaves.clear()
+        for _ in backward_passes(self._model, batch, self._objective, self._leaves):
+            for nodes in (*self._heads, *self._neurons):
+                nodes.finish_pass(whole=whole)
+        self._leaves.clear()
+
+    def result(self, examples: int) -> Mapping[str, Tensor]:
+        """Returns the mean squares: `heads` [L, h] and `neurons` [L, I]."""
+        groups = {"heads": self._heads, "neurons": self._neurons}
+        return {
+            name: (torch.stack([nodes.total for nodes in group]) / examples).float()
+            for name, group in groups.items()
+        }
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        for nodes in (*self._heads, *self._neurons):
+            nodes.handle.remove()
+
+
+@ESTIMATORS.register("mask_nodes", paper="arXiv:2403.09891")
+def mask_nodes(model: PreTrainedModel, objective: Objective) -> MaskNodes:
+    """Returns the Fisher information of masks on attention heads and FFN neurons.
+
+    F = (1/N) Σ_b s_b²,  s_head = Σ_t Σ_{k in head} x_tk ∂ℓ/∂x_tk,  s_neuron = Σ_t a_t ∂ℓ/∂a_t   (section 3), where x
+    enters the attention output projection and a the second FFN projection: the derivative of the loss by a mask of
+    ones on them, summed over tokens before squaring.
+
+    Differs from the authors' program, which squares the gradient of a batch's mean loss: per batch does that.
+    """
+    return MaskNodes(model, objective)

@@ -1,0 +1,174 @@
+"""Per-example gradients of every parameter: from hooks where layers are understood, else one example at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plait.statistics.batch import Batch
+from plait.statistics.pieces import LAYERS, NotUnderstoodError, Piece, Vector, join
+from plait.statistics.squares import sum_of_squares
+from plait.statistics.sweep import (
+    Objective,
+    Passes,
+    Probe,
+    backward_passes,
+    parameter_gradients,
+    requiring_gradients,
+)
+
+Sink = Callable[[str, Piece], None]
+PROBE_TOKENS = 16
+AGREEMENT = 1e-3
+
+
+class LayerHooks:
+    """Turns what passes through the layers of a model into pieces, and hands them to a sink as gradients arrive.
+
+    A parameter used once is handed over inside the backward pass, while its factors are in cache; one used more often
+    (shared layers, tied weights) after it, joined, because a sum must not be squared term by term.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Mapping[int, str], sink: Sink) -> None:
+        """Hooks every understood layer; `names` maps id(parameter) to its name."""
+        self.leaves: list[Tensor] = []
+        self._sink = sink
+        self._names = names
+        self._count = 0
+        self._uses: Counter[str] = Counter()
+        self._waiting: dict[str, list[Piece]] = {}
+        layers = [module for module in model.modules() if type(module) in LAYERS]
+        lookups = [module for module in layers if type(module) is nn.Embedding]
+        self._handles = [layer.register_forward_hook(self._forward) for layer in layers]
+        self._handles += [layer.register_forward_pre_hook(self._expand) for layer in lookups]
+
+    def run(self, model: PreTrainedModel, batch: Batch, passes: Passes) -> None:
+        """Hands over the gradients of a batch."""
+        self.leaves.clear()
+        self._uses.clear()
+        self._count = batch.count
+        for _ in backward_passes(model, batch, passes, self.leaves):
+            for name, pieces in self._waiting.items():
+                self._sink(name, join(pieces))
+            self._waiting.clear()
+        self.leaves.clear()
+
+    def close(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _expand(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        # Position ids come as one row for the whole batch. Looked up like that, the gradients of the examples are
+        # added before anybody can square them.
+        ids = arguments[0]
+        if ids.dim() == 2 and ids.shape[0] == 1 and self._count > 1:
+            return (ids.expand(self._count, -1), *arguments[1:])
+        return None
+
+    def _forward(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        inputs = arguments[0].detach()
+        if inputs.shape[0] != self._count or inputs.dim() not in (2, 3):
+            raise NotUnderstoodError(f"{type(module).__name__} on shape {tuple(inputs.shape)}")
+        starts = not output.requires_grad
+        if starts:
+            # Nothing below needs a gradient: the graph starts here.
+            output = output.detach().requires_grad_()
+            self.leaves.append(output)
+        for parameter in module.parameters(recurse=False):
+            self._uses[self._names[id(parameter)]] += 1
+        output.register_hook(lambda gradient: self._backward(module, inputs, gradient))
+        return output if starts else None
+
+    @torch.no_grad()
+    def _backward(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
+        for attribute, piece in LAYERS[type(module)](module, inputs, gradient):
+            name = self._names[id(getattr(module, attribute))]
+            if self._uses[name] == 1:
+                self._sink(name, piece)
+            else:
+                self._waiting.setdefault(name, []).append(piece)
+
+
+class ExampleGradients:
+    """Feeds the per-example gradients of a model's parameters to a sink, as pieces.
+
+    The first example decides how: copies of it go through the hooks, and their sum of squares must be that many times
+    the square of plain autograd's gradient, for every parameter. Where it is not (relative position tables that serve
+    the whole batch at once: MPNet, DeBERTa; layers nobody has heard of) plain autograd takes one example at a time:
+    exact for any model, and slower.
+    """
+
+    def __init__(self, model: PreTrainedModel, objective: Objective, sink: Sink) -> None:
+        """Watches `model`; pieces go to `sink` by parameter name."""
+        self.parameters = dict(model.named_parameters())
+        self._model, self._objective, self._sink = model, objective, sink
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._hooks: LayerHooks | None = None
+        self._decided = objective.per == "batch"
+
+    def see(self, batch: Batch) -> None:
+        """Hands over the gradients of a batch."""
+        if not self._decided:
+            self._decided = True
+            if self._hooks_are_right(batch):
+                self._hooks = LayerHooks(self._model, self._names, self._sink)
+        if self._hooks is not None:
+            self._hooks.run(self._model, batch, self._objective)
+            return
+        for part in [batch] if self._objective.per == "batch" else batch.examples():
+            self._plainly(part)
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        if self._hooks is not None:
+            self._hooks.close()
+
+    def _plainly(self, batch: Batch) -> None:
+        with requiring_gradients(self.parameters):
+            for gradients in parameter_gradients(self._model, batch, self._objective, self.parameters):
+                for name, gradient in gradients.items():
+                    self._sink(name, Vector(gradient.unsqueeze(0)))
+
+    def _hooks_are_right(self, batch: Batch) -> bool:
+        """Whether hooks agree with plain autograd on copies of the first example."""
+        width = min(batch.lengths()[0], PROBE_TOKENS)
+        times = 3 if width == 2 else 2  # another number than of tokens, so that no axis is taken for another
+        alone, together = batch.copies(1, width), batch.copies(times, width)
+        with requiring_gradients(self.parameters):
+            (expected,) = parameter_gradients(self._model, alone, Probe(), self.parameters)
+        check = _Comparison({name: times * value.square() for name, value in expected.items()})
+        hooks = LayerHooks(self._model, self._names, check)
+        try:
+            hooks.run(self._model, together, Probe())
+        except NotUnderstoodError:
+            return False
+        finally:
+            hooks.close()
+        return check.passed()
+
+
+class _Comparison:
+    """A sink that compares each parameter's sum of squares with what is expected of it."""
+
+    def __init__(self, expected: dict[str, Tensor]) -> None:
+        self._expected = expected
+        # Key biases have no gradient but rounding, which no two programs share.
+        self._noise = 1e-9 * max((float(value.max()) for value in expected.values()), default=0.0)
+        self._right = True
+
+    def __call__(self, name: str, piece: Piece) -> None:
+        wanted = self._expected.pop(name, None)
+        found = sum_of_squares(piece, wanted if wanted is not None else torch.zeros(()))
+        distance = found - wanted if wanted is not None else found
+        allowed = AGREEMENT * float(wanted.abs().max()) if wanted is not None else 0.0
+        self._right &= float(distance.abs().max()) <= allowed + self._noise
+
+    def passed(self) -> bool:
+        """Whether every parameter agreed, and none was left out that has a gradient."""
+        return self._right and all(float(value.max()) <= self._noise for value in self._expected.values())
