@@ -11,7 +11,7 @@ from plait.checkpoints.source import open_checkpoint
 from plait.merging.manifest import is_merged, read_manifest
 from plait.merging.rule import RULES
 from plait.registry import Entry
-from plait.statistics import load_statistics
+from plait.statistics.statistics import load_statistics
 
 
 def inspect(

@@ -17,7 +17,7 @@ from plait.merging.manifest import Manifest, Task
 from plait.merging.merged import Merged
 from plait.recipe import ESTIMATION, MergeRecipe, parse_recipe, read_recipe
 from plait.report.card import model_card
-from plait.statistics import Statistics
+from plait.statistics.statistics import Statistics
 
 logger = logging.getLogger("plait")
 

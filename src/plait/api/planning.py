@@ -15,7 +15,7 @@ from plait.errors import OutputError, RecipeError, did_you_mean, listed
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
 from plait.registry import Entry
-from plait.statistics import ESTIMATORS, NORMALIZATIONS
+from plait.statistics.estimator import ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     if uses["importances"]:
         if ESTIMATORS[method.importance].name == "gram":
             raise RecipeError("importance 'gram' belongs to method regmean, not to fisher")
+        from plait.statistics.importance import NORMALIZATIONS
+
         if method.normalize not in NORMALIZATIONS:
             raise RecipeError(
                 f"unknown normalize {method.normalize!r}{did_you_mean(method.normalize, NORMALIZATIONS)}"

@@ -17,7 +17,9 @@ from plait.data import Examples, align_labels, batches, read_examples
 from plait.errors import DataError, RecipeError
 from plait.evaluation import head_kind, head_labels, head_problem
 from plait.registry import canonical
-from plait.statistics import ESTIMATORS, Statistics, estimate_statistics, load_statistics
+from plait.statistics.estimate import estimate_statistics
+from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.statistics import Statistics, load_statistics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +37,7 @@ def cache_folder() -> Path:
 
 def key(provenance: Mapping[str, Any]) -> str:
     """Returns the cache key of statistics: a hash of everything that decides them."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(provenance, sort_keys=True, default=str))
+    return xxhash.xxh3_128_hexdigest(json.dumps(provenance, sort_keys=True, default=str).encode())
 
 
 def gather(job: Plan) -> dict[str, Statistics]:

@@ -13,18 +13,18 @@ from plait.api.planning import Plan
 from plait.checkpoints.topology import topology
 from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
-from plait.merging.engine import combine, write_merged
+from plait.merging.engine import combine
 from plait.merging.job import Job, prepare
 from plait.merging.merged import TASKS
 from plait.merging.rule import RULES
-from plait.statistics import Importance, Statistics, as_importance
+from plait.statistics.statistics import Statistics
 
 
 def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Path) -> dict[str, str]:
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
     dtype = None if job.recipe.dtype is None else getattr(torch, job.recipe.dtype)
     weightings = weigh(job, statistics)
-    write_merged(folder, jobs(job, weightings, dtype), max_shard_size=job.recipe.max_shard_size)
+    write_body(folder, jobs(job, weightings, dtype), job.recipe.max_shard_size)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
     body_config(job).save_pretrained(folder)
@@ -32,10 +32,23 @@ def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Pa
     return {source.name: source.digest for source in job.sources}
 
 
-def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Importance] | None:
+def write_body(folder: Path, merges: Sequence[Job], max_shard_size: str) -> None:
+    """Writes the merged parameters of all groups into one checkpoint."""
+    from plait.checkpoints.writer import TensorWriter
+    from plait.merging.engine import merge_slot
+
+    slots = [slot for merge in merges for slot in merge.slots]
+    with TensorWriter(folder, slots, max_shard_size=max_shard_size) as writer:
+        for merge in merges:
+            for slot in merge.slots:
+                writer.put_tensor(slot.name, merge_slot(merge, slot))
+
+
+def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
     """Returns per source what its statistics say of each parameter: importances, or Gram matrices as they are."""
     if not statistics:
         return None
+    from plait.statistics.importance import as_importance
     if job.estimator == "gram":
         return [statistics[s.name] for s in job.sources]
     places = topology(job.sources[0].config)
@@ -46,7 +59,7 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Importance] |
     ]
 
 
-def jobs(job: Plan, weightings: Sequence[Importance] | None, dtype: torch.dtype | None) -> list[Job]:
+def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype | None) -> list[Job]:
     """Returns one merge for each group of parameters that the same sources have (not all have a pooler)."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for parameter, owners in job.alignment.owners.items():
@@ -58,7 +71,7 @@ def group_job(
     job: Plan,
     owners: tuple[int, ...],
     names: list[str],
-    weightings: Sequence[Importance] | None,
+    weightings: Sequence[Any] | None,
     dtype: torch.dtype | None,
 ) -> Job:
     """Returns the merge of the parameters that these sources have; a rule for two models averages where one has it."""
