@@ -45,7 +45,7 @@ class Batch:
         for number, length in enumerate(self.lengths()):
             yield Batch(
                 {name: self._part(value, number, length) for name, value in self.inputs.items()},
-                {name: self._part(value, number, length) for name, value in self.targets.items()},
+                {name: value[number : number + 1] for name, value in self.targets.items()},
                 self.mask[number : number + 1, :length],
                 self.seeds[number : number + 1],
             )

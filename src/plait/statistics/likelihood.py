@@ -121,7 +121,7 @@ def _live(logits: Logits, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         return torch.arange(rows, device=device), batch.mask[number].nonzero().flatten()
     if logits.head is Head.TOKEN:
         labels = batch.targets.get("labels")
-        counted = batch.mask[number] if labels is None else labels[number] != IGNORED
+        counted = batch.mask[number] if labels is None else labels[number, :rows] != IGNORED
         return counted.nonzero().flatten(), every
     return torch.arange(rows, device=device), every
 

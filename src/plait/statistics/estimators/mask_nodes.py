@@ -81,9 +81,10 @@ class MaskNodes:
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the mean squares: `heads` [L, h] and `neurons` [L, I]."""
+        dtype = torch.promote_types(self._model.dtype, torch.float32)
         groups = {"heads": self._heads, "neurons": self._neurons}
         return {
-            name: (torch.stack([nodes.total for nodes in group]) / examples).float()
+            name: (torch.stack([nodes.total for nodes in group]) / examples).to(dtype)
             for name, group in groups.items()
         }
 

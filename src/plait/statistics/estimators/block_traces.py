@@ -1,0 +1,123 @@
+"""Traces of the Fisher information over the blocks of heads and neurons: the diagonal's sums without the diagonal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plait.checkpoints.topology import Axis, Place, topology
+from plait.statistics.batch import Batch
+from plait.statistics.estimator import ESTIMATORS, body_name
+from plait.statistics.gradients import ExampleGradients
+from plait.statistics.pieces import Outer, Piece
+from plait.statistics.squares import Squares, only_first
+from plait.statistics.sweep import Objective
+
+
+class BlockTraces:
+    """Running sums of squared per-example gradients, along the axis whose entries belong to heads or neurons."""
+
+    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+        """Finds the blocks of every parameter."""
+        self._model = model
+        self._squares = Squares()
+        self._gradients = ExampleGradients(model, objective, self._add)
+        self._places = _places(model)
+        self._totals = {
+            name: torch.zeros(_kept(value, self._places[name]), dtype=torch.float64, device=value.device)
+            for name, value in model.named_parameters()
+        }
+
+    def _add(self, name: str, piece: Piece) -> None:
+        shape = self._gradients.parameters[name].shape
+        total, kept = self._totals[name], _axis(self._places[name])
+        if isinstance(piece, Outer) and (traces := outer_traces(piece, kept)) is not None:
+            total += traces.reshape(total.shape)
+            return
+        squares = torch.zeros(shape, dtype=piece.grads.dtype, device=total.device)
+        self._squares.add(squares, piece)
+        others = [axis for axis in range(len(shape)) if axis != kept]
+        total += squares.sum(others, keepdim=True, dtype=torch.float64) if others else squares
+
+    def see(self, batch: Batch) -> None:
+        """Adds a batch."""
+        self._gradients.see(batch)
+
+    def result(self, examples: int) -> Mapping[str, Tensor]:
+        """Returns the mean of the diagonal inside each block, spread over the block's entries."""
+        shapes = {name: value.shape for name, value in self._gradients.parameters.items()}
+        return {
+            body_name(self._model, name): self._spread(
+                name, total * (total.numel() / shapes[name].numel()) / examples
+            )
+            for name, total in self._totals.items()
+        }
+
+    def _spread(self, name: str, means: Tensor) -> Tensor:
+        place = self._places[name]
+        axis = place and (place.rows or place.columns)
+        return (_within_blocks(means, axis) if axis else means).to(
+            torch.promote_types(self._model.dtype, torch.float32)
+        )
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        self._gradients.close()
+
+
+def _places(model: PreTrainedModel) -> dict[str, Place | None]:
+    """Returns the place of every parameter of the body; None for the head, each tensor of which is one block."""
+    table = topology(model.config)
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    names = [name for name, _ in model.named_parameters()]
+    return {
+        name: table.place(name.removeprefix(prefix)) if name.startswith(prefix) else None for name in names
+    }
+
+
+def _axis(place: Place | None) -> int | None:
+    if place is None or (place.rows is None and place.columns is None):
+        return None
+    return 0 if place.rows is not None else 1
+
+
+def _kept(value: Tensor, place: Place | None) -> list[int]:
+    kept = _axis(place)
+    return [size if axis == kept else 1 for axis, size in enumerate(value.shape)]
+
+
+def _within_blocks(means: Tensor, axis: Axis) -> Tensor:
+    """Returns each entry replaced by the mean over its block: one head or neuron of one fused projection."""
+    blocks = means.reshape(axis.blocks * axis.count, axis.size)
+    return blocks.mean(1, keepdim=True).expand_as(blocks).reshape(means.shape)
+
+
+def outer_traces(piece: Outer, kept: int | None) -> Tensor | None:
+    """Returns Σ_b of squared entries of g_bᵀ x_b, summed over all axes but `kept`, without forming the product.
+
+    Row i: Σ_b g_{:,i}ᵀ (X Xᵀ) g_{:,i}; column j: Σ_b x_{:,j}ᵀ (G Gᵀ) x_{:,j}; neither: Σ_b ⟨X Xᵀ, G Gᵀ⟩.
+    None where forming it is cheaper: with more tokens than that saves.
+    """
+    x, g = piece.inputs, piece.grads
+    if only_first(g):
+        x, g = x[:, :1], g[:, :1]
+    tokens, columns, rows = x.shape[1], x.shape[2], g.shape[2]
+    if tokens * (columns + rows) > columns * rows:
+        return None
+    if kept is None:
+        return ((x @ x.mT) * (g @ g.mT)).sum(dtype=torch.float64)
+    kernel, sides = (x @ x.mT, g) if kept == 0 else (g @ g.mT, x)
+    return (sides * (kernel @ sides)).sum((0, 1), dtype=torch.float64)
+
+
+@ESTIMATORS.register("block_traces")
+def block_traces(model: PreTrainedModel, objective: Objective) -> BlockTraces:
+    """Returns the mean of the exact Fisher diagonal inside each block: a head's rows or columns, a neuron's, a tensor.
+
+    row i: (1/N) Σ_b g_{:,i}ᵀ (X Xᵀ) g_{:,i}, divided by the entries of the row and averaged over the rows of a block.
+    The sums are exact and the diagonal is never formed.
+    """
+    return BlockTraces(model, objective)

@@ -1,0 +1,109 @@
+"""Gram matrices of what enters each linear layer, for RegMean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plait.errors import MergeError
+from plait.statistics.batch import Batch
+from plait.statistics.estimator import ESTIMATORS, body_name
+from plait.statistics.sweep import Objective
+
+
+@dataclass
+class _Sum:
+    """XᵀX of one layer so far, and of how many rows."""
+
+    total: Tensor | None = None
+    rows: int = 0
+
+    def add(self, gram: Tensor, rows: int) -> None:
+        self.total = gram.clone() if self.total is None else self.total.add_(gram)
+        self.rows += rows
+
+    def mean(self) -> Tensor | None:
+        return None if self.total is None else self.total / self.rows
+
+
+@dataclass
+class Gram:
+    """Running Gram matrices, one per linear layer."""
+
+    model: PreTrainedModel
+    _sums: dict[str, _Sum] = field(default_factory=dict)
+    _handles: list[Any] = field(default_factory=list)
+    _batch: Batch | None = None
+    # Query, key and value are given the very same tensor, one after the other: its product is taken once.
+    _last: tuple[Tensor, Tensor, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Hooks the linear layers."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                key = body_name(self.model, f"{name}.weight")
+                self._sums[key] = _Sum()
+                self._handles.append(module.register_forward_pre_hook(self._hook(key)))
+
+    def _hook(self, key: str) -> Any:
+        def add(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            inputs = arguments[0]
+            if self._last is None or self._last[0] is not inputs:
+                self._last = (inputs, *self._product(key, inputs))
+            self._sums[key].add(*self._last[1:])
+
+        return add
+
+    def _product(self, key: str, inputs: Tensor) -> tuple[Tensor, int]:
+        """Returns XᵀX and the number of rows of X: real tokens, or whatever serves a whole batch, once per example."""
+        assert self._batch is not None
+        mask, times = self._batch.mask, 1
+        if inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
+            rows = inputs[mask]
+        elif inputs.dim() == 3 and inputs.shape[0] == mask.shape[0]:
+            raise MergeError(
+                f"{key} sees {inputs.shape[1]} of {mask.shape[1]} tokens; set chunk_size_feed_forward to 0"
+            )
+        else:
+            rows = inputs.flatten(0, -2)
+            times = 1 if inputs.dim() == 2 else mask.shape[0]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        return (rows.T @ rows).mul_(times), times * rows.shape[0]
+
+    def see(self, batch: Batch) -> None:
+        """Adds a batch; one example alone goes in twice, so that what serves a whole batch can be told from it."""
+        self._batch = batch if batch.count > 1 else batch.copies(2, batch.width)
+        with torch.no_grad():
+            self.model(**self._batch.inputs)
+        self._last = None
+
+    def result(self, examples: int) -> Mapping[str, Tensor]:  # noqa: ARG002 (rows are counted instead)
+        """Returns XᵀX / rows by the name of the weight; layers that see the same inputs share one tensor."""
+        found: dict[str, Tensor] = {}
+        before: Tensor | None = None
+        for name, running in self._sums.items():
+            if (gram := running.mean()) is not None:
+                before = before if before is not None and torch.equal(before, gram) else gram
+                found[name] = before
+        return found
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+
+
+@ESTIMATORS.register("gram", paper="arXiv:2212.09849")
+def gram(model: PreTrainedModel, objective: Objective) -> Gram:  # noqa: ARG001 (no label plays a part)
+    """Returns for each linear layer the Gram matrix of its inputs.
+
+    G = XᵀX / n over the n real tokens (section 2); padding does not count. Needs a forward pass only, and no labels.
+    A layer applied several times (ALBERT) counts each application; one that reads a table of positions for the whole
+    batch (DeBERTa) counts the table once per example, so that the batch size plays no part.
+    """
+    return Gram(model)
