@@ -47,6 +47,9 @@ class TensorSource(Protocol):
     def read(self, parameter: str) -> Tensor:
         """Returns the parameter."""
 
+    def note(self, parameter: str, digest: str) -> None:
+        """Takes the xxh3-128 hex digest of the parameter's stored bytes, which somebody computed while reading."""
+
     def __contains__(self, parameter: object) -> bool:
         """Returns whether there is such a parameter."""
 
@@ -80,6 +83,9 @@ class Held:
         """Returns the tensor itself."""
         return self.tensors[parameter]
 
+    def note(self, parameter: str, digest: str) -> None:
+        """Ignores the digest."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -112,6 +118,10 @@ class Part:
         """Returns the parameter, its rows in the order asked for."""
         tensor: Tensor = self.checkpoint.read(self.stored[parameter])
         return tensor[list(self.rows)] if self.rows is not None and self._labelled(parameter) else tensor
+
+    def note(self, parameter: str, digest: str) -> None:
+        """Hands the digest to the checkpoint."""
+        self.checkpoint.note_hash(self.stored[parameter], digest)
 
     def _labelled(self, parameter: str) -> bool:
         last = next((layer for layer in LAST_LAYERS if f"{layer}.weight" in self.stored), None)

@@ -1,22 +1,231 @@
-"""Exact thresholds for trimming: the k-th greatest magnitude."""
+"""Exact thresholds for trimming: the k-th greatest change, found without sorting or holding the changes.
+
+A sample says between which two values the k-th greatest must lie; one pass then counts what lies above and keeps the
+few entries between, among which it is selected. Should the sample mislead, a two-level histogram of the bits decides.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from plait.checkpoints.writer import Slot
+from plait.merging.job import Job
+from plait.merging.pieces import Desk, Feed, Files, Piece, flat_pieces
+
+Magnitudes = npt.NDArray[np.float32]
+Stream = Callable[[], Iterator[Magnitudes]]
+"""Passes over the magnitudes of all sources, [n, m] at a time, anew at each call; an item lives until the next."""
+
+BLOCK = 256
+SMALL = 2**15
+SAMPLE = 2**16
+MARGIN = 5.0
+ROOM = 2**21
+"""Entries per source kept between the two values, at most: 8 MB each."""
 
 
 def kept(density: float, size: int) -> int:
     """Returns k, how many of `size` entries survive: ⌈density · size⌉, guarded against rounding of the product."""
-    return min(size, math.ceil(density * size - 1e-9 * size))
+    return min(size, max(0, math.ceil(density * size - 1e-9 * size)))
 
 
-def kth_magnitudes(changes: Tensor, density: float) -> Tensor:
-    """Returns per source the k-th greatest magnitude of its changes; infinite where nothing is kept."""
-    flat = changes.flatten(1).abs()
-    k = kept(density, flat.shape[1])
-    if k == 0:
-        return torch.full((flat.shape[0],), math.inf)
-    return flat.kthvalue(flat.shape[1] - k + 1, dim=1).values
+@dataclass(frozen=True)
+class Bracket:
+    """Two values per source between which its threshold is expected."""
+
+    low: Magnitudes
+    high: Magnitudes
+
+
+def bracket(sample: Magnitudes, share: float, size: int) -> Bracket:
+    """Returns values that enclose the k-th greatest magnitude with near certainty.
+
+    Entries near each other change together (rows of rare tokens do not move at all), so that how far a sampled
+    quantile may be off is taken from how much the blocks of the sample differ.
+
+    Args:
+        sample: [n, blocks, entries].
+        share: k / size.
+        size: number of entries that the sample stands for.
+    """
+    flat = np.sort(sample.reshape(len(sample), -1), axis=1)[:, ::-1]
+    count = flat.shape[1]
+    middle = flat[:, min(count - 1, int(share * count))]
+    above = (sample > middle[:, None, None]).mean(2)
+    spread = MARGIN * above.std(1) / math.sqrt(above.shape[1]) + 4 / count + 4 / size
+    least = np.clip(((share + spread) * count).astype(int), 0, count - 1)
+    most = ((share - spread) * count).astype(int)
+    rows = np.arange(len(flat))
+    high = np.where(most < 0, np.float32(np.inf), flat[rows, np.clip(most, 0, count - 1)])
+    low = np.where((share + spread) * count >= count - 1, np.float32(0.0), flat[rows, least])
+    return Bracket(low.astype(np.float32), high.astype(np.float32))
+
+
+class Count:
+    """What one pass learns of one source: how many lie above the bracket, how many at or above its low end."""
+
+    def __init__(self, low: np.float32, high: np.float32) -> None:
+        """Begins at zero."""
+        self.low, self.high = low, high
+        self.above = self.reaching = self.held = 0
+        self._between: list[Magnitudes] = []
+
+    def add(self, values: Magnitudes) -> None:
+        """Counts some magnitudes."""
+        reaching = values >= self.low
+        over = values > self.high
+        self.above += int(np.count_nonzero(over))
+        self.reaching += int(np.count_nonzero(reaching))
+        reaching &= ~over
+        reaching &= values > self.low
+        inside = values[reaching]
+        self.held += len(inside)
+        if self.held <= ROOM:
+            self._between.append(inside)
+
+    def merge(self, other: Count) -> None:
+        """Adds what was counted elsewhere."""
+        self.above += other.above
+        self.reaching += other.reaching
+        self.held += other.held
+        self._between += other._between
+
+    def select(self, k: int) -> float | None:
+        """Returns the k-th greatest magnitude, or None when the bracket missed it."""
+        rank = k - self.above
+        if self.held > ROOM or rank < 1 or k > self.reaching:
+            return None
+        if rank > self.held:
+            return float(self.low)
+        between = np.concatenate(self._between)
+        return float(np.partition(between, len(between) - rank)[len(between) - rank])
+
+
+def by_histogram(stream: Stream, k: int, source: int) -> float:
+    """Returns the k-th greatest magnitude of one source, exactly, whatever the values: two passes.
+
+    The bits of non-negative floats, read as integers, have the order of the floats: the upper half of the threshold's
+    bits comes from a histogram of upper halves, the lower half from one of those that share it.
+    """
+    upper = np.zeros(2**16, dtype=np.int64)
+    for item in stream():
+        upper += np.bincount(item[source].view(np.uint32) >> 16, minlength=2**16)
+    top, rest = _locate(upper, k)
+    lower = np.zeros(2**16, dtype=np.int64)
+    for item in stream():
+        bits = item[source].view(np.uint32)
+        lower += np.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=2**16)
+    bottom, _ = _locate(lower, rest)
+    return float(np.array([top << 16 | bottom], dtype=np.uint32).view(np.float32)[0])
+
+
+def _locate(counts: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
+    """Returns the bin that holds the k-th greatest, and its rank within that bin."""
+    from_top = np.cumsum(counts[::-1])
+    place = int(np.searchsorted(from_top, k))
+    before = int(from_top[place - 1]) if place else 0
+    return len(counts) - 1 - place, k - before
+
+
+def kth_greatest(stream: Stream, found: Bracket, k: int) -> list[float]:
+    """Returns per source the exact k-th greatest of the magnitudes that a stream passes."""
+    counts = [Count(low, high) for low, high in zip(found.low, found.high, strict=True)]
+    for item in stream():
+        for count, values in zip(counts, item, strict=True):
+            count.add(values)
+    return settle(counts, stream, k)
+
+
+def settle(counts: Sequence[Count], stream: Stream, k: int) -> list[float]:
+    """Returns the thresholds from the counts of a pass, by histogram where the bracket missed."""
+    chosen = [count.select(k) for count in counts]
+    return [by_histogram(stream, k, i) if value is None else value for i, value in enumerate(chosen)]
+
+
+class Changes:
+    """The magnitudes |θ_j − θ_0| of some parameters, read a piece at a time."""
+
+    def __init__(self, job: Job, slots: Sequence[Slot], files: Files, desk: Desk) -> None:
+        """Reads nothing yet."""
+        assert job.base is not None
+        self._everyone = [*job.sources, job.base]
+        self._slots, self._files, self._desk = slots, files, desk
+        self.size = sum(torch.Size(slot.shape).numel() for slot in slots)
+
+    def pieces(self) -> Iterator[Magnitudes]:
+        """Yields [n, m] magnitudes until all entries have passed."""
+        for slot in self._slots:
+            feeds = self._feeds(slot)
+            for piece in flat_pieces(slot):
+                yield self._magnitudes(feeds, piece)
+
+    def sample(self, total: int) -> Magnitudes:
+        """Returns [n, blocks, BLOCK] magnitudes, blocks evenly spread over all entries."""
+        step = max(BLOCK, self.size // max(1, total // BLOCK))
+        taken = [block.copy() for slot in self._slots for block in self._blocks(slot, step)]
+        return np.stack(taken, axis=1)
+
+    def _blocks(self, slot: Slot, step: int) -> Iterator[Magnitudes]:
+        size, feeds = torch.Size(slot.shape).numel(), self._feeds(slot)
+        for start in range(0, size - BLOCK + 1, step):
+            yield self._magnitudes(feeds, Piece(start, start + BLOCK, (BLOCK,)))
+
+    def _feeds(self, slot: Slot) -> list[Feed]:
+        return [Feed(self._files, source, slot.name) for source in self._everyone]
+
+    def _magnitudes(self, feeds: Sequence[Feed], piece: Piece) -> Magnitudes:
+        stack = self._desk.stack(feeds, piece)
+        changes: Tensor = stack[:-1]
+        result: Magnitudes = changes.sub_(stack[-1]).abs_().numpy()
+        return result
+
+
+class Thresholds:
+    """Thresholds per parameter, or one set for the whole model that is found when first asked for."""
+
+    def __init__(self) -> None:
+        """Knows nothing yet."""
+        self._lock = threading.Lock()
+        self._model: Tensor | None = None
+
+    def of(self, job: Job, slot: Slot, files: Files, desk: Desk) -> Tensor:
+        """Returns per source the least magnitude that survives in a parameter."""
+        if setting(job, "scope") == "tensor":
+            return thresholds(Changes(job, [slot], files, desk), float(setting(job, "density")), len(job.sources))
+        with self._lock:
+            if self._model is None:
+                slots = [s for s in job.slots if s.dtype.is_floating_point and job.rule_for(s) is job.rule]
+                changes = Changes(job, slots, files, desk)
+                self._model = thresholds(changes, float(setting(job, "density")), len(job.sources), 2**20)
+            return self._model
+
+
+def setting(job: Job, name: str) -> object:
+    """Returns an option of the rule, or its default."""
+    return job.options.get(name, job.rule.options[name].default)
+
+
+def thresholds(changes: Changes, density: float, sources: int, sample: int = SAMPLE) -> Tensor:
+    """Returns per source the exact k-th greatest magnitude; infinite where nothing is kept, 0 where everything is."""
+    k = kept(density, changes.size)
+    if k in (0, changes.size):
+        return torch.full((sources,), math.inf if k == 0 else 0.0)
+    if changes.size <= SMALL:
+        return torch.tensor(_held(changes.pieces(), k))
+    found = bracket(changes.sample(sample), k / changes.size, changes.size)
+    return torch.tensor(kth_greatest(changes.pieces, found, k))
+
+
+def _held(pieces: Iterable[Magnitudes], k: int) -> list[float]:
+    values = np.concatenate([piece.copy() for piece in pieces], axis=1)
+    place = values.shape[1] - k
+    result: list[float] = np.partition(values, place, axis=1)[:, place].tolist()
+    return result
