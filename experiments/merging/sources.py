@@ -90,6 +90,7 @@ def make(base: Path, task: Task, seed: int) -> None:
         max_length=task.max_length,
         seed=seed,
         limit=task.limit,
+        precision="bfloat16",
         checkpoints=False,
         overwrite=True,
     )

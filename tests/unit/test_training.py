@@ -217,3 +217,19 @@ def test_nothing_is_printed(base, tmp_path, capfd, caplog):
     finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
+
+
+def test_mixed_precision_leaves_ordinary_float32_weights(base, tmp_path):
+    seen = []
+
+    def score(model, tokenizer, examples):
+        seen.append((model.forward.__func__ is type(model).forward, model.dtype))
+        return {}
+
+    options = {**QUICK, "validation": DATA["sequence"], "score": score}
+    finetune(base, DATA["sequence"], tmp_path / "half", precision="bfloat16", **options)
+    finetune(base, DATA["sequence"], tmp_path / "full", **options)
+    assert seen == [(True, torch.float32)] * 2
+    half, full = weights(tmp_path / "half"), weights(tmp_path / "full")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    assert not same(half, full)

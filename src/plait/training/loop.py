@@ -177,6 +177,8 @@ def train(
         trainer.remove_callback(PrinterCallback)
         last = _last_state(folder) if resume else None
         trainer.train(resume_from_checkpoint=last)
+        # Mixed precision replaces the model's forward; the caller gets an ordinary model back.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return list(trainer.state.log_history)
 
 
@@ -192,6 +194,7 @@ def _arguments(plan: Schedule, folder: Path, steps: int, checkpoints: bool) -> T
         seed=plan.seed,
         data_seed=plan.seed,
         bf16=plan.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),
         report_to=plan.report_to,
         logging_strategy="steps",
         logging_steps=max(1, steps // 20),
