@@ -286,3 +286,16 @@ def test_a_card_that_records_nothing_is_no_obstacle(card, tmp_path):
     folder = save(tiny("bert"), tmp_path)
     (folder / "README.md").write_text(card)
     assert open_checkpoint(folder).recorded_base is None
+
+
+def test_trusted_code_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = save(tiny("bert"), tmp_path / "source")
+    (folder / "own.py").write_text(
+        "from transformers import BertForSequenceClassification as Bert\n\n\nclass Own(Bert):\n    pass\n"
+    )
+    configure(folder, architectures=["Own"], auto_map={"AutoModelForSequenceClassification": "own.Own"})
+    checkpoint = open_checkpoint(folder, trust_remote_code=True)
+    assert (checkpoint.model_class.__name__, checkpoint.kind) == ("Own", "sequence_classification")
+    assert_same(checkpoint, tiny("bert"))
+    assert type(checkpoint.model()).__name__ == "Own"

@@ -7,6 +7,7 @@ import math
 import mmap
 import pickle
 import struct
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -158,7 +159,7 @@ def _corrupt(file: Path, why: str) -> SourceError:
 def _entry(file: Path, name: str, entry: Any, offset: int) -> Header:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -205,7 +206,7 @@ def load_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
             f"{file}: pickled with more than tensors, so it could run code ({_culprit(error)}); "
             "load it where you trust it and save it as safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # what a damaged or hostile stream of opcodes raises is anybody's guess
         raise SourceError(
             f"{file}: corrupt or truncated PyTorch file ({one_line(error)}); download it again"
         ) from None
@@ -238,7 +239,9 @@ def _load_mapped(file: Path, device: str) -> Any:
     """Returns what the file holds; files from before PyTorch 1.6 cannot be mapped and are read whole."""
     with file.open("rb") as stream:
         mapped = stream.read(4) == b"PK\x03\x04"
-    return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols: what matters is refused by weights_only
+        return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
 
 
 class TensorFiles:

@@ -26,7 +26,8 @@ _HEADS = {
     "token_classification": "TOKEN_CLASSIFICATION",
     "question_answering": "QUESTION_ANSWERING",
 }
-_LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+_LANGUAGE = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+_PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 ModelClass = type[PreTrainedModel]
 
 
@@ -38,18 +39,21 @@ class Names:
     head: Mapping[str, str]
 
 
-def _flat(table: Mapping[str, Any]) -> set[str]:
-    return {name for names in table.values() for name in ([names] if isinstance(names, str) else names)}
+def _classes(kind: str, config: PretrainedConfig) -> set[str]:
+    """Returns the classes that a kind of checkpoint with this configuration may record, code of its own included."""
+    heads = [f"FOR_{_HEADS[kind]}_"] if kind in _HEADS else ["", *(f"FOR_{head}_" for head in _LANGUAGE)]
+    found = (getattr(auto, f"MODEL_{head}MAPPING_NAMES").get(config.model_type, ()) for head in heads)
+    custom: str = (getattr(config, "auto_map", None) or {}).get(_auto_class(kind), "")
+    known = {name for names in found for name in ([names] if isinstance(names, str) else names)}
+    return known | {custom.rpartition(".")[2]}
 
 
-def _classes(head: str) -> set[str]:
-    return _flat(getattr(auto, f"MODEL_FOR_{head}_MAPPING_NAMES"))
-
-
-def _bare(config: PretrainedConfig) -> ModelClass | None:
-    """Returns the encoder's class without a head, None where transformers has none (remote code)."""
-    found = transformers.MODEL_MAPPING.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
+def _class_for(kind: str, config: PretrainedConfig) -> ModelClass | None:
+    """Returns the class of a configuration and a kind of head, None where transformers has none (remote code)."""
+    table = getattr(transformers, f"MODEL_FOR_{_HEADS[kind]}_MAPPING" if kind in _HEADS else "MODEL_MAPPING")
+    found = table.get(type(config), None)
+    chosen: ModelClass | None = found[0] if isinstance(found, tuple) else found
+    return chosen
 
 
 def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:
@@ -57,13 +61,12 @@ def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:
 
     A language-modelling head belongs to pretraining, not to a task: such a checkpoint counts as its body.
     """
-    for kind, head in _HEADS.items():
-        if architecture in _classes(head) or architecture.endswith(
+    for kind in _HEADS:
+        if architecture in _classes(kind, config) or architecture.endswith(
             _auto_class(kind).removeprefix("AutoModel")
         ):
             return kind
-    bodies = _flat(auto.MODEL_MAPPING_NAMES) | {name for head in _LANGUAGE_HEADS for name in _classes(head)}
-    if architecture in bodies or (getattr(config, "auto_map", None) or {}).get("AutoModel"):
+    if architecture in _classes("body", config) or architecture.endswith(_PRETRAINING):
         return "body"
     raise SourceError(
         f"{where}: architecture {architecture!r} is not understood; expected a transformers class for "
@@ -77,24 +80,24 @@ def _auto_class(kind: str) -> str:
 
 def bare_class_name(config: PretrainedConfig) -> str:
     """Returns the name of the encoder's class without a head."""
-    bare = _bare(config)
+    bare = _class_for("body", config)
     return bare.__name__ if bare else type(config).__name__.removesuffix("Config") + "Model"
 
 
 def model_class(
     architecture: str, kind: str, config: PretrainedConfig, folder: Path, trust_remote_code: bool
 ) -> ModelClass:
-    """Returns the class to build: the recorded architecture, or the bare encoder for kind `body`."""
+    """Returns the class to build: the one transformers has for this type and head, the bare encoder for `body`."""
     custom = getattr(config, "auto_map", None) or {}
     if trust_remote_code and _auto_class(kind) in custom:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
         return get_class_from_dynamic_module(custom[_auto_class(kind)], str(folder))
-    found = _bare(config) if kind == "body" else getattr(transformers, architecture, None)
+    found = _class_for(kind, config)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise SourceError(
-            f"{folder}: transformers {transformers.__version__} has no model class {architecture!r}; "
-            "upgrade transformers, or correct `architectures` in config.json"
+            f"{folder}: transformers {transformers.__version__} has no {kind.replace('_', ' ')} "
+            f"model of type {config.model_type!r} ({architecture}); upgrade transformers, or correct config.json"
         )
     return found
 
@@ -183,7 +186,7 @@ def _unexpected(
 
 def _spare(model: PreTrainedModel) -> set[str]:
     """Returns the body's parameters, prefixed, among them those that this task's class leaves out."""
-    bare = _bare(model.config)
+    bare = _class_for("body", model.config)
     if bare is None:
         return set()
     names = [name for name, _ in skeleton(bare, model.config, "").named_parameters()]
