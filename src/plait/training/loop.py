@@ -177,8 +177,9 @@ def train(
         trainer.remove_callback(PrinterCallback)
         last = _last_state(folder) if resume else None
         trainer.train(resume_from_checkpoint=last)
-        # Mixed precision replaces the model's forward; the caller gets an ordinary model back.
+        # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        vars(model).pop("forward", None)
     return list(trainer.state.log_history)
 
 
