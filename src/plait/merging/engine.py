@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,21 @@ def _combined(job: Job) -> Iterator[tuple[str, Tensor]]:
     thresholds = Thresholds()
     with Files() as files:
         for slot in job.slots:
-            if not slot.dtype.is_floating_point:
-                yield slot.name, copied(job, slot)
-                continue
-            merged = Material(job, slot, files, Desk(), thresholds, digest=False).merge(whole(slot))
-            yield slot.name, cast(merged, job, slot)
+            yield slot.name, _merged(job, slot, files, thresholds)
+
+
+def merge_slot(job: Job, slot: Slot) -> Tensor:
+    """Returns one merged parameter."""
+    with Files() as files:
+        return _merged(job, slot, files, Thresholds())
+
+
+def _merged(job: Job, slot: Slot, files: Files, thresholds: Thresholds) -> Tensor:
+    if not slot.dtype.is_floating_point:
+        return copied(job, slot)
+    with torch.no_grad():
+        merged = Material(job, slot, files, Desk(), thresholds, digest=False).merge(whole(slot))
+        return cast(merged, job, slot)
 
 
 def write_merged(
@@ -78,20 +89,7 @@ def write_merged(
 ) -> Written:
     """Writes the merged parameters into `folder` as safetensors, in pieces, and returns what was written.
 
-    Takes the settings of `prepare`: weights, importances, grams, base, options, dtype, seed. The result depends
-    neither on the number of threads nor on the size of the pieces.
-
-    Args:
-        folder: an existing folder, usually that of `atomic_folder`.
-        sources: where parameters come from.
-        names: which parameters.
-        rule: how they are combined.
-        rename: from a parameter's name to the name it is stored under.
-        stem: the file's name before `.safetensors`.
-        max_shard_size: bytes (or `5GB`) above which further files are begun.
-        threads: workers.
-        digests: hash the sources' bytes as they pass and hand the hashes to the sources.
-        settings: see `prepare`.
+    Takes the settings of `prepare` and those of `write_jobs`.
 
     Raises:
         RecipeError: options, weights or inputs that do not suit the rule.
@@ -99,19 +97,72 @@ def write_merged(
         OutputError: no space, or not writable.
     """
     job = prepare(sources, names, rule, **settings)
-    stored = {slot.name: rename(slot.name) if rename else slot.name for slot in job.slots}
-    slots = [Slot(stored[slot.name], slot.dtype, slot.shape) for slot in job.slots]
-    count = threads or min(THREADS, os.cpu_count() or 1)
-    with TensorWriter(folder, slots, stem=stem, max_shard_size=max_shard_size) as writer:
-        with Files() as files, one_torch_thread(), task(f"merging by {rule.name}", len(job.slots)) as tick:
-            run = Run(job, writer, files, stored, digests)
-            run.all(count, tick)
+    return write_jobs(
+        folder,
+        [job],
+        rename=rename,
+        stem=stem,
+        max_shard_size=max_shard_size,
+        threads=threads,
+        digests=digests,
+    )
+
+
+def write_jobs(
+    folder: Path,
+    jobs: Sequence[Job],
+    *,
+    rename: Callable[[str], str] | None = None,
+    stem: str = "model",
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    digests: bool = True,
+) -> Written:
+    """Writes the parameters of several prepared merges into one checkpoint and returns what was written.
+
+    The result depends neither on the number of threads nor on the size of the pieces.
+
+    Args:
+        folder: an existing folder, usually that of `atomic_folder`.
+        jobs: merges of different parameters.
+        rename: from a parameter's name to the name it is stored under.
+        stem: the file's name before `.safetensors`.
+        max_shard_size: bytes (or `5GB`) above which further files are begun.
+        threads: workers.
+        digests: hash the sources' bytes as they pass and hand the hashes to the sources.
+
+    Raises:
+        MergeError: parameters that are not finite, or integers that differ.
+        OutputError: no space, or not writable.
+    """
+    stored = {slot.name: rename(slot.name) if rename else slot.name for job in jobs for slot in job.slots}
+    slots = [Slot(stored[slot.name], slot.dtype, slot.shape) for job in jobs for slot in job.slots]
+    what = "merging by " + ", ".join(dict.fromkeys(job.rule.name for job in jobs))
+    writer = TensorWriter(folder, slots, stem=stem, max_shard_size=max_shard_size)
+    with writer, Files() as files, one_torch_thread(), task(what, len(slots)) as tick:
+        runs = [Run(job, writer, files, stored, digests) for job in jobs]
+        work = [partial(run.one, slot) for run in runs for slot in run.job.slots]
+        in_parallel(work, threads or min(THREADS, os.cpu_count() or 1), tick)
     return Written(writer.files, len(slots))
+
+
+def in_parallel(work: Sequence[Callable[[], None]], threads: int, tick: Tick) -> None:
+    """Does all the work; the first failure stops what has not begun and is raised."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: set[Future[None]] = {pool.submit(piece) for piece in work}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                tick(len(done))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One pass of the workers over all parameters."""
+    """A merge on its way to a file; `one` may be called by several threads."""
 
     job: Job
     writer: TensorWriter
@@ -120,19 +171,6 @@ class Run:
     digests: bool
     thresholds: Thresholds = field(default_factory=Thresholds)
     own: threading.local = field(default_factory=threading.local)
-
-    def all(self, threads: int, tick: Tick) -> None:
-        """Merges and writes every parameter; the first failure stops the rest."""
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: set[Future[None]] = {pool.submit(self.one, slot) for slot in self.job.slots}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_EXCEPTION, timeout=0.2)
-                    for future in done:
-                        future.result()
-                    tick(len(done))
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
 
     def one(self, slot: Slot) -> None:
         """Merges and writes one parameter."""
@@ -171,7 +209,9 @@ def cast(merged: Tensor, job: Job, slot: Slot) -> Tensor:
     """
     result = merged.to(slot.dtype)
     if slot.dtype == torch.float16 and not bool(torch.isfinite(result).all()):
-        raise MergeError(f"{slot.name}: {job.rule.name} gives values beyond float16 (write dtype bfloat16 or float32)")
+        raise MergeError(
+            f"{slot.name}: {job.rule.name} gives values beyond float16 (write dtype bfloat16 or float32)"
+        )
     return result
 
 
@@ -185,5 +225,7 @@ def copied(job: Job, slot: Slot) -> Tensor:
     for source, tensor in zip(job.sources[1:], others, strict=True):
         if not torch.equal(tensor, first):
             kind, one = str(slot.dtype).removeprefix("torch."), job.sources[0].name
-            raise MergeError(f"{slot.name} ({kind}) differs between {one} and {source.name}: it cannot be averaged")
+            raise MergeError(
+                f"{slot.name} ({kind}) differs between {one} and {source.name}: it cannot be averaged"
+            )
     return first.to(slot.dtype).clone()

@@ -89,13 +89,19 @@ def check_inputs(
         raise RecipeError("there is nothing to merge: no source is given")
     wanted = rule.facts.get("sources")
     if wanted is not None and count != wanted:
-        raise RecipeError(f"{rule.name} merges exactly {wanted} sources, {count} are given (average takes any number)")
+        raise RecipeError(
+            f"{rule.name} merges exactly {wanted} sources, {count} are given (average takes any number)"
+        )
     if "base" in rule.inputs and base is None:
-        raise RecipeError(f"{rule.name} needs the model that the sources were fine-tuned from: give it as base")
+        raise RecipeError(
+            f"{rule.name} needs the model that the sources were fine-tuned from: give it as base"
+        )
     for kind, given in (("importances", importances), ("grams", grams)):
         if kind in rule.inputs and (given is None or len(given) != count):
             found = "none" if given is None else str(len(given))
-            raise RecipeError(f"{rule.name} needs {kind} of each of the {count} sources, found {found}: give data")
+            raise RecipeError(
+                f"{rule.name} needs {kind} of each of the {count} sources, found {found}: give data"
+            )
 
 
 def check_options(rule: RuleEntry, options: Mapping[str, Any]) -> None:
@@ -128,12 +134,17 @@ def check_weights(rule: RuleEntry, weights: Sequence[float] | None, count: int) 
     if len(values) != count:
         raise RecipeError(f"{len(values)} weights for {count} sources (expected one each)")
     if not all(math.isfinite(w) and w >= 0 for w in values) or sum(values) <= 0:
-        raise RecipeError(f"weights {values} for {rule.name}: expected finite numbers, none below 0, one above 0")
+        raise RecipeError(
+            f"weights {values} for {rule.name}: expected finite numbers, none below 0, one above 0"
+        )
     return torch.tensor(values, dtype=torch.float32)
 
 
 def ordered_slots(
-    sources: Sequence[TensorSource], names: Sequence[str], base: TensorSource | None, dtype: torch.dtype | None
+    sources: Sequence[TensorSource],
+    names: Sequence[str],
+    base: TensorSource | None,
+    dtype: torch.dtype | None,
 ) -> tuple[Slot, ...]:
     """Returns what the result holds, in the order in which the first source stores it.
 
@@ -169,4 +180,6 @@ def _slot(name: str, sources: Sequence[TensorSource], dtype: torch.dtype | None)
     common = headers[0].dtype
     for header in headers[1:]:
         common = torch.promote_types(common, header.dtype)
-    return Slot(name, dtype if dtype is not None and common.is_floating_point else common, tuple(headers[0].shape))
+    return Slot(
+        name, dtype if dtype is not None and common.is_floating_point else common, tuple(headers[0].shape)
+    )

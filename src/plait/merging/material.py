@@ -23,7 +23,9 @@ Pick = Callable[[Piece, Tensor, Tensor | None], Any]
 class Material:
     """Everything that one parameter's rule needs; `pieces` says how it may be cut."""
 
-    def __init__(self, job: Job, slot: Slot, files: Files, desk: Desk, thresholds: Thresholds, *, digest: bool) -> None:
+    def __init__(
+        self, job: Job, slot: Slot, files: Files, desk: Desk, thresholds: Thresholds, *, digest: bool
+    ) -> None:
         """Looks up importances, Gram matrices and thresholds of the parameter."""
         self.job, self.slot, self.desk = job, slot, desk
         self.rule: RuleEntry = job.rule_for(slot)
@@ -57,7 +59,9 @@ class Material:
         """Yields the pieces in which the rule may see the parameter."""
         if Law.ELEMENTWISE not in laws(self.rule):
             return iter([whole(self.slot)])
-        dense = all(tensor.numel() == 1 or tuple(tensor.shape) == self.slot.shape for tensor in self._importances)
+        dense = all(
+            tensor.numel() == 1 or tuple(tensor.shape) == self.slot.shape for tensor in self._importances
+        )
         return flat_pieces(self.slot) if dense else row_pieces(self.slot)
 
     def merge(self, piece: Piece) -> Tensor:
@@ -90,11 +94,15 @@ def is_finite(tensor: Tensor) -> bool:
 def not_finite(job: Job, slot: Slot, params: Tensor, base: Tensor | None) -> MergeError:
     """Returns the error that says whose parameter is not finite, or that the result overflows."""
     owners = [source.name for source in job.sources]
-    guilty = [name for name, tensor in zip(owners, params, strict=True) if not bool(torch.isfinite(tensor).all())]
+    guilty = [
+        name for name, tensor in zip(owners, params, strict=True) if not bool(torch.isfinite(tensor).all())
+    ]
     if base is not None and job.base is not None and not bool(torch.isfinite(base).all()):
         guilty.append(job.base.name)
     if guilty:
-        return MergeError(f"{slot.name} of {', '.join(guilty)} contains NaN or Inf: train or download it again")
+        return MergeError(
+            f"{slot.name} of {', '.join(guilty)} contains NaN or Inf: train or download it again"
+        )
     return MergeError(f"{slot.name}: {job.rule.name} gives NaN or Inf although all sources are finite")
 
 
@@ -112,7 +120,9 @@ def importances_of(job: Job, slot: Slot) -> list[Tensor]:
     for source, tensor in zip(job.sources, known, strict=True):
         if not _fits(tensor, slot.shape):
             found_shape, wanted = list(tensor.shape), list(slot.shape)
-            raise MergeError(f"{slot.name}: importances of {source.name} are {found_shape}, the parameter {wanted}")
+            raise MergeError(
+                f"{slot.name}: importances of {source.name} are {found_shape}, the parameter {wanted}"
+            )
     return [tensor.reshape(*[1] * (len(slot.shape) - tensor.dim()), *tensor.shape) for tensor in known]
 
 
@@ -162,7 +172,9 @@ def grams_of(job: Job, slot: Slot) -> Tensor | None:
     for source, tensor in zip(job.sources, known, strict=True):
         if len(slot.shape) != 2 or tuple(tensor.shape) != (slot.shape[1],) * 2:
             found_shape, wanted = list(tensor.shape), list(slot.shape)
-            raise MergeError(f"{slot.name}: the Gram matrix of {source.name} is {found_shape}, the weight {wanted}")
+            raise MergeError(
+                f"{slot.name}: the Gram matrix of {source.name} is {found_shape}, the weight {wanted}"
+            )
     return torch.stack(known)
 
 

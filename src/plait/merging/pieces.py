@@ -123,7 +123,9 @@ class Feed:
         while done < data.nbytes:
             got = os.preadv(self._descriptor, [data[done:]], place + done)
             if got == 0:
-                raise SourceError(f"{self._file} ends inside {self.parameter}: it was cut short while being read")
+                raise SourceError(
+                    f"{self._file} ends inside {self.parameter}: it was cut short while being read"
+                )
             done += got
         if self._hash is not None:
             self._hash.update(data)

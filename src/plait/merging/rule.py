@@ -33,7 +33,9 @@ class Law(StrEnum):
     IDEMPOTENT = "equal sources come back unchanged"
     SYMMETRIC = "the order of the sources does not matter"
     BOUNDED = "every entry lies between the least and the greatest of the sources"
-    ELEMENTWISE = "an entry of the result depends on that entry of the inputs alone: chunks may be merged one by one"
+    ELEMENTWISE = (
+        "an entry of the result depends on that entry of the inputs alone: chunks may be merged one by one"
+    )
     ANCHORED = "sources that equal the base give the base"
     SCALE_FREE = "one factor on all importances changes nothing"
     PROPAGATES = "an entry that is not finite in any source is not finite in the result"

@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -199,7 +200,9 @@ class Thresholds:
     def of(self, job: Job, slot: Slot, files: Files, desk: Desk) -> Tensor:
         """Returns per source the least magnitude that survives in a parameter."""
         if setting(job, "scope") == "tensor":
-            return thresholds(Changes(job, [slot], files, desk), float(setting(job, "density")), len(job.sources))
+            return thresholds(
+                Changes(job, [slot], files, desk), float(setting(job, "density")), len(job.sources)
+            )
         with self._lock:
             if self._model is None:
                 slots = [s for s in job.slots if s.dtype.is_floating_point and job.rule_for(s) is job.rule]
@@ -208,7 +211,7 @@ class Thresholds:
             return self._model
 
 
-def setting(job: Job, name: str) -> object:
+def setting(job: Job, name: str) -> Any:
     """Returns an option of the rule, or its default."""
     return job.options.get(name, job.rule.options[name].default)
 

@@ -13,7 +13,12 @@ from plait.tensors import Coefficients, Parameter, Stack
 PIECE = 2**18
 
 
-@RULES.register("slerp", paper="doi:10.1145/325165.325242", laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES}, sources=2)
+@RULES.register(
+    "slerp",
+    paper="doi:10.1145/325165.325242",
+    laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES},
+    sources=2,
+)
 def slerp(params: Stack, weights: Coefficients) -> Parameter:
     """Returns the point at the share t of the arc from the first source to the second, tensor by tensor.
 

@@ -11,7 +11,9 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2212.04089",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED, Law.PROPAGATES},
 )
-def task_arithmetic(params: Stack, base: Parameter, weights: Coefficients, *, scale: float = 0.4) -> Parameter:
+def task_arithmetic(
+    params: Stack, base: Parameter, weights: Coefficients, *, scale: float = 0.4
+) -> Parameter:
     """Returns the base plus the scaled sum of the task vectors.
 
     θ = θ_0 + s Σ_j λ_j (θ_j − θ_0)
