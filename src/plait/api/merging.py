@@ -12,7 +12,7 @@ from plait.api.planning import Plan, check_output, plan
 from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
 from plait.checkpoints.writer import atomic_folder
-from plait.errors import RecipeError, did_you_mean
+from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import Manifest, Task
 from plait.merging.merged import Merged
 from plait.recipe import ESTIMATION, MergeRecipe, parse_recipe, read_recipe
@@ -96,6 +96,10 @@ def merge_recipe(
 ) -> tuple[MergeRecipe, dict[str, Any]]:
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
     described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks)
+    strangers = [name for name in data or {} if name not in described]
+    if strangers:
+        problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
+        raise RecipeError(listed(problems))
     files, objects = split_data(described, data or {})
     content = {
         "sources": {

@@ -112,12 +112,7 @@ def check_output(output: str, *, overwrite: bool) -> None:
 
 
 def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
-    """Raises `RecipeError` when data is named for no source, or missing where the method needs it."""
-    strangers = [name for name in data if name not in recipe.sources]
-    if strangers:
-        raise RecipeError(
-            listed(f"data for unknown source {n!r}{did_you_mean(n, recipe.sources)}" for n in strangers)
-        )
+    """Raises `RecipeError` when data is missing where the method needs it."""
     if not {"importances", "grams"} & set(rule.inputs):
         return
     bare = [n for n, s in recipe.sources.items() if not (s.data or s.statistics or n in data)]

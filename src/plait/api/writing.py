@@ -13,7 +13,7 @@ from plait.api.planning import Plan
 from plait.checkpoints.topology import topology
 from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
-from plait.merging.engine import combine
+from plait.merging.engine import combine, write_jobs
 from plait.merging.job import Job, prepare
 from plait.merging.merged import TASKS
 from plait.merging.rule import RULES
@@ -24,24 +24,12 @@ def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Pa
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
     dtype = None if job.recipe.dtype is None else getattr(torch, job.recipe.dtype)
     weightings = weigh(job, statistics)
-    write_body(folder, jobs(job, weightings, dtype), job.recipe.max_shard_size)
+    write_jobs(folder, jobs(job, weightings, dtype), max_shard_size=job.recipe.max_shard_size)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
     body_config(job).save_pretrained(folder)
     job.sources[0].tokenizer().save_pretrained(folder)
     return {source.name: source.digest for source in job.sources}
-
-
-def write_body(folder: Path, merges: Sequence[Job], max_shard_size: str) -> None:
-    """Writes the merged parameters of all groups into one checkpoint."""
-    from plait.checkpoints.writer import TensorWriter
-    from plait.merging.engine import merge_slot
-
-    slots = [slot for merge in merges for slot in merge.slots]
-    with TensorWriter(folder, slots, max_shard_size=max_shard_size) as writer:
-        for merge in merges:
-            for slot in merge.slots:
-                writer.put_tensor(slot.name, merge_slot(merge, slot))
 
 
 def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
