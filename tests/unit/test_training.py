@@ -116,6 +116,8 @@ def test_a_resumed_run_ends_where_a_whole_one_does(base, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.ObjectiveTrainer, "compute_loss", compute)
     assert not (tmp_path / "cut").exists()
     assert (tmp_path / ".cut.training" / "checkpoint-3").is_dir()
+    with pytest.raises(PlaitError, match=r"left by another run \(seed was 0, is 1\); repeat its options"):
+        finetune(base, DATA["sequence"], tmp_path / "cut", resume=True, seed=1, **options)
     finetune(base, DATA["sequence"], tmp_path / "cut", resume=True, **options)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
@@ -139,7 +141,7 @@ def test_terms_of_an_objective_are_summed_and_logged(tmp_path):
 def test_a_diverging_run_says_so(base, tmp_path):
     with pytest.raises(DataError, match=r"training diverged before step .*task .*lower learning_rate"):
         finetune(base, DATA["regression"], tmp_path / "out", **{**QUICK, "learning_rate": 1e30, "epochs": 9})
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_order_is_that_of_seed_and_epoch():

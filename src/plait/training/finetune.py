@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.data import Examples, Kind, ProblemType, align_labels, encode, length_limit, read_examples
 from plait.data.labels import names_in
-from plait.errors import DataError, OutputError, PlaitError, SourceError
+from plait.errors import DataError, OutputError, PlaitError, SourceError, listed
 from plait.training.loop import Objective, Schedule, train
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
@@ -103,10 +103,7 @@ def finetune(
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
     examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
     held_out = None if validation is None else read_examples(validation, **_columns(columns))
-    state = out.parent / f".{out.name}.training"
-    if not resume:
-        shutil.rmtree(state, ignore_errors=True)
-    with _seeded(seed):
+    with _state(out, keep=checkpoints, resume=resume) as state, _seeded(seed):
         head = _head(examples, labels, problem_type)
         model, tokenizer = _open(base, head, trust_remote_code)
         aligned = align_labels(examples, head.names, problem_type=head.problem_type)
@@ -114,15 +111,44 @@ def finetune(
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
+        settings = {**asdict(schedule), "max_length": keep}
+        _check_state(state, {"base": str(base), "data": aligned.fingerprint, **settings})
         options = {"objective": objective, "schedule": schedule, "checkpoints": checkpoints, "resume": resume}
         log = train(model, encoded, state, **options)  # type: ignore[arg-type]
-    report = _report(base, aligned, {**asdict(schedule), "max_length": keep}, log)
+    report = _report(base, aligned, settings, log)
     if held_out is not None and score is not None:
         report["validation"] = dict(score(model.eval(), tokenizer, held_out))
     report["seconds"] = round(time.monotonic() - started, 1)
     _write(model, tokenizer, out, report, overwrite)
     shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+@contextmanager
+def _state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
+    """Yields the folder of the training's state, empty unless it is resumed, removed unless it is to be kept."""
+    folder = out.parent / f".{out.name}.training"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_state(folder: Path, run: Mapping[str, Any]) -> None:
+    """Notes what is trained beside its state; refuses to go on from the state of something else."""
+    record = folder / "run.json"
+    found = json.loads(record.read_text()) if record.is_file() else dict(run)
+    if changed := [
+        f"{name} was {found.get(name)}, is {run[name]}" for name in run if found.get(name) != run[name]
+    ]:
+        raise PlaitError(
+            f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(dict(run)) + "\n")
 
 
 @dataclass(frozen=True)
