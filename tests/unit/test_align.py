@@ -233,7 +233,8 @@ class TestTokenizers:
         with caplog.at_level(logging.WARNING, "plait"):
             align([bare, opened(tmp_path, "a")])
         assert "no tokenizer saved with bare; taking that of a" in caplog.text
-        align([bare])
+        assert align([bare]).tokenizer_source is None
+        assert align([bare, opened(tmp_path, "b")]).tokenizer_source.name == "b"
 
 
 class TestLabels:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from plait.checkpoints import files
 from plait.checkpoints.source import open_checkpoint
 from plait.errors import SourceError
-from tests.models import save, tiny
+from tests.models import FAMILIES, save, tiny
 from tests.unit.test_checkpoints_open import as_pickle, configure, rewrite
 
 
@@ -198,6 +198,21 @@ class TestWeights:
     def test_a_body_lacks_nothing_but_its_pooler(self, tmp_path):
         folder = rewrite(save(tiny("bert", "body"), tmp_path), {"embeddings.LayerNorm.weight": None})
         assert "missing embeddings.LayerNorm.weight" in refusal(folder)
+
+    def test_one_parameter_under_two_names(self, folder):
+        rewrite(folder, {}, **{"bert.embeddings.LayerNorm.gamma": torch.ones(16)})
+        message = refusal(folder)
+        assert "bert.embeddings.LayerNorm.weight" in message
+        assert "are one parameter" in message
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("head", ["sequence", "token", "qa"])
+    def test_a_head_is_never_lost_without_a_word(self, family, head, tmp_path):
+        folder = save(tiny(family, head), tmp_path)
+        for recorded in (None, [type(tiny(family, "body")).__name__]):
+            message = refusal(configure(folder, architectures=recorded))
+            assert "the weights hold the head of a" in message
+            assert "set `architectures` to the class it was trained as" in message
 
     def test_integer_weights(self, folder):
         rewrite(folder, {}, **{"classifier.weight": torch.ones(3, 16, dtype=torch.int8)})

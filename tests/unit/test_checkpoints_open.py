@@ -187,6 +187,13 @@ def test_a_language_model_counts_as_its_body(family, tmp_path):
     )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_language_heads_need_no_record(family, tmp_path):
+    language = AutoModelForMaskedLM.from_config(tiny(family, "body").config)
+    folder = configure(save(language, tmp_path), architectures=None)
+    assert open_checkpoint(folder).kind == "body"
+
+
 def test_body_names_without_prefix_under_a_class_with_head(tmp_path):
     model = tiny("bert", "token")
     names = {name: name.removeprefix("bert.") for name in model.state_dict()}
@@ -209,7 +216,7 @@ def test_a_body_may_lack_its_pooler(tmp_path):
 
 
 def test_without_a_recorded_class_only_the_body_is_certain(tmp_path):
-    checkpoint = open_checkpoint(configure(save(tiny("bert"), tmp_path), architectures=None))
+    checkpoint = open_checkpoint(configure(save(tiny("bert", "body"), tmp_path), architectures=None))
     assert (checkpoint.architecture, checkpoint.kind, dict(checkpoint.head)) == ("BertModel", "body", {})
 
 

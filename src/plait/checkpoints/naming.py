@@ -117,9 +117,10 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
     """Returns the names of body and head; one error lists all that is missing, extra or misshapen."""
     expected = model.state_dict()
     prefix = f"{model.base_model_prefix}."
-    stored = _stored_names(model, headers, expected)
+    stored, twice = _stored_names(model, headers, expected)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     problems = [
+        *twice,
         *_absent(model, stored, parameters),
         *_unexpected(model, stored, expected, kind),
         *_misshapen(stored, expected, headers),
@@ -137,17 +138,21 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
 
 def _stored_names(
     model: PreTrainedModel, headers: Iterable[str], expected: Mapping[str, torch.Tensor]
-) -> dict[str, str]:
-    """Returns model name to stored name, renamed as transformers does on loading (old names, prefix)."""
+) -> tuple[dict[str, str], list[str]]:
+    """Returns model name to stored name, renamed as transformers does on loading, and names that are there twice."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    prefix = model.base_model_prefix
-    table = dict(expected)
-    return {
-        name if name in table else rename_source_key(name, renamings, converters, prefix, table)[0]: name
-        for name in headers
-    }
+    prefix, table = model.base_model_prefix, dict(expected)
+    found: dict[str, str] = {}
+    twice = []
+    for stored in headers:
+        exact = stored in table
+        name = stored if exact else rename_source_key(stored, renamings, converters, prefix, table)[0]
+        if name in found:
+            twice.append(f"{stored} and {found[name]} are one parameter")
+        found[name] = stored
+    return found, twice
 
 
 def _absent(model: PreTrainedModel, stored: Mapping[str, str], parameters: Iterable[str]) -> list[str]:
@@ -172,7 +177,7 @@ def _unexpected(
     """Returns what the file holds beyond the class, save buffers and the heads around a bare body."""
     extra = [name for name in stored if name not in expected]
     if kind == "body":
-        return []
+        return []  # language-modelling heads; those of tasks are looked for by `refuse_lost_head`
     buffers = [name for name, _ in model.named_buffers()]
     patterns = [
         *(model._keys_to_ignore_on_load_unexpected or ()),
@@ -182,6 +187,23 @@ def _unexpected(
     kept = [name for name in extra if not re.search("|".join(f"({p})" for p in patterns), name)]
     spare = _spare(model) if kept else set()
     return [f"unexpected {stored[name]}" for name in kept if name not in spare]
+
+
+def refuse_lost_head(
+    architecture: str, config: PretrainedConfig, headers: Iterable[str], names: Names, where: str
+) -> None:
+    """Raises when weights opened as a bare body hold the whole head of a task: it would be lost without a word."""
+    extra = set(headers) - set(names.body.values())
+    if not extra or architecture not in _classes("body", config) or architecture.endswith(_PRETRAINING):
+        return
+    for cls in filter(None, (_class_for(kind, config) for kind in _HEADS)):
+        model = skeleton(cls, config, where)
+        head = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
+        if extra.issuperset(head):
+            raise SourceError(
+                f"{where}: the weights hold the head of a {cls.__name__} ({listed(head)}), but config.json says "
+                f"{architecture}; set `architectures` to the class it was trained as"
+            )
 
 
 def _spare(model: PreTrainedModel) -> set[str]:

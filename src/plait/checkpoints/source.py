@@ -89,7 +89,7 @@ class Checkpoint:
 
     def model(self, **options: Any) -> PreTrainedModel:
         """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
-        with _quiet_loading():
+        with quiet_loading():
             loaded = self.model_class.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
@@ -114,7 +114,7 @@ class Checkpoint:
         return tokenizer
 
 
-class _quiet_loading:  # noqa: N801 (a context manager, used like a function)
+class quiet_loading:  # noqa: N801 (a context manager, used like a function)
     """Hides the bars of transformers: loading is part of a stage that reports its own progress."""
 
     def __enter__(self) -> None:
@@ -145,6 +145,8 @@ def open_checkpoint(
     cls = naming.model_class(architecture, kind, config, folder, trust_remote_code)
     model = naming.skeleton(cls, config, str(folder))
     names = naming.match(model, headers, kind, str(folder))
+    if kind == "body":
+        naming.refuse_lost_head(architecture, config, headers, names, str(folder))
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     return Checkpoint(
