@@ -103,6 +103,16 @@ def test_named_columns_win():
     assert (examples.texts, examples.labels, examples.problem_type) == (("b",), (4.5,), "regression")
 
 
+def test_a_description_names_path_split_and_columns(tmp_path):
+    (tmp_path / "test.csv").write_text("body,stars\nx,3\n")
+    (tmp_path / "train.csv").write_text("body,stars\ny,3\n")
+    told = {"path": tmp_path, "split": "test", "text": "body"}
+    assert read_examples(told).texts == ("x",)
+    assert read_examples(told, split="train").texts == ("y",)
+    with pytest.raises(DataError, match=r"unknown entry 'txt' \(did you mean 'text'\?"):
+        read_examples({"path": tmp_path, "txt": "body"})
+
+
 @pytest.mark.parametrize(
     "answers",
     [{"text": ["b"], "answer_start": [2]}, [{"text": "b", "answer_start": 2}]],

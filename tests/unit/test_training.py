@@ -63,6 +63,15 @@ def test_every_head_learns(base, tmp_path, head):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_without_scores_the_loss_judges(base, tmp_path):
+    report = finetune(base, DATA["sequence"], tmp_path / "out", validation=DATA["sequence"], **QUICK)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    inputs = tiny_tokenizer("bert")(WORDS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs, labels=torch.tensor(GOOD)).loss.item()
+    assert report["validation"] == {"loss": pytest.approx(expected, rel=1e-5)}
+
+
 def test_the_checkpoint_is_an_ordinary_one(base, tmp_path):
     finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")

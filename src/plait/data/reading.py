@@ -31,8 +31,8 @@ def read_examples(
     Args:
         data: A file (parquet, csv, tsv, json, jsonl, txt), a folder with one file a split or one written by
             `Dataset.save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a `datasets.Dataset`,
-            a dict of columns, a list of rows, a list of texts, a (texts, labels) tuple, or examples already
-            read. A path or Hub id may end in `@split`.
+            a dict of columns, a list of rows, a list of texts, a (texts, labels) tuple, a mapping of a `path`
+            and the names below, or examples already read. A path or Hub id may end in `@split`.
         split: Which split, where there are several.
         text: Name of the text column, found by itself where it has a usual name.
         text_pair: Name of the second text column.
@@ -45,8 +45,21 @@ def read_examples(
     """
     if isinstance(data, Examples):
         return data.sample(limit, seed)
+    if isinstance(data, Mapping) and isinstance(data.get("path"), str | Path):
+        given = {"split": split, "text": text, "text_pair": text_pair, "label": label}
+        told = {**data, **{name: value for name, value in given.items() if value is not None}}
+        return _read_described(told, limit, seed)
     examples = examples_from(_table(data, split), Wanted(text, text_pair, label))
     return examples.sample(limit, seed)
+
+
+def _read_described(told: Mapping[str, Any], limit: int | None, seed: int) -> Examples:
+    """Returns the examples that a mapping of a path and column names describes."""
+    known = ("path", "split", "text", "text_pair", "label")
+    if unknown := [name for name in told if name not in known]:
+        raise DataError(f"{told['path']}: unknown entry {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    options = {name: value for name, value in told.items() if name != "path"}
+    return read_examples(told["path"], limit=limit, seed=seed, **options)
 
 
 def _table(data: Any, split: str | None) -> Table:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from plait.data import Examples, Kind, ProblemType, align_labels, encode, length_limit, read_examples
+from plait.data import Examples, Kind, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.data.labels import names_in
 from plait.errors import DataError, OutputError, PlaitError, SourceError, listed
 from plait.training.loop import Objective, Schedule, train
@@ -73,8 +74,8 @@ def finetune(
         base: A folder or Hub id of any encoder; its head is new unless it has one of the same labels.
         data: Labelled data, as `read_examples` takes it.
         out: Folder of the checkpoint; it appears whole, when training has ended.
-        validation: Data that `score` judges at the end.
-        score: Returns named scores of a model on examples (such as `plait.evaluation.evaluate_model`).
+        validation: Data that the model is judged on at the end.
+        score: Judges, such as `plait.evaluation.evaluate_model`; the mean loss without it.
         objective: What to minimise; the head's own loss by default.
         epochs: How often to see each example.
         learning_rate: The highest rate, reached after the warm-up.
@@ -116,8 +117,9 @@ def finetune(
         options = {"objective": objective, "schedule": schedule, "checkpoints": checkpoints, "resume": resume}
         log = train(model, encoded, state, **options)  # type: ignore[arg-type]
     report = _report(base, aligned, settings, log)
-    if held_out is not None and score is not None:
-        report["validation"] = dict(score(model.eval(), tokenizer, held_out))
+    if held_out is not None:
+        judge = score or partial(_loss, head=head, max_length=keep)
+        report["validation"] = dict(judge(model.eval(), tokenizer, held_out))
     report["seconds"] = round(time.monotonic() - started, 1)
     _write(model, tokenizer, out, report, overwrite)
     shutil.rmtree(state, ignore_errors=True)
@@ -213,6 +215,29 @@ def _renewed(model: PreTrainedModel) -> PreTrainedModel:
     return fresh
 
 
+def _loss(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    head: _Head,
+    max_length: int,
+) -> dict[str, float]:
+    """Returns the mean loss of the model's own head, for those who bring no scores of their own."""
+    aligned = align_labels(examples, head.names, problem_type=head.problem_type)
+    told: dict[str, Any] = {
+        "problem_type": head.problem_type,
+        "config": model.config,
+        "max_length": max_length,
+    }
+    with torch.inference_mode():
+        pairs = [
+            (model(**batch).loss, len(batch["input_ids"])) for batch in batches(aligned, tokenizer, **told)
+        ]
+    total = sum(float(loss) * count for loss, count in pairs)
+    return {"loss": total / max(1, sum(count for _, count in pairs))}
+
+
 def _report(
     base: str | Path, examples: Examples, options: Mapping[str, Any], log: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
@@ -238,16 +263,16 @@ def _write(
     overwrite: bool,
 ) -> None:
     """Writes the checkpoint beside `out` and renames it last."""
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    beside = out.parent / f".{out.name}.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
     with _quiet():
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-    (partial / "plait.json").write_text(json.dumps({"made_by": "finetune", **report}, indent=2) + "\n")
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+    (beside / "plait.json").write_text(json.dumps({"made_by": "finetune", **report}, indent=2) + "\n")
     if overwrite and out.exists():
         shutil.rmtree(out)
-    partial.rename(out)
+    beside.rename(out)
 
 
 def _check_output(out: Path, overwrite: bool) -> None:
