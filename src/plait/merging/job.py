@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any, Literal, Protocol, get_args, get_origin
 import torch
 from torch import Tensor
 
-from plait.checkpoints.writer import Slot
+from plait.checkpoints.writer import DTYPES, Slot
 from plait.errors import MergeError, RecipeError, did_you_mean, listed
 from plait.merging.parts import TensorSource
 from plait.merging.rule import RULES, RuleEntry
 from plait.registry import Option
+
+logger = logging.getLogger("plait")
 
 
 class Weighting(Protocol):
@@ -69,11 +72,24 @@ def prepare(
     """
     check_inputs(rule, len(sources), importances=importances, grams=grams, base=base)
     check_options(rule, options or {})
+    check_present(sources, names)
+    base = base if "base" in rule.inputs else None
+    if base is not None and (lacking := [name for name in names if name not in base]):
+        logger.warning(
+            "%s lacks %s: averaged there, %s needs a base", base.name, listed(lacking, 5), rule.name
+        )
+    check_headers([*sources, *([base] if base is not None else [])], names)
     return Job(
-        tuple(sources), ordered_slots(sources, names, base, dtype), rule, check_weights(rule, weights, len(sources)),
-        tuple(importances) if importances is not None else None, tuple(grams) if grams is not None else None,
-        base, dict(options or {}), seed,
-    )  # fmt: skip
+        sources=tuple(sources),
+        slots=slots_of(sources, names, dtype),
+        rule=rule,
+        weights=check_weights(rule, weights, len(sources)),
+        importances=None if importances is None else tuple(importances),
+        grams=None if grams is None else tuple(grams),
+        base=base,
+        options=dict(options or {}),
+        seed=seed,
+    )
 
 
 def check_inputs(
@@ -140,26 +156,27 @@ def check_weights(rule: RuleEntry, weights: Sequence[float] | None, count: int) 
     return torch.tensor(values, dtype=torch.float32)
 
 
-def ordered_slots(
-    sources: Sequence[TensorSource],
-    names: Sequence[str],
-    base: TensorSource | None,
-    dtype: torch.dtype | None,
-) -> tuple[Slot, ...]:
-    """Returns what the result holds, in the order in which the first source stores it.
-
-    Raises:
-        MergeError: parameters that are missing or whose shapes differ, all of them listed.
-    """
-    missing = [f"{s.name} has no {n}" for n in names for s in sources if n not in s]
+def check_present(sources: Sequence[TensorSource], names: Sequence[str]) -> None:
+    """Raises `MergeError` listing every parameter that a source lacks."""
+    missing = [f"{source.name} has no {name}" for name in names for source in sources if name not in source]
     if missing:
         raise MergeError(f"parameters are missing: {listed(missing)}")
-    everyone = [*sources, *([base] if base is not None else [])]
-    problems = [text for name in names if (text := _shape_problem(name, [s for s in everyone if name in s]))]
+
+
+def check_headers(sources: Sequence[TensorSource], names: Sequence[str]) -> None:
+    """Raises `MergeError` when shapes differ or dtypes are not understood, listing every such parameter."""
+    places = {name: [source for source in sources if name in source] for name in names}
+    problems = [text for name, owners in places.items() if (text := _shape_problem(name, owners))]
     if problems:
         raise MergeError(f"shapes differ, these models cannot be merged: {listed(problems)}")
-    order = sorted(names, key=lambda name: _position(sources[0], name))
-    return tuple(_slot(name, sources, dtype) for name in order)
+    kinds = [(name, s.name, s.header(name).dtype) for name, owners in places.items() for s in owners]
+    strange = [f"{name} of {owner} is {_word(kind)}" for name, owner, kind in kinds if kind not in DTYPES]
+    if strange:
+        raise MergeError(f"cannot be merged: {listed(strange)} (expected {', '.join(map(_word, DTYPES))})")
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shape_problem(name: str, sources: Sequence[TensorSource]) -> str | None:
@@ -173,6 +190,14 @@ def _shape_problem(name: str, sources: Sequence[TensorSource]) -> str | None:
 def _position(source: TensorSource, name: str) -> tuple[str, int]:
     header = source.header(name)
     return (str(header.file), header.start)
+
+
+def slots_of(
+    sources: Sequence[TensorSource], names: Sequence[str], dtype: torch.dtype | None
+) -> tuple[Slot, ...]:
+    """Returns what the result holds, in the order in which the first source stores it."""
+    order = sorted(names, key=lambda name: _position(sources[0], name))
+    return tuple(_slot(name, sources, dtype) for name in order)
 
 
 def _slot(name: str, sources: Sequence[TensorSource], dtype: torch.dtype | None) -> Slot:

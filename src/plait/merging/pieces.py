@@ -42,18 +42,18 @@ def whole(slot: Slot) -> Piece:
     return Piece(0, torch.Size(slot.shape).numel(), slot.shape, slice(None))
 
 
-def flat_pieces(slot: Slot, size: int = CHUNK) -> Iterator[Piece]:
+def flat_pieces(slot: Slot) -> Iterator[Piece]:
     """Yields flat pieces of a parameter, whatever its shape."""
     total = torch.Size(slot.shape).numel()
-    for start in range(0, total, size):
-        stop = min(start + size, total)
+    for start in range(0, total, CHUNK):
+        stop = min(start + CHUNK, total)
         yield Piece(start, stop, (stop - start,))
 
 
-def row_pieces(slot: Slot, size: int = CHUNK) -> Iterator[Piece]:
+def row_pieces(slot: Slot) -> Iterator[Piece]:
     """Yields pieces made of whole leading rows (at least one), which keep the parameter's other axes."""
     row = torch.Size(slot.shape[1:]).numel()
-    step = max(1, size // max(row, 1))
+    step = max(1, CHUNK // max(row, 1))
     for first in range(0, slot.shape[0], step):
         last = min(first + step, slot.shape[0])
         yield Piece(first * row, last * row, (last - first, *slot.shape[1:]), slice(first, last))

@@ -32,7 +32,8 @@ def ties(
     θ = θ_0 + s Σ_{j: sgn τ_j = γ} λ_j τ_j / Σ_{j: sgn τ_j = γ} λ_j   (algorithm 1)
 
     c_j is exactly the k-th greatest |θ_j − θ_0|, k = ⌈density · size⌉; entries equal to it all survive, so the result
-    depends neither on chunks nor on the order of entries.
+    depends neither on chunks nor on the order of entries. Where the λ-sum cancels exactly, no sign is elected and the
+    base is kept.
 
     Args:
         params: the parameter of the sources.
