@@ -6,7 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 Tick = Callable[[int], None]
@@ -43,7 +46,7 @@ def task(what: str, total: int | None = None) -> Iterator[Tick]:
 
 
 @contextmanager
-def _late_bar(console: object, what: str, total: int | None) -> Iterator[Tick]:
+def _late_bar(console: Console, what: str, total: int | None) -> Iterator[Tick]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -60,7 +63,7 @@ def _late_bar(console: object, what: str, total: int | None) -> Iterator[Tick]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
-        transient=True,  # type: ignore[arg-type]
+        transient=True,
     )
     handle = bar.add_task(what, total=total)
     start = time.monotonic()

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.registry import canonical
 
 Name = Annotated[str, BeforeValidator(lambda value: canonical(value) if isinstance(value, str) else value)]
 Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[\w][\w.+@-]*", name):
+        raise ValueError("expected a name of letters, digits, and . _ - + @: it names a folder")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class Strict(BaseModel):
@@ -45,7 +55,7 @@ class SourceSpec(Strict):
     model: Text
     data: Data | None = None
     statistics: Text | None = None
-    task: str | None = None
+    task: PlainName | None = None
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     revision: str | None = None
 
@@ -95,7 +105,7 @@ class MergeRecipe(Strict):
     """A merge: sources become one encoder with a head per task."""
 
     combine: Literal["merge"] = "merge"
-    sources: dict[str, Source] = Field(min_length=1)
+    sources: dict[PlainName, Source] = Field(min_length=1)
     base: Text | None = None
     method: Method | None = None
     output: Text

@@ -80,6 +80,8 @@ def test_default_method_depends_on_data() -> None:
             {"sources": {"a": "x"}, "output": "o", "method": {"name": "fisher", "examples": 0}},
             "method.examples",
         ),
+        ({"sources": {"../a": "x"}, "output": "o"}, "it names a folder"),
+        ({"sources": {"a": {"model": "x", "task": "a/b"}}, "output": "o"}, "it names a folder"),
         ("text", "expected a mapping with combine, sources and output, found str"),
     ],
 )

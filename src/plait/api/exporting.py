@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError
 from plait.merging.merged import Merged, plain_state
@@ -32,6 +33,7 @@ def export(
         )
     model = source.task(task or source.tasks[0])
     with atomic_folder(Path(out), overwrite=overwrite) as folder:
-        model.save_pretrained(folder, state_dict=plain_state(model))
+        with quiet_loading():
+            model.save_pretrained(folder, state_dict=plain_state(model))
         source.tokenizer.save_pretrained(folder)
     return Path(out)

@@ -11,7 +11,7 @@ from typing import Any
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.topology import topology
-from plait.errors import OutputError, RecipeError, did_you_mean, listed
+from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, listed
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
 from plait.registry import Entry
@@ -71,7 +71,7 @@ class Plan:
         body = (self._first(name) for name in self.alignment.owners)
         firsts = [self.sources[members[0]] for members in self.alignment.tasks.values()]
         heads = (s.header(stored) for s in firsts for stored in s.head.values())
-        return sum(h.end - h.start for h in (*body, *heads)) / 1e6
+        return float(sum(h.end - h.start for h in (*body, *heads))) / 1e6
 
 
 def check_method(method: MethodSpec) -> Entry[Any]:
@@ -158,6 +158,7 @@ def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
         open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
         for name, s in recipe.sources.items()
     )
+    check_classes(sources)
     base = None
     if recipe.base is not None:
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
@@ -169,6 +170,15 @@ def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
         for parameter in alignment.owners:
             places.place(parameter)
     return Plan(recipe, method, rule, alignment, objects)
+
+
+def check_classes(sources: tuple[Checkpoint, ...]) -> None:
+    """Raises `MergeError` when a source's class comes with the checkpoint: the result could not be loaded again."""
+    import transformers
+
+    odd = [f"{s.name} is a {s.architecture}" for s in sources if not hasattr(transformers, s.architecture)]
+    if odd:
+        raise MergeError(f"{listed(odd)}: a class that transformers does not have cannot be part of a merge")
 
 
 def recorded_base(sources: tuple[Checkpoint, ...], method: str, *, trust_remote_code: bool) -> Checkpoint:

@@ -119,7 +119,7 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
     return found
 
 
-def estimated(
+def estimated(  # noqa: PLR0917 - all six decide the result
     model: PreTrainedModel,
     tokenizer: Any,
     examples: Examples,
@@ -136,7 +136,9 @@ def estimated(
         raise DataError(f"{type(model).__name__} has no head: only gram can be estimated without one")
     if needs_labels:
         if examples.labels is None:
-            raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+            raise DataError(
+                f"{examples.source}: has no labels; give some, or choose --labels sampled or exact"
+            )
         examples = align_labels(examples, head_labels(model), kind=kind, problem_type=problem)
     else:
         examples = examples.unlabelled()

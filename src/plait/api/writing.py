@@ -10,6 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from plait.api.planning import Plan
+from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.topology import topology
 from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
@@ -37,14 +38,13 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
     if not statistics:
         return None
     from plait.statistics.importance import as_importance
+
     if job.estimator == "gram":
         return [statistics[s.name] for s in job.sources]
     places = topology(job.sources[0].config)
-    method = job.method
-    return [
-        as_importance(statistics[s.name], places, mapping=method.mapping, normalize=method.normalize)
-        for s in job.sources
-    ]
+    # Checked by the plan, which knows the names; here they are literals.
+    options: dict[str, Any] = {"mapping": job.method.mapping, "normalize": job.method.normalize}
+    return [as_importance(statistics[s.name], places, **options) for s in job.sources]
 
 
 def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype | None) -> list[Job]:
@@ -133,8 +133,7 @@ def with_dtype(config: PretrainedConfig, dtype: torch.dtype | None) -> Pretraine
     return copy
 
 
-def base_class_name(source: Any) -> str:
+def base_class_name(source: Checkpoint) -> str:
     """Returns the name of the bare encoder's class."""
-    from transformers import AutoModel
-
-    return str(AutoModel._model_mapping[type(source.config)].__name__)
+    with torch.device("meta"):
+        return type(source.model_class(source.config).base_model).__name__

@@ -154,8 +154,9 @@ def merge_and_score(
     from plait.api import evaluate, merge
 
     options = dict(METHODS[label])
-    # Only methods that weigh by data take a number of examples.
     informed = options["method"] in {"fisher", "regmean"}
+    if informed:
+        options["examples"] = EXAMPLES
     merged = merge(
         sources,
         out=folder / label.replace(" ", "-"),
@@ -163,7 +164,6 @@ def merge_and_score(
         data={task: parts["train"] for task, parts in files.items()} if informed else None,
         overwrite=True,
         **options,
-        **({"examples": EXAMPLES} if informed else {}),
     )
     # The sources were scored once: they are the same for every method.
     scores = evaluate(merged, {task: parts["test"] for task, parts in files.items()}, sources=False)

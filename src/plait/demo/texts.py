@@ -46,15 +46,15 @@ def harvest(seed: int = 0) -> list[Docstring]:
     Raises:
         DataError: fewer than two of the libraries are installed with their sources.
     """
-    places = {name: found for name in LIBRARIES if (found := package_folder(name)) is not None}
+    places = {name: folder for name in LIBRARIES if (folder := package_folder(name)) is not None}
     if len(places) < 2:
         raise DataError(
             f"the demo reads docstrings of {', '.join(LIBRARIES)}: at least two must be installed"
         )
     seen: set[str] = set()
     found: list[Docstring] = []
-    for library, folder in places.items():
-        for docstring in library_docstrings(library, folder, seed):
+    for library, place in places.items():
+        for docstring in library_docstrings(library, place, seed):
             key = docstring.text.lower()
             if key not in seen:
                 seen.add(key)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from plait.checkpoints.source import quiet_loading
 from plait.errors import RecipeError, SourceError, did_you_mean
 from plait.merging.manifest import Manifest, Task, read_manifest
 
@@ -149,7 +151,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
     config = AutoConfig.from_pretrained(folder)
     stored = stored_names(folder)
-    cls: Any = AutoModel._model_mapping[type(config)]
+    cls: Any = getattr(transformers, config.architectures[0])
     with torch.device("meta"):
         wanted = cls(config).state_dict().keys()
     poolerless = any(n.startswith("pooler.") for n in wanted) and not any(
@@ -157,8 +159,10 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     )
     options = {"add_pooling_layer": False} if poolerless else {}
     # The dtype that was written, whatever the library's default is.
-    model: PreTrainedModel = cls.from_pretrained(folder, dtype="auto", **options)
-    return model.eval()
+    with quiet_loading():
+        model: PreTrainedModel = cls.from_pretrained(folder, dtype="auto", **options)
+    model.eval()
+    return model
 
 
 def stored_names(folder: Path) -> frozenset[str]:
@@ -188,12 +192,14 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     with safe_open(file, "pt") as handle:
         head = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a mapping
     model.load_state_dict(head, strict=False, assign=True)
-    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    everything = chain(model.named_parameters(), model.named_buffers())
+    missing = [name for name, tensor in everything if tensor.is_meta]
     if missing:
         raise SourceError(
             f"{file} lacks {', '.join(missing)}: the merged checkpoint is incomplete, merge again"
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
