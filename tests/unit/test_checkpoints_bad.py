@@ -35,7 +35,7 @@ def refusal(origin: str | Path, **options: object) -> str:
 class TestOrigin:
     def test_a_missing_folder_names_its_neighbours(self, folder):
         assert "no such folder (did you mean 'source'? known: source)" in refusal(
-            str(folder.parent / "sorce")
+            str(folder.parent / "sources")
         )
 
     def test_a_missing_parent_is_said(self, tmp_path):
