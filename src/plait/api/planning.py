@@ -166,9 +166,7 @@ def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
     alignment = align(sources, base=base, tasks=recipe.tasks())
     if "importances" in rule.inputs:
-        places = topology(sources[0].config)
-        for parameter in alignment.owners:
-            places.place(parameter)
+        topology(sources[0].config).check(alignment.owners)
     return Plan(recipe, method, rule, alignment, objects)
 
 

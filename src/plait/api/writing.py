@@ -29,7 +29,8 @@ def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Pa
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
     body_config(job).save_pretrained(folder)
-    job.sources[0].tokenizer().save_pretrained(folder)
+    if job.alignment.tokenizer_source is not None:
+        job.alignment.tokenizer_source.tokenizer().save_pretrained(folder)
     return {source.name: source.digest for source in job.sources}
 
 

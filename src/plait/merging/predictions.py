@@ -154,10 +154,15 @@ def decode_tokens(about: Task, output: Any, encoded: Encoded) -> list[Prediction
             if word is None or word in seen or encoded.encoding.sequence_ids(row)[position] != 0:
                 continue
             seen.add(word)
+            # Some tokenizers count the space before a word as part of it.
             span = encoded.encoding.word_to_chars(row, word, 0)
             found = best(labels, probabilities[row][position])
             words.append(
-                {"word": text[span.start : span.end], "label": found["label"], "score": found["score"]}
+                {
+                    "word": text[span.start : span.end].strip(),
+                    "label": found["label"],
+                    "score": found["score"],
+                }
             )
         results.append(words)
     return results
