@@ -23,7 +23,7 @@ import torch
 from sources import DATA, RESULTS, SEEDS, TASKS, WORK, Task, default_base, folder_of
 from transformers import PreTrainedModel
 
-from plait.checkpoints import open_checkpoint
+from plait.checkpoints.source import open_checkpoint
 from plait.checkpoints.topology import topology
 from plait.data import Encoded, Examples, align_labels, batches, encode, read_examples
 from plait.evaluation import head_labels, predict_encoded, score
@@ -155,7 +155,10 @@ def scores(task: str, seed: int, body: dict[str, torch.Tensor] | None) -> dict[s
     with torch.no_grad():
         for name, parameter in one.model.base_model.named_parameters():
             parameter.copy_((body or one.body.tensors)[name])
-    return score(predict_encoded(one.model, one.encoded, batch_size=32)["logits"], one.examples)
+    # Half precision predicts the same labels here (600 of 600 on two sources) in less than half the time.
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = predict_encoded(one.model, one.encoded, batch_size=32)["logits"]
+    return score(logits, one.examples)
 
 
 @cache
@@ -192,7 +195,7 @@ def run_cell(tasks: tuple[str, ...], seed: int) -> None:
     cell = {
         "set": list(tasks),
         "seed": seed,
-        "settings": {"rows": ROWS, "examples": EXAMPLES, "labels": "given"},
+        "settings": {"rows": ROWS, "examples": EXAMPLES, "labels": "given", "evaluation": "bfloat16"},
         "sources": {task: own_scores(task, seed) for task in tasks},
         "methods": {method.name: found[method.name] for method in METHODS},
     }
