@@ -111,7 +111,7 @@ def clean(docstring: str) -> str | None:
     """Returns the first paragraph as plain text without library names, or None when that is not a sentence."""
     paragraph = docstring.strip().split("\n\n")[0]
     text = MARKUP.sub(lambda m: next(group for group in m.groups() if group is not None), paragraph)
-    text = " ".join(NAMES.sub("", text).split())
+    text = " ".join(NAMES.sub("", text).replace("`", "").split())
     words = text.split()
     # Signatures, tables and shouting are not English; very short summaries say nothing about their library.
     odd = sum(not (c.isalpha() or c in " .,'-()") for c in text) > 0.1 * len(text)

@@ -1,0 +1,110 @@
+"""The merged checkpoint on disk: what a damaged one says, and what predictions refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plait
+from plait.errors import DataError, RecipeError, SourceError
+from plait.merging.manifest import is_merged, read_manifest
+from tests.models import save, texts, tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("merged")
+    sources = {
+        h: str(save(tiny("bert", h, seed=i), place / h)) for i, h in enumerate(("sequence", "token", "qa"))
+    }
+    return Path(plait.merge(sources, method="average", out=place / "out").path)
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_manifest_round_trip(folder: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(folder)
+    manifest.write(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    assert is_merged(folder)
+    assert not is_merged(tmp_path / "none")
+
+
+def test_not_merged(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"is not a merged checkpoint: it has no plait.json"):
+        plait.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '{"format": 1, "tasks": {"a": {"x": 1}}}'])
+def test_damaged_manifest(copy: Path, content: str) -> None:
+    (copy / "plait.json").write_text(content)
+    with pytest.raises(SourceError, match=r"plait.json is damaged"):
+        plait.load(copy)
+
+
+def test_manifest_of_the_future(copy: Path) -> None:
+    content = json.loads((copy / "plait.json").read_text())
+    content["format"] = 99
+    (copy / "plait.json").write_text(json.dumps(content))
+    with pytest.raises(SourceError, match="format 99"):
+        plait.load(copy)
+
+
+def test_missing_head(copy: Path) -> None:
+    (copy / "tasks" / "sequence" / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="is missing: the merged checkpoint is incomplete"):
+        plait.load(copy).task("sequence")
+
+
+def test_unknown_task(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no task 'sequense' \(did you mean 'sequence'"):
+        plait.load(folder).task("sequense")
+
+
+@pytest.mark.parametrize(
+    ("lines", "task", "message"),
+    [
+        ([], None, "no text to predict on"),
+        (["a", ("b", "c")], None, "text 1 is"),
+        ([3], None, "text 0 is 3"),
+        (["a"], "qa", "needs pairs"),
+    ],
+)
+def test_texts_that_cannot_be_predicted(
+    folder: Path, lines: list[Any], task: str | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        plait.load(folder).predict(lines, task=task)
+
+
+def test_order_and_length_do_not_matter(folder: Path) -> None:
+    merged = plait.load(folder)
+    lines = texts(7, seed=9)
+    forward = merged.predict(lines, task="sequence", batch_size=3)
+    backward = merged.predict(lines[::-1], task="sequence", batch_size=7)[::-1]
+    assert [p["label"] for p in forward] == [p["label"] for p in backward]
+    assert [p["score"] for p in forward] == pytest.approx([p["score"] for p in backward], abs=1e-5)
+
+
+def test_models_work_on_after_a_shared_pass(folder: Path) -> None:
+    merged = plait.load(folder)
+    merged.predict(texts(2))
+    assert merged.task("sequence").bert is merged.encoder
+    assert merged.task("token").bert is merged.encoder
+
+
+def test_one_text_alone(folder: Path) -> None:
+    assert len(plait.load(folder).predict(texts(1)[0], task="sequence")) == 1
+
+
+def test_long_texts_are_cut(folder: Path) -> None:
+    merged = plait.load(folder)
+    assert merged.predict([" ".join(texts(60))], task="sequence")
