@@ -207,7 +207,10 @@ def _write_all(descriptor: int, data: memoryview, place: int) -> None:
 
 def check_space(folder: Path, size: int) -> None:
     """Raises `OutputError` when the disk of `folder` has not `size` bytes left."""
-    free = shutil.disk_usage(folder).free
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror}") from None
     if free < size + SPARE:
         raise OutputError(
             f"not enough space at {folder}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
@@ -274,14 +277,13 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
 
 def _replace(place: Path, partial: Path, *, overwrite: bool) -> None:
     check_target(place, overwrite=overwrite)
-    if not place.exists():
-        partial.rename(place)
-        return
     old = partial.with_suffix(".old")
-    place.rename(old)
     try:
+        if place.exists():
+            place.rename(old)
         partial.rename(place)
-    except OSError:
-        old.rename(place)
-        raise
+    except OSError as error:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        raise OutputError(f"cannot replace {place}: {error.strerror}") from None
     shutil.rmtree(old, ignore_errors=True)

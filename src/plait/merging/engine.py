@@ -137,12 +137,12 @@ def write_jobs(
     """
     stored = {slot.name: rename(slot.name) if rename else slot.name for job in jobs for slot in job.slots}
     slots = [Slot(stored[slot.name], slot.dtype, slot.shape) for job in jobs for slot in job.slots]
+    count = threads or min(THREADS, os.cpu_count() or 1)
     what = "merging by " + ", ".join(dict.fromkeys(job.rule.name for job in jobs))
     writer = TensorWriter(folder, slots, stem=stem, max_shard_size=max_shard_size)
     with writer, Files() as files, one_torch_thread(), task(what, len(slots)) as tick:
-        runs = [Run(job, writer, files, stored, digests) for job in jobs]
-        work = [partial(run.one, slot) for run in runs for slot in run.job.slots]
-        in_parallel(work, threads or min(THREADS, os.cpu_count() or 1), tick)
+        runs = [Run(job, writer, files, stored, digests, Thresholds(count)) for job in jobs]
+        in_parallel([partial(run.one, slot) for run in runs for slot in run.job.slots], count, tick)
     return Written(writer.files, len(slots))
 
 
@@ -169,7 +169,7 @@ class Run:
     files: Files
     stored: dict[str, str]
     digests: bool
-    thresholds: Thresholds = field(default_factory=Thresholds)
+    thresholds: Thresholds
     own: threading.local = field(default_factory=threading.local)
 
     def one(self, slot: Slot) -> None:

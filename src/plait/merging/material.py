@@ -42,7 +42,7 @@ class Material:
             "weights": lambda: job.weights,
             "typical": lambda: torch.tensor([mean_of(tensor) for tensor in self._importances]),
             "grams": lambda: grams_of(job, slot),
-            "thresholds": lambda: thresholds.of(job, slot, files, self.desk),
+            "thresholds": lambda: thresholds.of(job, slot, files),
         }
         if name in fixed:
             value = fixed[name]()
@@ -123,7 +123,7 @@ def importances_of(job: Job, slot: Slot) -> list[Tensor]:
             raise MergeError(
                 f"{slot.name}: importances of {source.name} are {found_shape}, the parameter {wanted}"
             )
-    return [tensor.reshape(*[1] * (len(slot.shape) - tensor.dim()), *tensor.shape) for tensor in known]
+    return [tensor.reshape([1] * (len(slot.shape) - tensor.dim()) + list(tensor.shape)) for tensor in known]
 
 
 def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:

@@ -100,7 +100,7 @@ class Feed:
         self.source, self.parameter = source, parameter
         self._dtype, self._file, self._start = place.dtype, place.file, place.start
         self._descriptor = files.descriptor(place.file) if place.start >= 0 else None
-        self._held = source.read(parameter).reshape(-1) if place.start < 0 else None
+        self._held = source.read(parameter).detach().reshape(-1) if place.start < 0 else None
         self._hash: Any = xxhash.xxh3_128() if digest and place.start >= 0 else None
 
     def fill(self, target: Tensor, start: int) -> None:

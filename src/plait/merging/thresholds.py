@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ Stream = Callable[[], Iterator[Magnitudes]]
 BLOCK = 256
 SMALL = 2**15
 SAMPLE = 2**16
+MODEL_SAMPLE = 2**20
 MARGIN = 5.0
 ROOM = 2**21
 """Entries per source kept between the two values, at most: 8 MB each."""
@@ -68,6 +70,11 @@ def bracket(sample: Magnitudes, share: float, size: int) -> Bracket:
     high = np.where(most < 0, np.float32(np.inf), flat[rows, np.clip(most, 0, count - 1)])
     low = np.where((share + spread) * count >= count - 1, np.float32(0.0), flat[rows, least])
     return Bracket(low.astype(np.float32), high.astype(np.float32))
+
+
+def anywhere(sources: int) -> Bracket:
+    """Returns the bracket that says nothing."""
+    return Bracket(np.zeros(sources, dtype=np.float32), np.full(sources, np.inf, dtype=np.float32))
 
 
 class Count:
@@ -136,78 +143,78 @@ def _locate(counts: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
     return len(counts) - 1 - place, k - before
 
 
-def kth_greatest(stream: Stream, found: Bracket, k: int) -> list[float]:
-    """Returns per source the exact k-th greatest of the magnitudes that a stream passes."""
+def tally(stream: Stream, found: Bracket) -> list[Count]:
+    """Returns what one pass over a stream counts, per source."""
     counts = [Count(low, high) for low, high in zip(found.low, found.high, strict=True)]
     for item in stream():
         for count, values in zip(counts, item, strict=True):
             count.add(values)
-    return settle(counts, stream, k)
+    return counts
 
 
-def settle(counts: Sequence[Count], stream: Stream, k: int) -> list[float]:
-    """Returns the thresholds from the counts of a pass, by histogram where the bracket missed."""
-    chosen = [count.select(k) for count in counts]
-    return [by_histogram(stream, k, i) if value is None else value for i, value in enumerate(chosen)]
+def kth_greatest(streams: Sequence[Stream], found: Bracket, k: int, threads: int = 1) -> list[float]:
+    """Returns per source the exact k-th greatest of all magnitudes, by histogram where the bracket missed it."""
+    with ThreadPoolExecutor(threads) as pool:
+        total, *others = pool.map(lambda stream: tally(stream, found), streams)
+    for counts in others:
+        for count, other in zip(total, counts, strict=True):
+            count.merge(other)
+    chosen = [count.select(k) for count in total]
+    return [by_histogram(lambda: _chain(streams), k, i) if c is None else c for i, c in enumerate(chosen)]
+
+
+def _chain(streams: Iterable[Stream]) -> Iterator[Magnitudes]:
+    for stream in streams:
+        yield from stream()
 
 
 class Changes:
-    """The magnitudes |θ_j − θ_0| of some parameters, read a piece at a time."""
+    """The magnitudes |θ_j − θ_0| of one parameter, read a piece at a time."""
 
-    def __init__(self, job: Job, slots: Sequence[Slot], files: Files, desk: Desk) -> None:
+    def __init__(self, job: Job, slot: Slot, files: Files) -> None:
         """Reads nothing yet."""
         assert job.base is not None
         self._everyone = [*job.sources, job.base]
-        self._slots, self._files, self._desk = slots, files, desk
-        self.size = sum(torch.Size(slot.shape).numel() for slot in slots)
+        self._slot, self._files = slot, files
+        self.sources = len(job.sources)
+        self.size = torch.Size(slot.shape).numel()
 
     def pieces(self) -> Iterator[Magnitudes]:
-        """Yields [n, m] magnitudes until all entries have passed."""
-        for slot in self._slots:
-            feeds = self._feeds(slot)
-            for piece in flat_pieces(slot):
-                yield self._magnitudes(feeds, piece)
+        """Yields [n, m] magnitudes until all entries have passed; each lives until the next."""
+        return self._read(flat_pieces(self._slot))
 
-    def sample(self, total: int) -> Magnitudes:
-        """Returns [n, blocks, BLOCK] magnitudes, blocks evenly spread over all entries."""
-        step = max(BLOCK, self.size // max(1, total // BLOCK))
-        taken = [block.copy() for slot in self._slots for block in self._blocks(slot, step)]
-        return np.stack(taken, axis=1)
+    def blocks(self, step: int) -> Iterator[Magnitudes]:
+        """Yields [n, BLOCK] magnitudes every `step` entries."""
+        starts = range(0, self.size - BLOCK + 1, step)
+        return (item.copy() for item in self._read(Piece(start, start + BLOCK, (BLOCK,)) for start in starts))
 
-    def _blocks(self, slot: Slot, step: int) -> Iterator[Magnitudes]:
-        size, feeds = torch.Size(slot.shape).numel(), self._feeds(slot)
-        for start in range(0, size - BLOCK + 1, step):
-            yield self._magnitudes(feeds, Piece(start, start + BLOCK, (BLOCK,)))
-
-    def _feeds(self, slot: Slot) -> list[Feed]:
-        return [Feed(self._files, source, slot.name) for source in self._everyone]
-
-    def _magnitudes(self, feeds: Sequence[Feed], piece: Piece) -> Magnitudes:
-        stack = self._desk.stack(feeds, piece)
-        changes: Tensor = stack[:-1]
-        result: Magnitudes = changes.sub_(stack[-1]).abs_().numpy()
-        return result
+    def _read(self, pieces: Iterable[Piece]) -> Iterator[Magnitudes]:
+        desk, feeds = Desk(), [Feed(self._files, source, self._slot.name) for source in self._everyone]
+        for piece in pieces:
+            stack = desk.stack(feeds, piece)
+            changes: Tensor = stack[:-1]
+            yield changes.sub_(stack[-1]).abs_().numpy()
 
 
 class Thresholds:
     """Thresholds per parameter, or one set for the whole model that is found when first asked for."""
 
-    def __init__(self) -> None:
-        """Knows nothing yet."""
+    def __init__(self, threads: int = 1) -> None:
+        """Knows nothing yet; `threads` work on those of the whole model."""
         self._lock = threading.Lock()
+        self._threads = threads
         self._model: Tensor | None = None
 
-    def of(self, job: Job, slot: Slot, files: Files, desk: Desk) -> Tensor:
+    def of(self, job: Job, slot: Slot, files: Files) -> Tensor:
         """Returns per source the least magnitude that survives in a parameter."""
+        density = float(setting(job, "density"))
         if setting(job, "scope") == "tensor":
-            return thresholds(
-                Changes(job, [slot], files, desk), float(setting(job, "density")), len(job.sources)
-            )
+            return thresholds([Changes(job, slot, files)], density, SAMPLE, 1)
         with self._lock:
             if self._model is None:
                 slots = [s for s in job.slots if s.dtype.is_floating_point and job.rule_for(s) is job.rule]
-                changes = Changes(job, slots, files, desk)
-                self._model = thresholds(changes, float(setting(job, "density")), len(job.sources), 2**20)
+                everything = [Changes(job, s, files) for s in slots]
+                self._model = thresholds(everything, density, MODEL_SAMPLE, self._threads)
             return self._model
 
 
@@ -216,15 +223,20 @@ def setting(job: Job, name: str) -> Any:
     return job.options.get(name, job.rule.options[name].default)
 
 
-def thresholds(changes: Changes, density: float, sources: int, sample: int = SAMPLE) -> Tensor:
+def thresholds(changes: Sequence[Changes], density: float, sample: int, threads: int) -> Tensor:
     """Returns per source the exact k-th greatest magnitude; infinite where nothing is kept, 0 where everything is."""
-    k = kept(density, changes.size)
-    if k in (0, changes.size):
-        return torch.full((sources,), math.inf if k == 0 else 0.0)
-    if changes.size <= SMALL:
-        return torch.tensor(_held(changes.pieces(), k))
-    found = bracket(changes.sample(sample), k / changes.size, changes.size)
-    return torch.tensor(kth_greatest(changes.pieces, found, k))
+    size = sum(change.size for change in changes)
+    streams = [change.pieces for change in changes]
+    k = kept(density, size)
+    if k in (0, size):
+        return torch.full((changes[0].sources,), math.inf if k == 0 else 0.0)
+    if size <= SMALL:
+        return torch.tensor(_held(_chain(streams), k))
+    step = max(BLOCK, size // max(1, sample // BLOCK))
+    blocks = [block for change in changes for block in change.blocks(step)]
+    # A model of nothing but crumbs has no blocks to sample: the histogram takes it as it is.
+    found = bracket(np.stack(blocks, axis=1), k / size, size) if blocks else anywhere(changes[0].sources)
+    return torch.tensor(kth_greatest(streams, found, k, threads))
 
 
 def _held(pieces: Iterable[Magnitudes], k: int) -> list[float]:
