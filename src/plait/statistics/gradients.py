@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plait.statistics.batch import Batch
-from plait.statistics.pieces import LAYERS, NotUnderstoodError, Piece, Vector, join
+from plait.statistics.pieces import LAYERS, Lookup, NotUnderstoodError, Piece, Vector, join
 from plait.statistics.squares import sum_of_squares
 from plait.statistics.sweep import (
     Objective,
@@ -142,7 +142,7 @@ class ExampleGradients:
         alone, together = batch.copies(1, width), batch.copies(times, width)
         with requiring_gradients(self.parameters):
             (expected,) = parameter_gradients(self._model, alone, Probe(), self.parameters)
-        check = _Comparison({name: times * value.square() for name, value in expected.items()})
+        check = _Comparison(expected, times)
         hooks = LayerHooks(self._model, self._names, check)
         try:
             hooks.run(self._model, together, Probe())
@@ -154,21 +154,38 @@ class ExampleGradients:
 
 
 class _Comparison:
-    """A sink that compares each parameter's sum of squares with what is expected of it."""
+    """A sink that compares each parameter's sum of squares with `times` the square of one gradient."""
 
-    def __init__(self, expected: dict[str, Tensor]) -> None:
-        self._expected = expected
+    def __init__(self, gradients: dict[str, Tensor], times: int) -> None:
+        self._gradients = gradients
+        self._times = times
         # Key biases have no gradient but rounding, which no two programs share.
-        self._noise = 1e-9 * max((float(value.max()) for value in expected.values()), default=0.0)
+        self._noise = 1e-6 * max((_norm(value) for value in gradients.values()), default=0.0)
         self._right = True
 
     def __call__(self, name: str, piece: Piece) -> None:
-        wanted = self._expected.pop(name, None)
-        found = sum_of_squares(piece, wanted if wanted is not None else torch.zeros(()))
-        distance = found - wanted if wanted is not None else found
-        allowed = AGREEMENT * float(wanted.abs().max()) if wanted is not None else 0.0
-        self._right &= float(distance.abs().max()) <= allowed + self._noise
+        gradient = self._gradients.pop(name, None)
+        if gradient is None:
+            self._right = False
+            return
+        if isinstance(piece, Lookup):
+            piece, gradient = self._used_rows(piece, gradient)
+        wanted = gradient.square().mul_(self._times)
+        found = sum_of_squares(piece, wanted)
+        self._right &= float(torch.dist(found, wanted)) <= AGREEMENT * _norm(wanted) + self._noise**2
+
+    def _used_rows(self, piece: Lookup, gradient: Tensor) -> tuple[Lookup, Tensor]:
+        """Returns the same with a table of the used rows only: the whole one is large, and the rest must be zero."""
+        rows, ids = torch.unique(piece.ids, return_inverse=True)
+        used = gradient[rows]
+        self._right &= _norm(gradient) <= (1 + AGREEMENT) * _norm(used)
+        unused = (rows == piece.unused).nonzero().flatten().tolist() if piece.unused is not None else []
+        return Lookup(ids, piece.grads, unused[0] if unused else None), used
 
     def passed(self) -> bool:
         """Whether every parameter agreed, and none was left out that has a gradient."""
-        return self._right and all(float(value.max()) <= self._noise for value in self._expected.values())
+        return self._right and all(_norm(value) <= self._noise for value in self._gradients.values())
+
+
+def _norm(value: Tensor) -> float:
+    return float(torch.linalg.vector_norm(value))

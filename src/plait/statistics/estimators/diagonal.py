@@ -40,7 +40,7 @@ class Diagonal:
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the sums divided by the number of examples."""
-        return {body_name(self._model, name): total / examples for name, total in self._totals.items()}
+        return {body_name(self._model, name): total.div_(examples) for name, total in self._totals.items()}
 
     def close(self) -> None:
         """Takes the hooks off the model."""

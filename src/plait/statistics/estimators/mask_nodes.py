@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from plait.checkpoints.topology import topology
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.shapes import Inputs
+from plait.statistics.squares import only_first
 from plait.statistics.sweep import Objective, backward_passes
 
 
@@ -38,8 +40,7 @@ class _Nodes:
 
     @torch.no_grad()
     def _backward(self, values: Tensor, gradient: Tensor) -> None:
-        products = torch.einsum("bti,bti->bi", values, gradient)
-        scores = products.unflatten(1, (self._nodes, -1)).sum(2)
+        scores = token_sums(values, gradient).unflatten(1, (self._nodes, -1)).sum(2)
         # A layer that is applied again shares its nodes: add before squaring.
         self._scores = scores if self._scores is None else self._scores + scores
 
@@ -49,6 +50,15 @@ class _Nodes:
             scores = self._scores.double().cpu()
             self.total += scores.sum(0).square() if whole else scores.square().sum(0)
             self._scores = None
+
+
+def token_sums(x: Inputs, g: Inputs) -> Tensor:
+    """Returns Σ_t x_t g_t per example: [B, i]."""
+    if only_first(g):
+        return x[:, 0] * g[:, 0]
+    # Example by example, so that the products never leave the cache.
+    products = torch.empty_like(x[0])
+    return torch.stack([torch.mul(one, other, out=products).sum(0) for one, other in zip(x, g, strict=True)])
 
 
 class MaskNodes:
