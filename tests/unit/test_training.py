@@ -181,6 +181,16 @@ def test_an_old_head_of_other_labels_is_drawn_again(tmp_path):
     )
 
 
+def test_tags_are_of_words_that_begin_with_a_space(tmp_path):
+    base = tmp_path / "base"
+    tiny("roberta", "body").save_pretrained(base)
+    tiny_tokenizer("roberta", add_prefix_space=False).save_pretrained(base)
+    finetune(base, DATA["token"], tmp_path / "out", **QUICK)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    pieces = tokenizer(["the", "film"], is_split_into_words=True).input_ids
+    assert tokenizer.convert_ids_to_tokens(pieces) == ["<s>", "Ġthe", "Ġfilm", "</s>"]
+
+
 def test_whole_numbers_can_be_regressed(base, tmp_path):
     finetune(base, (WORDS, GOOD), tmp_path / "out", problem_type="regression", **QUICK)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config

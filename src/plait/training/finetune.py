@@ -198,6 +198,9 @@ def _open(
     loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
     try:
         tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+        if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
+            # Words that come one by one are not continuations of the word before.
+            tokenizer = AutoTokenizer.from_pretrained(base, add_prefix_space=True, **trust)
         old = AutoConfig.from_pretrained(base, **trust)
         config = AutoConfig.from_pretrained(base, **trust, **head.settings())
         with _quiet():
