@@ -282,3 +282,19 @@ def test_dtype_and_shards(sources: Paths, tmp_path: Path) -> None:
     assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
     assert merged.encoder.dtype == torch.bfloat16
     assert AutoModel.from_pretrained(tmp_path / "m").dtype == torch.bfloat16
+
+
+def test_statistics_weigh_parameters_by_name_wherever_they_come_from(
+    sources: Paths, data: Paths, tmp_path: Path
+) -> None:
+    from plait.statistics.statistics import load_statistics
+
+    found = plait.estimate(sources["mood"], data["mood"], out=tmp_path / "s.safetensors")
+    for statistics in (found, load_statistics(tmp_path / "s.safetensors")):
+        weights = statistics.of("bert.encoder.layer.1.attention.self.query.weight")
+        assert weights is not None
+        torch.testing.assert_close(weights[:, 0], found.heads[1].repeat_interleave(4))
+        neurons = statistics.of("encoder.layer.0.intermediate.dense.bias")
+        assert neurons is not None
+        torch.testing.assert_close(neurons, found.neurons[0])
+    assert "shapes" not in found.facts

@@ -29,7 +29,7 @@ def inspect(
         return {
             "kind": "statistics",
             "estimator": found.estimator,
-            **dict(found.provenance),
+            **found.facts,
             "tensors": shapes,
         }
     if is_merged(place):

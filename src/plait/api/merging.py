@@ -212,7 +212,7 @@ def describe_result(
         sources=sources,
         recipe=resolved.model_dump(exclude_none=True, mode="json"),
         versions=versions(),
-        statistics={name: dict(found.provenance) for name, found in statistics.items()},
+        statistics={name: found.facts for name, found in statistics.items()},
         scores=dict(scores),
     )
 

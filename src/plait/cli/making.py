@@ -201,7 +201,7 @@ def estimate(
         examples=examples, per=per, batch_size=batch_size, max_length=max_length, seed=seed, out=output,
         overwrite=overwrite, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    about = {"output": str(output), "estimator": found.estimator, **dict(found.provenance)}
+    about = {"output": str(output), "estimator": found.estimator, **found.facts}
     if json:
         render.as_json(about)
     else:

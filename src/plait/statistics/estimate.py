@@ -65,7 +65,7 @@ def estimate_statistics(
 
 
 def _described(model: PreTrainedModel) -> dict[str, Any]:
-    """Returns what later steps need to know of the model without having it."""
+    """Returns what later steps need to know of the model without having it: see `DESCRIPTION`."""
     prefix = model.base_model_prefix if model.base_model is not model else ""
     start = f"{prefix}." if prefix else ""
     shapes = {name: list(value.shape) for name, value in model.named_parameters()}
@@ -76,4 +76,9 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
             name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)
         },
         "head": [name for name in shapes if not name.startswith(start)],
+        "config": {
+            key: value
+            for key, value in model.config.to_diff_dict().items()
+            if key not in {"id2label", "label2id", "_name_or_path", "architectures"}
+        },
     }

@@ -10,8 +10,10 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
 from plait.checkpoints.topology import Axis, Part, Place, Topology
+from plait.checkpoints.topology import topology as find_topology
 from plait.errors import MergeError, RecipeError, did_you_mean
 from plait.statistics.statistics import Statistics, load_statistics
 
@@ -21,11 +23,12 @@ Mapping_ = Literal["paper", "structural"]
 Normalization = Literal["none", "mean", "l2", "tensor"]
 MAPPINGS: tuple[Mapping_, ...] = ("paper", "structural")
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mean", "l2", "tensor")
-QUIET = 1e-15
+QUIET = 1e-12
 """Below this share of the greatest mean importance of any tensor, a tensor holds rounding, not information.
 
-Softmax ignores what a key bias adds, so its gradient is zero; in float32 its Fisher comes out at 1e-20 of the
-greatest, while the least of a real one (a rarely used word table) is at 1e-9. Normalising that would weigh by noise.
+Softmax ignores what a key bias adds to all scores (and what the last bias before an answer's span adds to all tokens),
+so their gradient is zero; in float32 their Fisher comes out at 1e-13 of the greatest at most, while the least of a
+real one (a word table of which the data use little) is above 1e-10. Normalising rounding would make weights of it.
 """
 
 
@@ -46,8 +49,8 @@ def as_importance(
     """Returns the importance that statistics give to parameters.
 
     Args:
-        statistics: of any estimator; those of mask nodes need the `topology`.
-        topology: of the encoder.
+        statistics: of any estimator.
+        topology: of the encoder, for mask nodes; default as the statistics record it.
         mapping: how mask nodes become weights of tensors. `paper`: heads on the rows of query and key, neurons on the
             rows of the first FFN projection, a layer's mean on the rest of it, their mean over layers elsewhere.
             `structural`: heads also on the value's rows and the attention output's columns, neurons on the second FFN
@@ -60,9 +63,19 @@ def as_importance(
             raise RecipeError(f"unknown {what} {word!r}{did_you_mean(word, options)}")
     if statistics.estimator != "mask_nodes":
         return Scaled(statistics, Direct(statistics), normalize)
-    if topology is None:
-        raise MergeError("the importance mask_nodes needs the topology of the encoder")
-    return Scaled(statistics, Nodes(statistics, topology, mapping), normalize)
+    return Scaled(
+        statistics, Nodes(statistics, topology or recorded_topology(statistics), mapping), normalize
+    )
+
+
+def recorded_topology(statistics: Statistics) -> Topology:
+    """Returns the topology of the encoder that statistics were estimated on, as their provenance describes it."""
+    if "config" not in statistics.provenance:
+        raise MergeError(
+            "the importance mask_nodes needs the topology of the encoder: estimate these statistics again"
+        )
+    settings = dict(statistics.provenance["config"])
+    return find_topology(AutoConfig.for_model(settings.pop("model_type"), **settings))
 
 
 @dataclass(frozen=True)

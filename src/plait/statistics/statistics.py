@@ -18,6 +18,8 @@ from plait.errors import OutputError, SourceError
 from plait.tensors import HeadScores, NeuronScores
 
 METADATA = "plait"
+DESCRIPTION = frozenset({"prefix", "shapes", "head", "config"})
+"""What provenance says of the model for later steps rather than for readers."""
 FORMAT = 1
 
 
@@ -34,8 +36,20 @@ class Statistics:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, parameter: str) -> Tensor | None:
-        """Returns the tensor of a parameter, named with or without the prefix of the body; None when there is none."""
-        return self.tensors.get(self.relative(parameter))
+        """Returns the weights of a parameter, named with or without the prefix of the body; None when there are none.
+
+        Mask nodes are spread over the tensors they belong to by the mapping `paper`; `as_importance` offers others.
+        """
+        if self.estimator != "mask_nodes":
+            return self.tensors.get(self.relative(parameter))
+        from plait.statistics.importance import as_importance
+
+        return as_importance(self).of(parameter)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Returns the provenance that readers want: estimator, options, examples, digests of weights and data."""
+        return {name: value for name, value in self.provenance.items() if name not in DESCRIPTION}
 
     def relative(self, parameter: str) -> str:
         """Returns a parameter's name without the prefix of the body."""

@@ -67,7 +67,7 @@ class Gram:
             rows = inputs[mask]
         elif inputs.dim() == 3 and inputs.shape[0] == mask.shape[0]:
             raise MergeError(
-                f"{key} sees {inputs.shape[1]} of {mask.shape[1]} tokens; set chunk_size_feed_forward to 0"
+                f"{key} sees {inputs.shape[1]} of {mask.shape[1]} tokens at a time; set chunk_size_feed_forward to 0"
             )
         else:
             rows = inputs.flatten(0, -2)
