@@ -187,3 +187,14 @@ def batch_mean_squares(model: nn.Module, some: Sequence[Example]) -> dict[str, T
             if gradient is not None:
                 totals[name] += gradient.square()
     return totals
+
+
+def paper_weights(heads: Tensor, neurons: Tensor, width: int, layer: int | None, part: str) -> Tensor:
+    """Returns the weights of one tensor of BERT as the authors' program spreads mask nodes: a column or one number."""
+    if layer is None:
+        return torch.stack([h.mean() + n.mean() for h, n in zip(heads, neurons, strict=True)]).mean()
+    if part in {"query", "key"}:
+        return torch.tensor([float(heads[layer, row // width]) for row in range(width * heads.shape[1])])
+    if part == "intermediate":
+        return neurons[layer]
+    return (heads if part in {"value", "attention"} else neurons)[layer].mean()
