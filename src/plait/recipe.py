@@ -117,14 +117,13 @@ class MergeRecipe(Strict):
     def resolved_method(self, data: Mapping[str, Any] | None = None) -> MethodSpec:
         """Returns the method, choosing Plait's default when the recipe names none: see docs/merging.md.
 
-        With data or statistics for every source that is `fisher` with the exact diagonal, normalised per tensor;
-        without, it is `average`.
+        With data or statistics for every source that is `regmean`; without, it is `average`.
         """
         if self.method is not None:
             return self.method
         known = set(data or {})
         informed = all(s.data or s.statistics or name in known for name, s in self.sources.items())
-        return MethodSpec(name="fisher" if informed else "average")
+        return MethodSpec(name="regmean" if informed else "average")
 
     def tasks(self) -> dict[str, str]:
         """Returns source name -> task name; a source without a `task` is its own task."""

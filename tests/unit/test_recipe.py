@@ -44,7 +44,7 @@ def test_short_forms_and_dashes() -> None:
 def test_default_method_depends_on_data() -> None:
     bare = parse_recipe({"sources": {"a": "x", "b": "y"}, "output": "o"})
     assert bare.resolved_method().name == "average"
-    assert bare.resolved_method({"a": 1, "b": 1}).name == "fisher"
+    assert bare.resolved_method({"a": 1, "b": 1}).name == "regmean"
     half = parse_recipe({"sources": {"a": {"model": "x", "data": "d"}, "b": "y"}, "output": "o"})
     assert half.resolved_method().name == "average"
 

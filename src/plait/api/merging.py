@@ -44,8 +44,8 @@ def merge(
     Args:
         sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe.
         out: the folder to write.
-        method: a rule of `plait.methods()`; default see docs/merging.md: `fisher` where data or statistics are given
-            for all sources, else `average`.
+        method: a rule of `plait.methods()`; default see docs/merging.md: `regmean` where data or statistics are given
+            for all sources (`fisher` where an importance is), else `average`.
         data: name -> labelled data of that source: a file, a `datasets.Dataset`, or columns.
         statistics: name -> statistics saved by `plait.estimate`, instead of data.
         base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.

@@ -39,7 +39,7 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT, two or more: a folder or a Hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     data: Names = None,
-    method: Annotated[str | None, typer.Option("--method", help="See `plait methods`.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="See `plait methods`; default regmean with data, else average.")] = None,
     importance: Annotated[
         str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
     ] = None,
