@@ -46,7 +46,7 @@ def dare(
     """
     changes = [parameter - base for parameter in params]
     for change, draw in zip(changes, draws, strict=True):
-        change.masked_fill_(draw < drop, 0.0).div_(1.0 - drop)
+        change.mul_(draw.clone().ge_(drop)).div_(1.0 - drop)
     if then == "ties":
         return elected_mean(changes, weights).mul_(scale).add_(base)
     result = torch.zeros_like(base)
