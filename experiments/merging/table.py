@@ -54,7 +54,7 @@ def rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
             mean_and_spread(relative(pairs, name)),
             f"{min(relative(pairs, name)):.3f}",
             wins(pairs, name),
-            mean_and_spread(seed_means(pairs, name)).partition(" ")[2],
+            mean_and_spread(seed_means(pairs, name)).partition(" ± ")[2] or "–",
             mean_and_spread(matthews(pairs, name)),
             mean_and_spread(relative(whole, name)),
             mean_and_spread([cell["methods"][name]["merge_seconds"] for cell in whole]).partition(" ")[0],
@@ -90,7 +90,8 @@ def preamble(found: Sequence[dict[str, Any]]) -> list[str]:
         f"{count} cells of two tasks, {len(found) - count} of all six; each score on {settings['rows']} held-out rows, "
         f"statistics from {settings['examples']} training examples with their given labels. Relative accuracy is that "
         "of the merged model over that of the source on the same rows, averaged over the tasks of a set; ± is the "
-        "standard deviation over sets and seeds. No option of any method was tuned.",
+        "standard deviation over sets and seeds. No option of any method was tuned. Seconds were taken on a "
+        "busy machine: orders of magnitude, not benchmarks.",
     ]
 
 
