@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from plait.api.statistics import read
+from plait.api.inputs import read
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, Kind, ProblemType
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
 from plait.evaluation import evaluate_model, primary_metric
-from plait.merging.manifest import is_merged
+from plait.merging.manifest import Task, is_merged
 from plait.merging.merged import Merged
 from plait.report.scores import Evaluation, TaskScores
 
@@ -60,44 +61,47 @@ def evaluate(
         (task, entry), *others = name_data(data, ("model",), free=True).items()
         if others:
             raise RecipeError(f"{model} is a plain checkpoint with one task: give --data once")
+        primary = primary_of(plain.kind, plain.problem_type)
         chosen = read_data(entry)
         metrics = score(plain.model(), plain.tokenizer(), chosen)
-        primary = primary_of(plain.kind, plain.problem_type)
         return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen))})
     merged = model if isinstance(model, Merged) else Merged(model)
     named = name_data(data, merged.tasks)
     return Evaluation(
         str(merged.folder),
         {
-            task: score_task(merged, task, read_data(entry), score, sources=sources)
+            task: score_task(
+                merged, task, read_data(entry), score, sources=sources, trust_remote_code=trust_remote_code
+            )
             for task, entry in named.items()
         },
     )
 
 
 def name_data(data: Any, tasks: tuple[str, ...], *, free: bool = False) -> dict[str, Any]:
-    """Returns data by task; data alone is that of the only task.
+    """Returns data by task; data alone is that of the only task. With `free`, tasks may have any name.
 
     Raises:
         RecipeError: a task that does not exist (did you mean), or data alone for several tasks.
     """
-    if isinstance(data, Mapping) and "path" not in data and (free or any(name in tasks for name in data)):
-        strangers = [] if free else [name for name in data if name not in tasks]
-        if strangers:
-            raise RecipeError(listed(f"no task {n!r}{did_you_mean(n, tasks)}" for n in strangers))
-        if data:
-            return dict(data)
-    elif (
-        isinstance(data, Mapping)
-        and "path" not in data
-        and all(isinstance(v, str | Path) for v in data.values())
-    ):
-        raise RecipeError(listed(f"no task {n!r}{did_you_mean(str(n), tasks)}" for n in data))
-    if len(tasks) != 1:
-        raise RecipeError(
-            f"which task is this data for? give --data TASK=FILE with one of {', '.join(tasks)}"
-        )
-    return {tasks[0]: data}
+    if not is_by_task(data, tasks):
+        if len(tasks) != 1:
+            raise RecipeError(
+                f"which task is this data for? give --data TASK=FILE with one of {', '.join(tasks)}"
+            )
+        return {tasks[0]: data}
+    strangers = [] if free else [name for name in data if name not in tasks]
+    if strangers:
+        raise RecipeError(listed(f"no task {name!r}{did_you_mean(str(name), tasks)}" for name in strangers))
+    return dict(data)
+
+
+def is_by_task(data: Any, tasks: tuple[str, ...]) -> bool:
+    """Returns whether a mapping holds data by task: not one specification, and not the columns of one table."""
+    if not isinstance(data, Mapping) or not data or "path" in data:
+        return False
+    columns = all(isinstance(values, list | tuple) for values in data.values())
+    return any(name in tasks for name in data) or not columns
 
 
 def primary_of(kind: str, problem_type: str | None) -> str:
@@ -111,20 +115,37 @@ def primary_of(kind: str, problem_type: str | None) -> str:
     return primary_metric(cast(Kind, kind), cast("ProblemType | None", problem_type))
 
 
-def score_task(merged: Merged, task: str, examples: Examples, score: Scorer, *, sources: bool) -> TaskScores:
+def score_task(
+    merged: Merged, task: str, examples: Examples, score: Scorer, *, sources: bool, trust_remote_code: bool
+) -> TaskScores:
     """Returns one task's scores, with those of its sources where they can still be read."""
     about = merged.about(task)
+    primary = primary_of(about.kind, about.problem_type)
     metrics = score(merged.task(task), merged.tokenizer, examples)
-    found = {name: source_scores(merged, name, examples, score) for name in about.sources} if sources else {}
+    named = by_name(examples, about)
+    found = {
+        name: source_scores(merged, name, named, score, trust_remote_code=trust_remote_code)
+        for name in (about.sources if sources else ())
+    }
     known = {name: metrics for name, metrics in found.items() if metrics is not None}
-    return TaskScores(metrics, primary_of(about.kind, about.problem_type), len(examples), known)
+    return TaskScores(metrics, primary, len(examples), known)
 
 
-def source_scores(merged: Merged, name: str, examples: Examples, score: Scorer) -> dict[str, float] | None:
+def by_name(examples: Examples, about: Task) -> Examples:
+    """Returns examples whose label indices carry the task's label names: a source may count its labels differently."""
+    indexed = examples.label_names is None and all(type(label) is int for label in examples.labels or ())
+    return replace(examples, label_names=about.labels) if indexed and about.labels is not None else examples
+
+
+def source_scores(
+    merged: Merged, name: str, examples: Examples, score: Scorer, *, trust_remote_code: bool
+) -> dict[str, float] | None:
     """Returns a source's scores, or None (with a warning) when it is gone or its weights have changed."""
     record = merged.manifest.sources[name]
     try:
-        source = open_checkpoint(record["origin"], name=name, revision=record.get("revision"))
+        source = open_checkpoint(
+            record["origin"], name=name, revision=record.get("revision"), trust_remote_code=trust_remote_code
+        )
         if source.digest != record["digest"]:
             logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
             return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError
-from plait.merging.merged import Merged, plain_state
+from plait.merging.merged import Merged, has_tokenizer, plain_state
 
 
 def export(
@@ -35,5 +35,6 @@ def export(
     with atomic_folder(Path(out), overwrite=overwrite) as folder:
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))
-        source.tokenizer.save_pretrained(folder)
+        if has_tokenizer(source.folder):
+            source.tokenizer.save_pretrained(folder)
     return Path(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def merge(
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
     """
+    judged = {task: entry for task, entry in (evaluate or {}).items() if not is_file(entry)}
     recipe, objects = merge_recipe(
         sources,
         out=out,
@@ -71,13 +73,13 @@ def merge(
         base=base,
         weights=weights,
         tasks=tasks,
-        evaluate=evaluate,
+        evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
         dtype=dtype,
         max_shard_size=max_shard_size,
         trust_remote_code=trust_remote_code,
         options=options,
     )
-    return run_merge(recipe, data=objects, overwrite=overwrite)
+    return run_merge(recipe, data=objects, judged=judged, overwrite=overwrite)
 
 
 def merge_recipe(
@@ -139,13 +141,13 @@ def split_data(
     described: Mapping[str, Any], data: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the data that a recipe can name (files, specifications) and the data that lives in memory."""
-    files = {
-        name: value
-        for name, value in data.items()
-        if name in described
-        and (isinstance(value, str | Path) or (isinstance(value, Mapping) and "path" in value))
-    }
+    files = {name: value for name, value in data.items() if name in described and is_file(value)}
     return files, {name: value for name, value in data.items() if name not in files}
+
+
+def is_file(entry: Any) -> bool:
+    """Returns whether data is named by a path, which a recipe can keep, rather than held in memory."""
+    return isinstance(entry, str | Path) or (isinstance(entry, Mapping) and "path" in entry)
 
 
 def as_recipe(recipe: str | Path | Mapping[str, Any] | MergeRecipe) -> MergeRecipe:
@@ -165,11 +167,15 @@ def run(recipe: str | Path | Mapping[str, Any] | MergeRecipe, *, overwrite: bool
 
 
 def run_merge(
-    recipe: MergeRecipe, *, data: Mapping[str, Any] | None = None, overwrite: bool = False
+    recipe: MergeRecipe,
+    *,
+    data: Mapping[str, Any] | None = None,
+    judged: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
 ) -> Merged:
-    """Returns the merge of a recipe, with `data` in memory for the sources whose recipe names no file."""
-    check_output(recipe.output, overwrite=overwrite)
-    job = plan(recipe, data)
+    """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files."""
+    check_output(recipe, overwrite=overwrite)
+    job = plan(recipe, data, judged)
     logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), job.rule.name)
     statistics = gather(job)
     with atomic_folder(Path(recipe.output), overwrite=overwrite) as folder:
@@ -179,23 +185,20 @@ def run_merge(
 
 
 def finish(job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str], folder: Path) -> None:
-    """Writes manifest and card into the unfinished output, and scores it where the recipe gives data for it."""
-    manifest = describe_result(job, statistics, digests, {})
+    """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
+    manifest = describe_result(job, statistics, digests)
     manifest.write(folder)
-    if job.recipe.evaluate:
+    if job.inputs.judged:
         from plait.api.evaluating import evaluate
 
-        scores = evaluate(folder, dict(job.recipe.evaluate)).to_dict()
-        manifest = describe_result(job, statistics, digests, scores)
+        found = evaluate(folder, dict(job.inputs.judged), trust_remote_code=job.recipe.trust_remote_code)
+        manifest = replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
         manifest.write(folder)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
 
 
-def describe_result(
-    job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str], scores: Mapping[str, Any]
-) -> Manifest:
-    """Returns the manifest of a merge: tasks, sources with digests, the resolved recipe, versions, scores."""
-    resolved = job.recipe.model_copy(update={"method": job.method})
+def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str]) -> Manifest:
+    """Returns the manifest of a merge: tasks, sources with digests, the resolved recipe, versions."""
     sources = {
         s.name: {
             "origin": s.origin,
@@ -210,10 +213,9 @@ def describe_result(
     return Manifest(
         tasks={name: describe_task(job, name) for name in job.alignment.tasks},
         sources=sources,
-        recipe=resolved.model_dump(exclude_none=True, mode="json"),
+        recipe=job.resolved().model_dump(exclude_none=True, exclude_unset=True, mode="json"),
         versions=versions(),
         statistics={name: found.facts for name, found in statistics.items()},
-        scores=dict(scores),
     )
 
 

@@ -8,10 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.topology import topology
+from plait.checkpoints.writer import check_target
 from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, listed
+from plait.merging.manifest import is_merged
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
 from plait.registry import Entry
@@ -26,7 +29,7 @@ class Plan:
     method: MethodSpec
     rule: Entry[Any]
     alignment: Alignment
-    data: Mapping[str, Any]
+    inputs: Inputs
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -36,9 +39,22 @@ class Plan:
     @property
     def estimator(self) -> str | None:
         """Returns the statistic that the rule needs: an importance, `gram`, or None."""
-        if "grams" in self.rule.inputs:
-            return "gram"
-        return self.method.importance if "importances" in self.rule.inputs else None
+        return estimator_of(self.rule, self.method)
+
+    def resolved(self) -> MergeRecipe:
+        """Returns the recipe with its method spelled out: only settings that the method uses."""
+        kept = {"name", *self.method.options}
+        if self.estimator is not None:
+            kept |= {"examples", "batch_size", "max_length", "seed"}
+        if "importances" in self.rule.inputs:
+            kept |= {"importance", "labels", "normalize", "per"}
+            kept |= {"mapping"} if self.method.importance == "mask_nodes" else set()
+        if "draws" in self.rule.inputs:
+            kept |= {"seed"}
+        content = {
+            key: value for key, value in self.method.model_dump(exclude_none=True).items() if key in kept
+        }
+        return self.recipe.model_copy(update={"method": MethodSpec.model_validate(content)})
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data: parameters, bytes, tasks, statistics."""
@@ -104,11 +120,34 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     return rule
 
 
-def check_output(output: str, *, overwrite: bool) -> None:
-    """Raises `OutputError` when the output exists, or its parent cannot hold it; nothing has been read yet."""
-    target = Path(output)
-    if (target.exists() or target.is_symlink()) and not overwrite:
-        raise OutputError(f"{output} exists: choose another output or pass --overwrite")
+def estimator_of(rule: Entry[Any], method: MethodSpec) -> str | None:
+    """Returns the statistic that a rule needs: an importance, `gram`, or None."""
+    if "grams" in rule.inputs:
+        return "gram"
+    return ESTIMATORS[method.importance].name if "importances" in rule.inputs else None
+
+
+def check_output(recipe: MergeRecipe, *, overwrite: bool) -> None:
+    """Raises `OutputError` when the output exists or would replace what the merge reads; nothing has been read yet."""
+    check_target(recipe.output, overwrite=overwrite)
+    target = Path(recipe.output).resolve()
+    sources = recipe.sources.values()
+    read = [
+        *(s.model for s in sources),
+        *(s.statistics for s in sources),
+        *(s.data.path for s in sources if s.data),
+    ]
+    for place in filter(None, (*read, recipe.base, *(d.path for d in recipe.evaluate.values()))):
+        found = Path(place).expanduser()
+        if found.exists() and target in {found.resolve(), *found.resolve().parents}:
+            raise OutputError(
+                f"output {recipe.output} holds {place}, which the merge reads: choose another output"
+            )
+    for source in sources:
+        if Path(source.model).is_dir() and Path(source.model).resolve() in target.parents:
+            raise OutputError(
+                f"output {recipe.output} lies inside the source {source.model}: choose another output"
+            )
 
 
 def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
@@ -130,35 +169,27 @@ def check_weights(recipe: MergeRecipe) -> None:
         raise RecipeError("all weights are 0: give at least one source a positive weight")
 
 
-def check_evaluation(recipe: MergeRecipe) -> None:
-    """Raises `RecipeError` when `evaluate` names a task that the merge does not have."""
-    tasks = set(recipe.tasks().values())
-    strangers = [name for name in recipe.evaluate if name not in tasks]
-    if strangers:
-        raise RecipeError(
-            listed(f"evaluate names unknown task {n!r}{did_you_mean(n, tasks)}" for n in strangers)
-        )
-
-
-def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
-    """Returns the validated plan of a merge; reads headers, configs and tokenizers, no weights.
+def plan(
+    recipe: MergeRecipe, data: Mapping[str, Any] | None = None, judged: Mapping[str, Any] | None = None
+) -> Plan:
+    """Returns the validated plan of a merge; reads headers, configs, tokenizers and data, no weights.
 
     Raises:
         RecipeError: an unknown or unusable method, option, task or weight.
         SourceError: a source that is missing, corrupt or unsafe.
         MergeError: sources that cannot become one model; everything that differs is listed.
+        DataError: data that is missing, empty, misnamed, or whose labels a head does not have.
     """
     objects = dict(data or {})
     method = recipe.resolved_method(objects)
     rule = check_method(method)
     check_data(recipe, rule, objects)
     check_weights(recipe)
-    check_evaluation(recipe)
     sources = tuple(
         open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
         for name, s in recipe.sources.items()
     )
-    check_classes(sources)
+    check_sources(sources)
     base = None
     if recipe.base is not None:
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
@@ -167,13 +198,19 @@ def plan(recipe: MergeRecipe, data: Mapping[str, Any] | None = None) -> Plan:
     alignment = align(sources, base=base, tasks=recipe.tasks())
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)
-    return Plan(recipe, method, rule, alignment, objects)
+    inputs = read_inputs(recipe, method, estimator_of(rule, method), sources, objects, judged or {})
+    return Plan(recipe, method, rule, alignment, inputs)
 
 
-def check_classes(sources: tuple[Checkpoint, ...]) -> None:
-    """Raises `MergeError` when a source's class comes with the checkpoint: the result could not be loaded again."""
+def check_sources(sources: tuple[Checkpoint, ...]) -> None:
+    """Raises `MergeError` for a merged checkpoint, whose heads would be lost, and for a class of its own."""
     import transformers
 
+    merged = [f"{s.name} ({s.origin})" for s in sources if is_merged(s.folder)]
+    if merged:
+        raise MergeError(
+            f"{listed(merged)}: a merged checkpoint has several heads; plait export one task of it first"
+        )
     odd = [f"{s.name} is a {s.architecture}" for s in sources if not hasattr(transformers, s.architecture)]
     if odd:
         raise MergeError(f"{listed(odd)}: a class that transformers does not have cannot be part of a merge")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import xxhash
 
+import plait
+from plait.api.inputs import read
+from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import Checkpoint, open_checkpoint
-from plait.data import Examples, align_labels, batches, read_examples
-from plait.errors import DataError, RecipeError
+from plait.data import Examples, align_labels, batches
+from plait.errors import DataError, OutputError, RecipeError, SourceError
 from plait.evaluation import head_kind, head_labels, head_problem
 from plait.registry import canonical
 from plait.statistics.estimate import estimate_statistics
@@ -48,14 +53,10 @@ def gather(job: Plan) -> dict[str, Statistics]:
 
 
 def of_source(job: Plan, source: Checkpoint) -> Statistics:
-    """Returns one source's statistics: from the file it names, from the cache, or estimated from its data."""
-    spec = job.recipe.sources[source.name]
-    wanted = ESTIMATORS[job.estimator or ""].name
-    if spec.statistics is not None:
-        return from_file(spec.statistics, source, wanted)
+    """Returns one source's statistics: those it names, those in the cache, or estimated from its data."""
+    if source.name in job.inputs.statistics:
+        return job.inputs.statistics[source.name]
     method = job.method
-    data = job.data.get(source.name, spec.data)
-    examples = read(data, limit=method.examples, seed=method.seed)
     settings = {
         "labels": method.labels,
         "per": method.per,
@@ -63,37 +64,21 @@ def of_source(job: Plan, source: Checkpoint) -> Statistics:
         "batch_size": method.batch_size,
         "max_length": method.max_length,
     }
-    return cached(source, examples, wanted, settings)
+    return cached(source, job.inputs.examples[source.name], job.estimator or "", settings)
 
 
-def from_file(path: str, source: Checkpoint, estimator: str) -> Statistics:
-    """Returns saved statistics after checking that they are of this source and of the kind the method needs.
-
-    Raises:
-        RecipeError: another estimator.
-        DataError: statistics of other weights.
-    """
-    found = load_statistics(path)
-    if found.estimator != estimator:
-        raise RecipeError(
-            f"{path} holds {found.estimator}, the method needs {estimator}: estimate them again"
-        )
-    digest = found.provenance.get("source")
-    if digest is not None and digest != source.digest:
-        raise DataError(f"{path} was estimated on other weights than {source.origin} (source {source.name})")
-    return found
-
-
-def read(data: Any, *, limit: int | None = None, seed: int = 0) -> Examples:
-    """Returns examples from a recipe's data entry or from data in memory."""
-    columns = getattr(data, "columns", None)
-    if hasattr(data, "path") and callable(columns):
-        return read_examples(data.path, limit=limit, seed=seed, **columns())
-    if isinstance(data, Mapping) and "path" in data:
-        return read_examples(
-            data["path"], limit=limit, seed=seed, **{k: v for k, v in data.items() if k != "path"}
-        )
-    return read_examples(data, limit=limit, seed=seed)
+def circumstances(source: Checkpoint) -> dict[str, Any]:
+    """Returns what decides a source's statistics beside its weights: labels, settings, tokenizer, our version."""
+    settings = {
+        k: v
+        for k, v in source.config.to_diff_dict().items()
+        if k not in {"_name_or_path", "transformers_version"}
+    }
+    files = [source.folder / name for name in sorted(TOKENIZER_FILES)]
+    tokenizer = xxhash.xxh3_128()
+    for file in files:
+        tokenizer.update(file.read_bytes() if file.is_file() else b"-")
+    return {"config": key(settings), "tokenizer": tokenizer.hexdigest(), "plait": plait.__version__}
 
 
 def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
@@ -101,22 +86,35 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
     provenance = {
         "estimator": estimator,
         "source": source.digest,
+        **circumstances(source),
         "data": examples.fingerprint,
         "examples": len(examples),
         # Only the reproduction `per: batch` depends on the batch size.
         **{k: v for k, v in settings.items() if k != "batch_size" or settings["per"] == "batch"},
     }
     file = cache_folder() / f"{key(provenance)}.safetensors"
-    if file.is_file():
+    if (kept := from_cache(file)) is not None:
         logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
-        return load_statistics(file)
-    found = estimated(source.model(), source.tokenizer(), examples, estimator, settings, provenance)
+        return kept
+    # Half precision would round small gradients to nothing.
+    model = source.model(dtype=torch.float32)
+    found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         found.save(file)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         logger.warning("statistics are not kept for reuse: %s", error)
     return found
+
+
+def from_cache(file: Path) -> Statistics | None:
+    """Returns statistics kept by an earlier run, or None; a damaged file is estimated again."""
+    if not file.is_file():
+        return None
+    try:
+        return load_statistics(file)
+    except SourceError as error:
+        logger.warning("kept statistics are not usable (%s): estimating again", error)
+        return None
 
 
 def estimated(  # noqa: PLR0917 - all six decide the result
@@ -224,6 +222,8 @@ def estimate(
             "examples": len(chosen),
             **settings,
         }
+        if model.dtype.itemsize < torch.float32.itemsize:
+            model = cast("PreTrainedModel", copy.deepcopy(model).float())
         found = estimated(model, tokenizer, chosen, entry.name, settings, provenance)
     if out is not None:
         found.save(out)
@@ -232,8 +232,6 @@ def estimate(
 
 def check_file(file: Path, *, overwrite: bool) -> None:
     """Raises `OutputError` when a file exists or its folder does not."""
-    from plait.errors import OutputError
-
     if file.exists() and not overwrite:
         raise OutputError(f"{file} exists: choose another output or pass --overwrite")
     if not file.parent.is_dir():

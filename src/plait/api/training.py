@@ -12,6 +12,7 @@ def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> di
     Raises:
         PlaitError: unusable base or data, existing output, the `train` extra missing.
     """
+    from plait.evaluation import evaluate_model
     from plait.training import finetune as train
 
-    return train(base, data, out, **options)
+    return train(base, data, out, **{"score": evaluate_model, **options})

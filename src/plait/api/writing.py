@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PretrainedConfig
@@ -23,7 +24,7 @@ from plait.statistics.statistics import Statistics
 
 def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Path) -> dict[str, str]:
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
-    dtype = None if job.recipe.dtype is None else getattr(torch, job.recipe.dtype)
+    dtype = output_dtype(job)
     weightings = weigh(job, statistics)
     write_jobs(folder, jobs(job, weightings, dtype), max_shard_size=job.recipe.max_shard_size)
     for task in job.alignment.tasks:
@@ -32,6 +33,14 @@ def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Pa
     if job.alignment.tokenizer_source is not None:
         job.alignment.tokenizer_source.tokenizer().save_pretrained(folder)
     return {source.name: source.digest for source in job.sources}
+
+
+def output_dtype(job: Plan) -> torch.dtype:
+    """Returns the dtype of everything that is written: as asked, else the narrowest that holds every source's."""
+    if job.recipe.dtype is not None:
+        return cast(torch.dtype, getattr(torch, job.recipe.dtype))
+    dtypes = [s.header(stored).dtype for s in job.sources for stored in (*s.body.values(), *s.head.values())]
+    return reduce(torch.promote_types, dtypes)
 
 
 def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
@@ -48,7 +57,7 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
     return [as_importance(statistics[s.name], places, **options) for s in job.sources]
 
 
-def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype | None) -> list[Job]:
+def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype) -> list[Job]:
     """Returns one merge for each group of parameters that the same sources have (not all have a pooler)."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for parameter, owners in job.alignment.owners.items():
@@ -61,7 +70,7 @@ def group_job(
     owners: tuple[int, ...],
     names: list[str],
     weightings: Sequence[Any] | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
 ) -> Job:
     """Returns the merge of the parameters that these sources have; a rule for two models averages where one has it."""
     every = job.recipe.weights()
@@ -91,7 +100,7 @@ def shrunk(job: Plan, count: int) -> Any:
     return job.rule if wanted is None or wanted == count else RULES["average"]
 
 
-def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype | None) -> None:
+def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
     """Writes one task's config and head; sources that share a task have their heads averaged, labels aligned."""
     folder.mkdir(parents=True)
     members = job.alignment.tasks[task]
@@ -121,16 +130,14 @@ def body_config(job: Plan) -> PretrainedConfig:
         content.pop(key, None)
     config = type(source.config)(**content)
     config.architectures = [base_class_name(source)]
-    stored = source.header(next(iter(source.body.values()))).dtype
-    return with_dtype(config, getattr(torch, job.recipe.dtype) if job.recipe.dtype else stored)
+    return with_dtype(config, output_dtype(job))
 
 
-def with_dtype(config: PretrainedConfig, dtype: torch.dtype | None) -> PretrainedConfig:
+def with_dtype(config: PretrainedConfig, dtype: torch.dtype) -> PretrainedConfig:
     """Returns a copy of a config that says the dtype of its weights."""
     copy = type(config)(**config.to_dict())
     copy.architectures = config.architectures
-    if dtype is not None:
-        copy.dtype = dtype
+    copy.dtype = dtype
     return copy
 
 

@@ -39,7 +39,9 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT, two or more: a folder or a Hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     data: Names = None,
-    method: Annotated[str | None, typer.Option("--method", help="See `plait methods`; default regmean with data, else average.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Default: regmean with data, else average.")
+    ] = None,
     importance: Annotated[
         str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
     ] = None,
@@ -107,7 +109,7 @@ def merge(
         options={**{k: v for k, v in chosen.items() if v is not None}, **pairs(options, "--set", parse_yaml)},
     )
     if dry_run:
-        check_output(str(output), overwrite=overwrite)
+        check_output(recipe, overwrite=overwrite)
         show_plan(api.check(recipe), json=json)
         return
     show_merged(api.run(recipe, overwrite=overwrite), json=json)
@@ -150,7 +152,7 @@ def run(
 
     parsed = read_recipe(recipe)
     if dry_run:
-        check_output(parsed.output, overwrite=overwrite)
+        check_output(parsed, overwrite=overwrite)
         show_plan(api.check(parsed), json=json)
         return
     show_merged(api.run(parsed, overwrite=overwrite), json=json)

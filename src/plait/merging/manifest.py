@@ -24,7 +24,6 @@ class Task:
     problem_type: str | None
     labels: tuple[str, ...] | None
     sources: tuple[str, ...]
-    max_length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ it); `tasks/<name>/` holds a task's config and head; `plait.json` says what it w
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import quiet_loading
 from plait.errors import RecipeError, SourceError, did_you_mean
 from plait.merging.manifest import Manifest, Task, read_manifest
@@ -32,11 +33,11 @@ logger = logging.getLogger("plait")
 class Replay(nn.Module):
     """Stands in for the encoder and returns an output that was computed before."""
 
-    def __init__(self, config: Any) -> None:
-        """Keeps the config, which some heads ask their encoder for."""
+    def __init__(self, config: Any, output: Any) -> None:
+        """Keeps the output, and the config, which some heads ask their encoder for."""
         super().__init__()
         self.config = config
-        self.output: Any = None
+        self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:
         """Returns the stored output."""
@@ -71,7 +72,16 @@ class Merged:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Returns the tokenizer that all its tasks share."""
+        """Returns the tokenizer that all its tasks share.
+
+        Raises:
+            SourceError: the sources had none.
+        """
+        if not has_tokenizer(self.folder):
+            # transformers would make up an empty vocabulary here
+            raise SourceError(
+                f"{self.folder} has no tokenizer, because none of its sources had one: save one there"
+            )
         return AutoTokenizer.from_pretrained(self.folder)
 
     @cached_property
@@ -102,19 +112,17 @@ class Merged:
             self._models[name] = assemble(self.folder, about, self.encoder)
         return self._models[name]
 
-    @contextmanager
-    def replayed(self, output: Any) -> Iterator[Mapping[str, PreTrainedModel]]:
-        """Yields every task's model with the encoder replaced by an output computed before; restores them after."""
-        models = {name: self.task(name) for name in self.tasks if self.about(name).kind != "body"}
-        stand_in = Replay(self.encoder.config)
-        stand_in.output = output
-        try:
-            for model in models.values():
-                setattr(model, model.base_model_prefix, stand_in)
-            yield models
-        finally:
-            for model in models.values():
-                setattr(model, model.base_model_prefix, self.encoder)
+    def replayed(self, output: Any) -> dict[str, PreTrainedModel]:
+        """Returns every task's head on an encoder output computed before.
+
+        These are shallow copies: the models that `task` hands out are not touched, so other threads can use them.
+        """
+        stand_in = Replay(self.encoder.config, output)
+        return {
+            name: on_encoder(self.task(name), stand_in)
+            for name in self.tasks
+            if self.about(name).kind != "body"
+        }
 
     def predict(
         self,
@@ -145,6 +153,18 @@ class Merged:
         from plait.merging.predictions import predict
 
         return predict(self, texts, task=task, batch_size=batch_size, max_length=max_length)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def on_encoder(model: PreTrainedModel, encoder: nn.Module) -> PreTrainedModel:
+    """Returns a shallow copy of a model with another encoder in its place."""
+    copied = copy.copy(model)
+    copied._modules = {**model._modules, model.base_model_prefix: encoder}
+    return copied
 
 
 def load_encoder(folder: Path) -> PreTrainedModel:
@@ -207,4 +227,4 @@ def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         own = type(model)(model.config).state_dict().keys()
     state = model.state_dict()
-    return {name: state[name].contiguous() for name in own}
+    return {name: state[name].contiguous() for name in own if name in state}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.data import length_limit
 from plait.errors import DataError
 from plait.merging.manifest import Task
 from plait.merging.merged import Merged
@@ -86,35 +87,29 @@ def encoded(
     merged: Merged, texts: list[str], pairs: list[str] | None, batch_size: int, max_length: int | None
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Yields row numbers and their tokenised batch, similar lengths together so that little is padding."""
-    limit = min(
-        merged.tokenizer.model_max_length, getattr(merged.encoder.config, "max_position_embeddings", 512), 512
-    )
+    known = length_limit(merged.tokenizer, merged.encoder.config)
+    options = {
+        "truncation": True,
+        "max_length": min(max_length or known, known),
+        "padding": True,
+        "return_tensors": "pt",
+    }
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(pairs[i]) if pairs else 0))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         firsts = [texts[i] for i in rows]
         seconds = [pairs[i] for i in rows] if pairs else None
-        # A question is never cut: its answer lies in the context.
-        cut = (
-            "only_second"
-            if pairs and any(t.kind == "question_answering" for t in merged.manifest.tasks.values())
-            else True
-        )
-        options = {
-            "truncation": cut,
-            "max_length": max_length or limit,
-            "padding": True,
-            "return_tensors": "pt",
-        }
         yield rows, Encoded(merged.tokenizer(firsts, seconds, **options), firsts, seconds)
 
 
 def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns each task's output; with several tasks the encoder runs once."""
+    device = merged.encoder.device
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     if len(names) == 1:
         return {names[0]: merged.task(names[0])(**tensors)}
-    with merged.replayed(merged.encoder(**tensors)) as models:
-        return {name: models[name](**tensors) for name in names}
+    models = merged.replayed(merged.encoder(**tensors))
+    return {name: models[name](**tensors) for name in names}
 
 
 def decode_sequence(about: Task, output: Any, _: Encoded) -> list[Prediction]:
@@ -173,7 +168,7 @@ def decode_answers(_: Task, output: Any, encoded: Encoded) -> list[Prediction]:
     begin, end = output.start_logits.float(), output.end_logits.float()
     results = []
     for row, context in enumerate(encoded.pairs or ()):
-        inside = torch.tensor([s == 1 for s in encoded.encoding.sequence_ids(row)])
+        inside = torch.tensor([s == 1 for s in encoded.encoding.sequence_ids(row)], device=begin.device)
         if not inside.any():
             results.append({"answer": "", "start": 0, "end": 0, "score": 0.0})
             continue
