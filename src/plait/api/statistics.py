@@ -78,7 +78,7 @@ def circumstances(source: Checkpoint) -> dict[str, Any]:
     tokenizer = xxhash.xxh3_128()
     for file in files:
         tokenizer.update(file.read_bytes() if file.is_file() else b"-")
-    return {"config": key(settings), "tokenizer": tokenizer.hexdigest(), "plait": plait.__version__}
+    return {"settings": key(settings), "tokenizer": tokenizer.hexdigest(), "plait": plait.__version__}
 
 
 def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
