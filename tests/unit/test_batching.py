@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
+
 import pytest
 import torch
 
 from plait.data import Examples, align_labels, batches, collate, encode, length_limit, plan
+from plait.errors import DataError
 from tests.models import FAMILIES, texts, tiny, tiny_config, tiny_tokenizer
 
 WORDS = texts(9)
@@ -26,11 +30,16 @@ def test_a_batch_is_what_the_tokenizer_gives():
     assert all(batch[name].equal(expected[name]) for name in batch)
 
 
-def test_left_padding():
-    tokenizer = tiny_tokenizer("bert", padding_side="left")
-    (batch,) = batches(Examples(tuple(WORDS)), tokenizer)
-    assert batch["attention_mask"][:, -1].all()
-    assert batch["input_ids"][-1, 0] == tokenizer.pad_token_id
+def test_padding_comes_last_whatever_the_tokenizer_says():
+    contexts = ("the film was very good and john was bad", "john")
+    answers = ((("very good", contexts[0].index("very good")),), (("john", 0),))
+    examples = Examples(("what?", "who?"), contexts, labels=answers, kind="question_answering")
+    for side in ("left", "right"):
+        tokenizer = tiny_tokenizer("bert", padding_side=side)
+        (batch,) = batches(examples, tokenizer, bucket=False)
+        assert batch["attention_mask"][:, 0].all()
+        spans = zip(batch["input_ids"], batch["start_positions"], batch["end_positions"], strict=True)
+        assert [tokenizer.decode(ids[start : end + 1]) for ids, start, end in spans] == ["very good", "john"]
 
 
 def test_buckets_pad_less_and_lose_nothing():
@@ -99,6 +108,27 @@ def test_long_contexts_become_windows():
     assert len(found) < len(encoded)
 
 
+@pytest.mark.parametrize("limit", [5, 8, 20, 64])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_long_questions_leave_half_the_room_to_the_context(family, limit, caplog):
+    tokenizer = tiny_tokenizer(family)
+    context = " ".join(["a"] * 90)
+    examples = Examples((" ".join(texts(40)), "x" * 99, "who?"), (context,) * 3, kind="question_answering")
+    if limit <= tokenizer.num_special_tokens_to_add(pair=True) + 1:
+        with pytest.raises(
+            DataError, match=rf"max_length {limit} leaves no room for a question and a context"
+        ):
+            encode(examples, tokenizer, max_length=limit)
+        return
+    encoded = encode(examples, tokenizer, max_length=limit)
+    assert set(encoded.rows) == {0, 1, 2}
+    assert all(len(feature["input_ids"]) <= limit for feature in encoded.features)
+    ends = [max(span[1] for span in spans if span is not None) for spans in encoded.offsets]
+    for row in range(3):
+        assert max(end for end, of in zip(ends, encoded.rows, strict=True) if of == row) == len(context)
+    assert re.search(r"\d of 3 questions were cut to \d+ tokens", caplog.text)
+
+
 def test_unanswerable_questions_point_at_the_first_token():
     examples = Examples(("who?",), ("a film",), labels=((),), kind="question_answering")
     (batch,) = batches(examples, tiny_tokenizer("bert"))
@@ -112,6 +142,32 @@ def test_unanswerable_questions_point_at_the_first_token():
 def test_the_model_bounds_the_length(family, expected):
     config = tiny_config(family, max_position_embeddings=60)
     assert length_limit(tiny_tokenizer(family, model_max_length=10**30), config) == expected
+
+
+@pytest.mark.parametrize(("family", "expected"), [("modernbert", 2048), ("roberta", 1022)])
+def test_longer_inputs_are_for_the_asking(family, expected, caplog):
+    positions = {"modernbert": 8192, "roberta": 1024}[family]
+    config = tiny_config(family, max_position_embeddings=positions)
+    tokenizer = tiny_tokenizer(family, model_max_length=10**30)
+    text = Examples((" ".join(["a"] * 3000),))
+    with caplog.at_level(logging.WARNING):
+        (default,) = batches(text, tokenizer, config=config)
+        assert not caplog.records
+        (batch,) = batches(text, tokenizer, config=config, max_length=2048)
+    assert (default["input_ids"].shape[1], batch["input_ids"].shape[1]) == (512, expected)
+    said = "the model takes at most 1022 tokens: max_length 2048 is cut to that"
+    assert [record.getMessage() for record in caplog.records] == [said] * (expected < 2048)
+    assert length_limit(tokenizer, config, 2048) == expected
+
+
+def test_the_longest_input_runs():
+    model, tokenizer = (
+        tiny("roberta", max_position_embeddings=70),
+        tiny_tokenizer("roberta", model_max_length=999),
+    )
+    (batch,) = batches(Examples((" ".join(["a"] * 99),)), tokenizer, config=model.config, max_length=99)
+    assert batch["input_ids"].shape == (1, 68)
+    assert model(**batch).logits.isfinite().all()
 
 
 def test_the_tokenizer_bounds_the_length():

@@ -48,13 +48,42 @@ def test_tags_come_back_per_word(side):
         torch.testing.assert_close(logits.double(), rows[starts], atol=1e-5, rtol=1e-5, msg=str(row))
 
 
-def test_words_beyond_the_limit_have_zeros():
+def test_words_beyond_the_limit_have_no_class():
     model, tokenizer = tiny("bert", "token"), tiny_tokenizer("bert")
     (logits,) = predict_logits(
         model, tokenizer, Examples((("the",) * 9,), kind="token_classification"), max_length=6
     )
-    assert logits[:4].abs().sum() > 0
-    assert not logits[4:].any()
+    assert logits[:4].isfinite().all()
+    assert logits[4:].isneginf().all()
+
+
+def always(one, model):
+    """Returns the model with a head that answers nothing but `one`."""
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()[one] = 9.0
+    return model
+
+
+def test_words_beyond_the_limit_are_not_scored(caplog):
+    model, tokenizer = always(1, tiny("bert", "token")), tiny_tokenizer("bert")
+    words = (("the",) * 200, ("a", "film"))
+    for truth, expected in ((0, 0.0), (1, 1.0)):
+        labels = tuple((truth,) * len(row) for row in words)
+        caplog.clear()
+        found = evaluate_model(
+            model, tokenizer, Examples(words, labels=labels, kind="token_classification", source="tags.csv")
+        )
+        assert found["accuracy"] == expected
+        said = "tags.csv: 138 of 202 labelled words have no token within the length limit and are not scored"
+        assert said in caplog.text
+
+
+def test_no_word_to_score():
+    model, tokenizer = tiny("bert", "token"), tiny_tokenizer("bert")
+    ignored = Examples((("a",),), labels=((-100,),), kind="token_classification")
+    with pytest.raises(DataError, match="no labelled word to score"):
+        evaluate_model(model, tokenizer, ignored)
 
 
 def test_the_models_mode_comes_back():
@@ -137,6 +166,44 @@ def test_answers_are_the_best_span_of_the_context():
     assert scores == {"exact_match": 1.0, "f1": 1.0}
 
 
+def test_no_answer_where_it_beats_every_span():
+    model, tokenizer = tiny("bert", "qa"), tiny_tokenizer("bert")
+    asked = {
+        "texts": ("who?", "what?"),
+        "pairs": (" ".join(texts(9)), "a film"),
+        "kind": "question_answering",
+    }
+    spans = predict_answers(model, tokenizer, Examples(**asked))
+    assert all(spans)
+    answered = tuple(((span, 0),) for span in spans)
+    scores = {}
+    for bias in (-99.0, 99.0):
+        nothing = silent(model, bias)
+        assert predict_answers(nothing, tokenizer, Examples(**asked)) == spans
+        empty = predict_answers(nothing, tokenizer, Examples(**asked), unanswerable=True)
+        assert empty == (["", ""] if bias > 0 else spans)
+        mixed = Examples(**asked, labels=(answered[0], ()))
+        scores[bias] = evaluate_model(nothing, tokenizer, mixed)["exact_match"]
+        assert evaluate_model(nothing, tokenizer, Examples(**asked, labels=answered))["exact_match"] == 1.0
+    assert scores == {-99.0: 0.5, 99.0: 0.5}
+
+
+def silent(model, bias):
+    """Returns the model with `bias` on the score of no answer, the first token's."""
+
+    class Silent(type(model)):
+        def forward(self, **inputs):
+            outputs = super().forward(**inputs)
+            outputs.start_logits = outputs.start_logits.clone()
+            outputs.start_logits[:, 0] += bias
+            return outputs
+
+    other = Silent(model.config)
+    other.load_state_dict(model.state_dict())
+    other.__class__.__name__ = type(model).__name__
+    return other.eval()
+
+
 def test_long_contexts_answer_once():
     model, tokenizer = tiny("bert", "qa"), tiny_tokenizer("bert")
     examples = Examples(("who?", "what?"), (" ".join(texts(9)), "a film"), kind="question_answering")
@@ -170,6 +237,7 @@ def test_every_task_has_a_leading_score():
     assert primary_metric("sequence_classification") == "accuracy"
     assert primary_metric("sequence_classification", "regression") == "pearson"
     assert primary_metric("question_answering", "regression") == "f1"
+    assert primary_metric("sequence_classification", "multi_label_classification") == "macro_f1"
 
 
 def test_nothing_to_score():

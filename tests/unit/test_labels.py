@@ -80,6 +80,20 @@ def test_numbers():
         align_labels(labelled((1, float("inf"), "x")), None, problem_type="regression")
 
 
+@pytest.mark.parametrize("head", [("a", "b"), None])
+def test_several_labels_for_a_head_of_one(head):
+    with pytest.raises(
+        DataError, match=r"one label a text; found several in row 1 \(\(0, 1\)\); row 2 \(\(\)\)"
+    ):
+        align_labels(labelled((0, (0, 1), ())), head, problem_type="single_label_classification")
+
+
+def test_one_label_for_tags():
+    tags = Examples((("a", "b"), ("a",)), labels=((0, 1), 0), kind="token_classification")
+    with pytest.raises(DataError, match=r"one label a word; found others in row 1 \(0\)"):
+        align_labels(tags, ("x", "y"))
+
+
 def test_tags_keep_the_ignored_ones():
     tags = labelled((("P", -100), ("O",)), kind="token_classification")
     assert align_labels(tags, ("O", "P")).labels == ((1, -100), (0,))

@@ -14,13 +14,14 @@ def test_classification_by_hand():
     logits = np.log([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
     found = metrics.classification(logits, [0, 1, 1, 1])
     assert found["accuracy"] == 0.75
-    assert found["f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert found["matthews"] == pytest.approx((2 * 1 - 0 * 1) / math.sqrt(2 * 3 * 1 * 2))
     assert found["calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
 
 
 def test_one_guess_for_all_correlates_with_nothing():
     assert metrics.classification([[1.0, 0.0]] * 4, [0, 1, 0, 1])["matthews"] == 0.0
+    assert metrics.classification([[1.0, 0.0]] * 4, [0, 0, 0, 0])["matthews"] == 0.0
 
 
 def test_calibration_error_is_a_loop_over_bins():
@@ -57,8 +58,8 @@ def test_constants_correlate_with_nothing(guesses):
 def test_several_labels_by_hand():
     found = metrics.multi_label([[1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]], [[1, 0], [1, 0], [0, 1]])
     assert found["accuracy"] == pytest.approx(1 / 3)
-    assert found["f1"] == pytest.approx((1.0 + 0.0) / 2)
-    assert found["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert found["macro_f1"] == pytest.approx((1.0 + 0.0) / 2)
+    assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
 
 
 def test_questions_by_hand():

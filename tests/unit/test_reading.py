@@ -97,6 +97,58 @@ def test_pairs_are_found():
     assert (examples.texts, examples.pairs, examples.labels) == (("a",), ("b",), ("yes",))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("sentence1", "sentence2"),
+        ("Premise", "Hypothesis"),
+        ("question", "sentence"),
+        ("question1", "question2"),
+        ("text", "text_pair"),
+        ("question", "context"),
+        ("question", "passage"),
+        ("query", "document"),
+    ],
+)
+def test_known_pairs_are_read_as_pairs(first, second):
+    for data in ({first: ["a"], second: ["b"], "label": [0]}, {"label": [0], second: ["b"], first: ["a"]}):
+        examples = read_examples(data)
+        assert (examples.texts, examples.pairs, examples.labels) == (("a",), ("b",), (0,))
+        assert examples.kind == "sequence_classification"
+
+
+def test_half_a_named_pair_finds_its_other_half():
+    data = {"question": ["a"], "sentence": ["b"], "review": ["c"], "label": [0]}
+    for wanted in ({"text": "question", "text_pair": "sentence"}, {"text_pair": "sentence"}):
+        examples = read_examples(data, **wanted)
+        assert (examples.texts, examples.pairs) == (("a",), ("b",))
+    assert read_examples(data, text="sentence").pairs is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (("text", "review"), "text, review"),
+        (("question", "sentence", "content"), "question, sentence, content"),
+        (("premise", "choice1", "question"), "premise, question"),
+    ],
+)
+def test_texts_are_not_dropped_in_silence(columns, found):
+    data = {**{name: ["a"] for name in columns}, "label": [0]}
+    with pytest.raises(
+        DataError, match=rf"several columns with text \({found}\).*--text-column.*--text-pair-column"
+    ):
+        read_examples(data)
+    assert read_examples(data, text=columns[0]).pairs is None
+    assert read_examples(data, label=columns[1], text=columns[0]).labels == ("a",)
+
+
+def test_columns_of_other_things_are_no_texts():
+    data = {"text": ["a"], "document": [17], "review": [None], "label": [0]}
+    assert (read_examples(data).texts, read_examples(data).pairs) == (("a",), None)
+    assert read_examples({"sentence": ["a"], "review": ["good"]}, label="review").labels == ("good",)
+
+
 def test_named_columns_win():
     data = {"text": ["a"], "body": ["b"], "label": [0], "stars": [4.5]}
     examples = read_examples(data, text="body", label="stars")
@@ -251,6 +303,11 @@ def test_uneven_columns():
 def test_uneven_tags():
     with pytest.raises(DataError, match=r"words and tags differ in number in row 0 \(2 words, 1 tags\)"):
         read_examples({"tokens": [["a", "b"]], "tags": [[0]]})
+
+
+def test_tags_that_are_no_lists():
+    with pytest.raises(DataError, match=r"column 'labels' needs a list of labels in row 0 \(int 1\)"):
+        read_examples({"tokens": [["a"], ["b"]], "labels": [1, [0]]})
 
 
 def test_empty_words():

@@ -201,16 +201,52 @@ def test_output_that_exists_stays(base, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").touch()
-    with pytest.raises(OutputError, match=r"out: exists; .*--overwrite"):
+    with pytest.raises(OutputError, match=r"out exists and is not empty \(use --overwrite"):
         finetune(base, DATA["sequence"], out, **QUICK)
     assert [path.name for path in out.iterdir()] == ["precious"]
     finetune(base, DATA["sequence"], out, overwrite=True, **QUICK)
     assert (out / "config.json").exists()
 
 
+def test_what_is_no_model_is_not_replaced(base, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    (work / ".git").mkdir(parents=True)
+    (work / "notes").touch()
+    with pytest.raises(OutputError, match="is not a model folder, it will not be overwritten"):
+        finetune(base, DATA["sequence"], work, overwrite=True, **QUICK)
+    (work / ".git").rmdir()
+    monkeypatch.chdir(work)
+    with pytest.raises(OutputError, match="is not a model folder, it will not be overwritten"):
+        finetune(base, DATA["sequence"], ".", overwrite=True, **QUICK)
+    assert [path.name for path in work.iterdir()] == ["notes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+def test_a_failed_write_leaves_the_old_output(base, tmp_path, monkeypatch):
+    out, neighbour = tmp_path / "out", tmp_path / ".out.partial"
+    for folder in (out, neighbour):
+        folder.mkdir()
+        (folder / "precious").touch()
+
+    def full(*_arguments, **_options):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(OutputError, match="out: cannot be written: No space left on device"):
+        finetune(base, DATA["sequence"], out, overwrite=True, **QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "out"]
+    assert all((folder / "precious").exists() for folder in (out, neighbour))
+
+
+@pytest.mark.gpu
+def test_the_loss_is_taken_where_the_model_is(base, tmp_path):
+    report = finetune(base, DATA["sequence"], tmp_path / "out", validation=DATA["sequence"], **QUICK)
+    assert np.isfinite(report["validation"]["loss"])
+
+
 def test_output_that_is_a_file(base, tmp_path):
     (tmp_path / "out").touch()
-    with pytest.raises(OutputError, match="is a file; expected a folder"):
+    with pytest.raises(OutputError, match=r"is a file \(expected a folder"):
         finetune(base, DATA["sequence"], tmp_path / "out", overwrite=True, **QUICK)
 
 

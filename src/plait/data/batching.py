@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,25 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBas
 
 from plait.data.examples import Examples, ProblemType
 from plait.data.labels import IGNORED
+from plait.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 LONGEST = 512
 STRIDE = 128
-OFFSET_POSITIONS = {"roberta", "xlm-roberta", "mpnet", "camembert"}  # positions start behind the padding id
+# Their positions start behind the padding id.
+OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,6 @@ class Encoded:
         features: Per feature its model inputs as lists, and its labels where wanted.
         rows: Per feature the example it came from (a long context becomes several features).
         padding: The inputs with one value per token, and what pads each.
-        left: Whether the padding goes before the text.
         offsets: For question answering, per feature and token the characters of the context, None elsewhere.
         words: For token classification, per feature and token the word it begins, None elsewhere.
     """
@@ -34,7 +49,6 @@ class Encoded:
     features: tuple[dict[str, Any], ...]
     rows: tuple[int, ...]
     padding: Mapping[str, int]
-    left: bool = False
     offsets: tuple[tuple[tuple[int, int] | None, ...], ...] | None = None
     words: tuple[tuple[int | None, ...], ...] | None = None
 
@@ -45,12 +59,17 @@ class Encoded:
         return self.features[index]
 
 
-def length_limit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None = None) -> int:
-    """Returns the most tokens an input may have: the least of 512, tokenizer's and model's limit."""
-    positions = getattr(config, "max_position_embeddings", None) or LONGEST
-    if getattr(config, "model_type", None) in OFFSET_POSITIONS:
-        positions -= (getattr(config, "pad_token_id", None) or 0) + 1
-    return int(min(LONGEST, tokenizer.model_max_length, positions if positions > 0 else LONGEST))
+def length_limit(
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig | None = None,
+    max_length: int | None = None,
+) -> int:
+    """Returns the most tokens an input may have: `max_length` (by default 512), unless tokenizer or model take less."""
+    limits = [LONGEST if max_length is None else max_length, tokenizer.model_max_length]
+    if positions := getattr(config, "max_position_embeddings", None):
+        offset = getattr(config, "model_type", None) in OFFSET_POSITIONS
+        limits.append(positions - (getattr(config, "pad_token_id", None) or 0) - 1 if offset else positions)
+    return int(min(limits))
 
 
 def encode(
@@ -65,9 +84,14 @@ def encode(
     """Returns the examples tokenised, labels (or answer positions) beside the inputs if they have any.
 
     Labels must already be the head's (see `align_labels`). The model's `config` bounds the length and says
-    whether it knows token types.
+    whether it knows token types. A `max_length` beyond what model or tokenizer take is cut to that, and said so.
+
+    Raises:
+        DataError: When the length leaves no room for a question and its context.
     """
-    limit = min(max_length or LONGEST, length_limit(tokenizer, config))
+    limit = length_limit(tokenizer, config, max_length)
+    if max_length is not None and limit < max_length:
+        logger.warning("the model takes at most %d tokens: max_length %d is cut to that", limit, max_length)
     job = _Job(
         examples, tokenizer, limit, _padding(tokenizer, config), labels and examples.labels is not None
     )
@@ -86,19 +110,19 @@ def plan(encoded: Encoded, batch_size: int, *, bucket: bool = True) -> list[list
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def collate(
-    features: Sequence[Mapping[str, Any]], padding: Mapping[str, int], *, left: bool = False
-) -> dict[str, Tensor]:
-    """Returns the features as tensors, those named in `padding` padded to the longest."""
-    longest = max(len(feature["input_ids"]) for feature in features)
+def collate(features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the features as tensors, those named in `padding` padded to the longest.
 
-    def padded(values: list[int], fill: int) -> list[int]:
-        extra = [fill] * (longest - len(values))
-        return extra + values if left else values + extra
+    Padding goes behind the text, whatever the tokenizer's side: encoders read their first token, and
+    labels and answers count from it.
+    """
+    longest = max(len(feature["input_ids"]) for feature in features)
 
     def column(name: str) -> list[Any]:
         values = [feature[name] for feature in features]
-        return [padded(value, padding[name]) for value in values] if name in padding else values
+        if name not in padding:
+            return values
+        return [value + [padding[name]] * (longest - len(value)) for value in values]
 
     return {name: torch.tensor(column(name)) for name in features[0]}
 
@@ -119,7 +143,7 @@ def batches(
         examples, tokenizer, max_length=max_length, problem_type=problem_type, config=config, labels=labels
     )
     for rows in plan(encoded, batch_size, bucket=bucket):
-        yield collate([encoded.features[row] for row in rows], encoded.padding, left=encoded.left)
+        yield collate([encoded.features[row] for row in rows], encoded.padding)
 
 
 @dataclass(frozen=True)
@@ -142,8 +166,7 @@ class _Job:
         return [dict(zip(names, row, strict=True)) for row in zip(*(table[n] for n in names), strict=True)]
 
     def encoded(self, features: list[dict[str, Any]], **more: Any) -> Encoded:
-        left = self.tokenizer.padding_side == "left"
-        return Encoded(tuple(features), padding=self.padding, left=left, **more)
+        return Encoded(tuple(features), padding=self.padding, **more)
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> dict[str, int]:
@@ -187,11 +210,16 @@ def _first_tokens(word_ids: Sequence[int | None]) -> tuple[int | None, ...]:
 
 def _encode_questions(job: _Job) -> Encoded:
     examples = job.examples
+    room = job.limit - job.tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 2:
+        raise DataError(
+            f"{examples.source}: max_length {job.limit} leaves no room for a question and a context"
+        )
     table = job.tokens(
-        list(examples.texts),
+        _bounded(examples.texts, job.tokenizer, room // 2),
         list(examples.pairs or ()),
         truncation="only_second",
-        stride=min(STRIDE, job.limit // 4),
+        stride=min(STRIDE, job.limit // 4, room - room // 2 - 1),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
@@ -205,6 +233,25 @@ def _encode_questions(job: _Job) -> Encoded:
             start, end = _answer_tokens((examples.labels or ())[row], spans)
             feature.update(start_positions=start, end_positions=end)
     return job.encoded(features, rows=rows, offsets=offsets)
+
+
+def _bounded(questions: Sequence[str], tokenizer: PreTrainedTokenizerBase, most: int) -> list[str]:
+    """Returns the questions, those of more than `most` tokens cut behind them: their contexts need room as well."""
+    tokens = tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]
+    long = {row for row, ids in enumerate(tokens) if len(ids) > most}
+    if long:
+        logger.warning("%d of %d questions were cut to %d tokens", len(long), len(questions), most)
+    return [_cut(text, tokenizer, most) if row in long else text for row, text in enumerate(questions)]
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
+    # The last word's rest can fall into more pieces than before, so once need not be enough.
+    while True:
+        table = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = table["offset_mapping"]
+        if len(spans) <= most:
+            return text
+        text = text[: min(spans[most - 1][1], len(text) - 1)]
 
 
 def _answer_tokens(

@@ -13,16 +13,33 @@ from plait.errors import DataError, did_you_mean, listed
 TEXT = (
     "text",
     "sentence",
-    "sentence1",
     "content",
-    "premise",
-    "question1",
     "review",
     "document",
     "query",
     "question",
+    "text1",
+    "sentence1",
+    "sentence_a",
+    "premise",
+    "question1",
+    "document1",
 )
-PAIR = ("text_pair", "sentence2", "hypothesis", "question2", "passage", "document2")
+PAIRS = (
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("sentence_a", "sentence_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("question", "context"),
+    ("question", "answer"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("document1", "document2"),
+)
 LABEL = ("label", "labels", "class", "target", "category", "score", "sentiment", "stars")
 WORDS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "pos_tags", "chunk_tags", "labels")
@@ -58,19 +75,19 @@ def examples_from(table: Table, wanted: Wanted) -> Examples:
         raise DataError(f"{table.source}: no examples; expected at least one row with a text")
     if wanted.text is None and (words := _first(table, WORDS)) is not None:
         return _tagged(table, words, wanted)
-    if wanted.text is None and {"question", "context"} <= set(table.columns):
+    if wanted.text is None and _asks(table, wanted):
         return _questions(table)
     return _texts(table, wanted)
 
 
+def _asks(table: Table, wanted: Wanted) -> bool:
+    """Says whether questions are to be answered from their contexts, rather than the two to be classified."""
+    labelled = wanted.label or _first(table, LABEL)
+    return {"question", "context"} <= set(table.columns) and ("answers" in table.columns or not labelled)
+
+
 def _texts(table: Table, wanted: Wanted) -> Examples:
-    text = wanted.text or _first(table, TEXT)
-    if text is None:
-        raise DataError(
-            f"{table.source}: no text column; found columns {_found(table)}; "
-            f"expected one of {', '.join(TEXT)}; or say which one it is (text=…)"
-        )
-    pair = wanted.text_pair or _first(table, PAIR, but=text)
+    text, pair = (wanted.text, wanted.text_pair) if wanted.text else _text_columns(table, wanted)
     label = wanted.label or _first(table, LABEL, but=text)
     return Examples(
         _strings(table, text),
@@ -82,13 +99,49 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
     )
 
 
+def _text_columns(table: Table, wanted: Wanted) -> tuple[str, str | None]:
+    """Returns the text's column and its pair's, if every text in the table has a place in one of the two."""
+    found = _with_text(table, but=(wanted.text_pair, wanted.label))
+    if not any(name in TEXT for name in found):
+        raise DataError(
+            f"{table.source}: no text column; found columns {_found(table)}; "
+            f"expected one of {', '.join(TEXT)}; or say which one it is (text, --text-column)"
+        )
+    if wanted.text_pair is not None:
+        partners = [first for first, second in PAIRS if second == wanted.text_pair.lower() and first in found]
+        if len(chosen := partners or list(found)) == 1:
+            return found[chosen[0]], wanted.text_pair
+    elif len(found) == 1:
+        return next(iter(found.values())), None
+    elif pair := next((pair for pair in PAIRS if set(pair) == set(found)), None):
+        return found[pair[0]], found[pair[1]]
+    raise DataError(
+        f"{table.source}: several columns with text ({', '.join(found.values())}); say which to read: "
+        "text (--text-column), and text_pair (--text-pair-column) for a second text"
+    )
+
+
+def _with_text(table: Table, but: Sequence[str | None]) -> dict[str, str]:
+    """Returns the columns with the usual names of texts, by lower-case name: those that hold texts, if any do."""
+    known = {*TEXT, *(name for pair in PAIRS for name in pair)}
+    named = {
+        column.lower(): column for column in table.columns if column.lower() in known and column not in but
+    }
+    full = {
+        low: column
+        for low, column in named.items()
+        if any(isinstance(value, str) for value in table.columns[column])
+    }
+    return full or named
+
+
 def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
     texts = tuple(tuple(row) if row is not None else () for row in table.columns[words])
     bad = [f"row {i}" for i, row in enumerate(texts) if not row or not all(isinstance(w, str) for w in row)]
     if bad:
         raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
     tags = wanted.label or _first(table, TAGS)
-    labels = tuple(tuple(row) for row in table.columns[tags]) if tags else None
+    labels = _tags(table, tags) if tags else None
     if labels is not None:
         pairs = zip(texts, labels, strict=True)
         uneven = [
@@ -97,6 +150,13 @@ def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
         if uneven:
             raise DataError(f"{table.source}: words and tags differ in number in {listed(uneven)}")
     return Examples(texts, None, labels, table.names.get(tags or ""), "token_classification", table.source)
+
+
+def _tags(table: Table, column: str) -> tuple[tuple[Any, ...], ...]:
+    rows = tuple(_label(row) for row in table.columns[column])
+    if bad := [f"row {i} ({_shown(row)})" for i, row in enumerate(rows) if not isinstance(row, tuple)]:
+        raise DataError(f"{table.source}: column {column!r} needs a list of labels in {listed(bad, 5)}")
+    return rows
 
 
 def _questions(table: Table) -> Examples:

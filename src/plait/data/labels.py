@@ -78,10 +78,18 @@ def generic(labels: Sequence[str] | None) -> bool:
 
 
 def _aligned(examples: Examples, labels: Sequence[str] | None, *, flat: bool) -> Examples:
+    _check_rows(examples, flat=flat)
     table = _translation(examples, labels)
     rows = examples.labels or ()
     moved = tuple(table[v] for v in rows) if flat else tuple(tuple(table[v] for v in row) for row in rows)
     return replace(examples, labels=moved, label_names=None if labels is None else tuple(labels))
+
+
+def _check_rows(examples: Examples, *, flat: bool) -> None:
+    rows = enumerate(examples.labels or ())
+    if bad := [f"row {i} ({row!r:.40})" for i, row in rows if isinstance(row, tuple) is flat]:
+        wanted = "text; found several" if flat else "word; found others"
+        raise DataError(f"{examples.source}: the head needs one label a {wanted} in {listed(bad, 5)}")
 
 
 def _multi_hot(examples: Examples, labels: Sequence[str] | None) -> Examples:

@@ -34,8 +34,8 @@ def read_examples(
             a dict of columns, a list of rows, a list of texts, a (texts, labels) tuple, a mapping of a `path`
             and the names below, or examples already read. A path or Hub id may end in `@split`.
         split: Which split, where there are several.
-        text: Name of the text column, found by itself where it has a usual name.
-        text_pair: Name of the second text column.
+        text: Name of the text column; it and its pair are found by themselves where they have usual names.
+        text_pair: Name of the second text column; without it, a named text stands alone.
         label: Name of the label column.
         limit: Keep a random subset of this size (fixed by `seed`, in the data's order).
         seed: Decides the subset.

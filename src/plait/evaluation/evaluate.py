@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,11 @@ from plait.errors import DataError
 from plait.evaluation import metrics
 from plait.evaluation.predict import predict_encoded, predict_logits
 
+logger = logging.getLogger(__name__)
+
 PRIMARY = {
     "single_label_classification": "accuracy",
-    "multi_label_classification": "f1",
+    "multi_label_classification": "macro_f1",
     "regression": "pearson",
     "token_classification": "accuracy",
     "question_answering": "f1",
@@ -36,6 +39,9 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Returns the scores of a model's head on labelled examples; `primary_metric` says which one leads.
 
+    Words that the length limit cuts off have no part in the scores of tags; a warning says how many. Where some
+    questions have no answer, the model may answer none with nothing, as in SQuAD 2.
+
     Raises:
         DataError: When the examples have no labels or do not fit the head.
     """
@@ -47,8 +53,16 @@ def evaluate_model(
         examples, head_labels(model), kind=head_kind(model), problem_type=head_problem(model)
     )
     if aligned.kind == "question_answering":
-        answers = predict_answers(model, tokenizer, aligned, batch_size=batch_size, max_length=max_length)
-        return metrics.questions(answers, aligned.labels or ())
+        truth = aligned.labels or ()
+        answers = predict_answers(
+            model,
+            tokenizer,
+            aligned,
+            batch_size=batch_size,
+            max_length=max_length,
+            unanswerable=not all(truth),
+        )
+        return metrics.questions(answers, truth)
     logits = predict_logits(model, tokenizer, aligned, batch_size=batch_size, max_length=max_length)
     return score(logits, aligned, head_problem(model))
 
@@ -59,8 +73,7 @@ def score(
     """Returns the scores of logits, one tensor per example, against labels that are the head's already."""
     labels = examples.labels or ()
     if examples.kind == "token_classification":
-        rows, tags = torch.cat(list(logits)).numpy(), np.concatenate([np.asarray(y) for y in labels])
-        return metrics.classification(rows[tags != IGNORED], tags[tags != IGNORED])
+        return _score_tags(logits, examples)
     table = torch.stack(list(logits)).numpy()
     problem = problem_type or examples.problem_type
     if problem == "regression":
@@ -68,6 +81,20 @@ def score(
     if problem == "multi_label_classification":
         return metrics.multi_label(table, labels)
     return metrics.classification(table, labels)
+
+
+def _score_tags(logits: Sequence[Tensor], examples: Examples) -> dict[str, float]:
+    rows, tags = torch.cat(list(logits)), np.concatenate([np.asarray(row) for row in examples.labels or ()])
+    labelled, lost = tags != IGNORED, rows.isneginf().all(-1).numpy()
+    if missing := int((labelled & lost).sum()):
+        logger.warning(
+            "%s: %d of %d labelled words have no token within the length limit and are not scored",
+            *(examples.source, missing, labelled.sum()),
+        )
+    scored = labelled & ~lost
+    if not scored.any():
+        raise DataError(f"{examples.source}: no labelled word to score within the length limit")
+    return metrics.classification(rows.numpy()[scored], tags[scored])
 
 
 def primary_metric(kind: Kind, problem_type: ProblemType | None = None) -> str:
@@ -84,11 +111,15 @@ def predict_answers(
     *,
     batch_size: int = 32,
     max_length: int | None = None,
+    unanswerable: bool = False,
 ) -> list[str]:
-    """Returns the best answer span of each context over all its windows."""
+    """Returns the best answer span of each context over all its windows.
+
+    If questions may be `unanswerable`, the answer is empty where no span beats its window's score of no answer.
+    """
     encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
     outputs = predict_encoded(model, encoded, batch_size=batch_size)
-    best: list[tuple[float, str]] = [(-np.inf, "")] * len(examples)
+    best: list[tuple[float, str]] = [(0.0 if unanswerable else -np.inf, "")] * len(examples)
     for i, row in enumerate(encoded.rows):
         found = _best_span(outputs["start_logits"][i], outputs["end_logits"][i], encoded, i)
         if found is not None and found[0] > best[row][0]:

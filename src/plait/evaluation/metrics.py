@@ -20,10 +20,13 @@ def classification(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
 
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     guesses = scores.argmax(-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one class alone correlates 0
+        matthews = float(matthews_corrcoef(truth, guesses))
     return {
         "accuracy": float(accuracy_score(truth, guesses)),
-        "f1": float(f1_score(truth, guesses, average="macro", zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(truth, guesses)),
+        "macro_f1": float(f1_score(truth, guesses, average="macro", zero_division=0.0)),
+        "matthews": matthews,
         "calibration_error": calibration_error(_softmax(scores), truth),
     }
 
@@ -54,8 +57,8 @@ def multi_label(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     guesses, truth = np.asarray(logits) > 0, np.asarray(labels) > 0.5
     return {
         "accuracy": float(accuracy_score(truth, guesses)),
-        "f1": float(f1_score(truth, guesses, average="macro", zero_division=0.0)),
-        "f1_micro": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
+        "macro_f1": float(f1_score(truth, guesses, average="macro", zero_division=0.0)),
+        "micro_f1": float(f1_score(truth, guesses, average="micro", zero_division=0.0)),
     }
 
 

@@ -28,7 +28,7 @@ def predict_logits(
 ) -> list[Tensor]:
     """Returns one float32 tensor of logits per example, in order: [C], or [words, C] for tags.
 
-    A word that the length limit cut off has a row of zeros.
+    A word that the length limit cut off has a row of -∞: no class is likely.
     """
     encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
     logits = predict_encoded(model, encoded, batch_size=batch_size)["logits"]
@@ -61,25 +61,23 @@ def run(
     found: dict[str, dict[int, Tensor]] = {}
     for rows in plan(encoded, batch_size):
         features = [{k: v for k, v in encoded.features[row].items() if k in INPUTS} for row in rows]
-        inputs = collate(features, encoded.padding, left=encoded.left)
-        width = inputs["input_ids"].shape[1]
+        inputs = collate(features, encoded.padding)
         for name, table in forward(inputs).items():
             for row, values in zip(rows, table.float().cpu(), strict=True):
                 length = len(encoded.features[row]["input_ids"])
-                found.setdefault(name, {})[row] = _cut(values, length, width, encoded)
+                found.setdefault(name, {})[row] = _cut(values, length, encoded)
         tick(len(rows))
     return {name: [by_row[row] for row in range(len(encoded))] for name, by_row in found.items()}
 
 
-def _cut(values: Tensor, length: int, width: int, encoded: Encoded) -> Tensor:
+def _cut(values: Tensor, length: int, encoded: Encoded) -> Tensor:
     """Returns token outputs without those of the padding; a text's single row of logits as it is."""
-    if encoded.words is None and encoded.offsets is None:
-        return values.clone()
-    return (values[width - length :] if encoded.left else values[:length]).clone()
+    one_row = encoded.words is None and encoded.offsets is None
+    return (values if one_row else values[:length]).clone()
 
 
 def _per_word(rows: Tensor, starts: tuple[int | None, ...], count: int) -> Tensor:
-    words = rows.new_zeros(count, rows.shape[-1])
+    words = rows.new_full((count, rows.shape[-1]), -torch.inf)
     for row, word in zip(rows, starts, strict=True):
         if word is not None:
             words[word] = row

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,29 +17,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait.data import Examples, Kind, ProblemType, align_labels, batches, encode, length_limit, read_examples
-from plait.data.labels import names_in
-from plait.errors import DataError, OutputError, PlaitError, SourceError, listed
+from plait.checkpoints.writer import atomic_folder, check_target
+from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
+from plait.errors import OutputError, PlaitError, listed
+from plait.training.heads import Head, head_for, open_with, quiet
 from plait.training.loop import Objective, Schedule, train
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
-HEADS = {
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
 
 
 def finetune(
@@ -98,17 +84,17 @@ def finetune(
     Raises:
         PlaitError: For data, base or output that cannot be used.
     """
-    started, out = time.monotonic(), Path(out)
-    _check_output(out, overwrite)
+    started, out = time.monotonic(), Path(os.path.realpath(out))
+    check_target(out, overwrite=overwrite)
     _check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
     examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
     held_out = None if validation is None else read_examples(validation, **_columns(columns))
     with _state(out, keep=checkpoints, resume=resume) as state, _seeded(seed):
-        head = _head(examples, labels, problem_type)
-        model, tokenizer = _open(base, head, trust_remote_code)
+        head = head_for(examples, labels, problem_type)
+        model, tokenizer = open_with(base, head, trust_remote_code)
         aligned = align_labels(examples, head.names, problem_type=head.problem_type)
-        keep = min(max_length, length_limit(tokenizer, model.config))
+        keep = length_limit(tokenizer, model.config, max_length)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
@@ -153,77 +139,12 @@ def _check_state(folder: Path, run: Mapping[str, Any]) -> None:
     record.write_text(json.dumps(dict(run)) + "\n")
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What the new head has to be."""
-
-    kind: Kind
-    names: tuple[str, ...] | None
-    problem_type: ProblemType | None
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the configuration entries of this head."""
-        if self.kind == "question_answering":
-            return {}
-        names = self.names or ("LABEL_0",)
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        problem = {"problem_type": self.problem_type} if self.kind == "sequence_classification" else {}
-        return {"num_labels": len(names), **labels, **problem}
-
-    def differs(self, config: PreTrainedConfig, model: PreTrainedModel) -> bool:
-        """Says whether a base with this configuration has a head of this class for other labels."""
-        if type(model).__name__ not in (config.architectures or ()) or self.kind == "question_answering":
-            return False
-        found = tuple(str(name) for name in (config.id2label or {}).values())
-        return found != (self.names or found[:1])
-
-
-def _head(examples: Examples, labels: Sequence[str] | None, problem_type: ProblemType | None) -> _Head:
-    if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; expected a label column to train on")
-    if not len(examples):
-        raise DataError(f"{examples.source}: no examples; expected at least one to train on")
-    if examples.kind != "sequence_classification":
-        return _Head(examples.kind, tuple(labels) if labels else names_in(examples), None)
-    problem = problem_type or examples.problem_type
-    names = None if problem == "regression" else tuple(labels) if labels else names_in(examples)
-    return _Head(examples.kind, names, problem)
-
-
-def _open(
-    base: str | Path, head: _Head, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns the encoder of `base` with the head, and its tokenizer."""
-    trust = {"trust_remote_code": trust_remote_code}
-    loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base, **trust)
-        if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
-            # Words that come one by one are not continuations of the word before.
-            tokenizer = AutoTokenizer.from_pretrained(base, add_prefix_space=True, **trust)
-        old = AutoConfig.from_pretrained(base, **trust)
-        config = AutoConfig.from_pretrained(base, **trust, **head.settings())
-        with _quiet():
-            model = HEADS[head.kind].from_pretrained(base, config=config, **loading)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {reason}") from error
-    return (_renewed(model) if head.differs(old, model) else model), tokenizer
-
-
-def _renewed(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the model with a newly drawn head: an old one of equal shape would be for other labels."""
-    fresh: PreTrainedModel = type(model)(model.config).float()
-    fresh.base_model.load_state_dict(model.base_model.state_dict())
-    return fresh
-
-
 def _loss(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Examples,
     *,
-    head: _Head,
+    head: Head,
     max_length: int,
 ) -> dict[str, float]:
     """Returns the mean loss of the model's own head, for those who bring no scores of their own."""
@@ -235,7 +156,11 @@ def _loss(
     }
     with torch.inference_mode():
         pairs = [
-            (model(**batch).loss, len(batch["input_ids"])) for batch in batches(aligned, tokenizer, **told)
+            (
+                model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss,
+                len(batch["input_ids"]),
+            )
+            for batch in batches(aligned, tokenizer, **told)
         ]
     total = sum(float(loss) * count for loss, count in pairs)
     return {"loss": total / max(1, sum(count for _, count in pairs))}
@@ -265,25 +190,14 @@ def _write(
     report: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    """Writes the checkpoint beside `out` and renames it last."""
-    beside = out.parent / f".{out.name}.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    with _quiet():
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-    (beside / "plait.json").write_text(json.dumps({"made_by": "finetune", **report}, indent=2) + "\n")
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    beside.rename(out)
-
-
-def _check_output(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file; expected a folder to write to")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise OutputError(f"{out}: exists; choose another folder, or pass overwrite (--overwrite)")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    record = json.dumps({"made_by": "finetune", **report}, indent=2) + "\n"
+    try:
+        with atomic_folder(out, overwrite=overwrite) as folder, quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "plait.json").write_text(record)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error}") from error
 
 
 def _check_accelerate() -> None:
@@ -307,18 +221,3 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences bars, and the table of new parameters: a new head is what fine-tuning asks for."""
-    log = logging.getLogger("transformers")
-    level, bars = log.level, transformers_logging.is_progress_bar_enabled()
-    log.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -171,7 +171,7 @@ def train(
             model=model,
             args=_arguments(plan, folder, steps, checkpoints),
             train_dataset=encoded,
-            data_collator=lambda features: collate(features, encoded.padding, left=encoded.left),
+            data_collator=lambda features: collate(features, encoded.padding),
             callbacks=[Ticks(tick)],
         )
         trainer.remove_callback(PrinterCallback)

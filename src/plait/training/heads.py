@@ -1,0 +1,122 @@
+"""The head that data asks for, and an encoder opened with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from plait.data import Examples, Kind, ProblemType
+from plait.data.labels import names_in
+from plait.errors import DataError, SourceError
+
+HEADS = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the new head has to be."""
+
+    kind: Kind
+    names: tuple[str, ...] | None
+    problem_type: ProblemType | None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration entries of this head."""
+        if self.kind == "question_answering":
+            return {}
+        names = self.names or ("LABEL_0",)
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+        problem = {"problem_type": self.problem_type} if self.kind == "sequence_classification" else {}
+        return {"num_labels": len(names), **labels, **problem}
+
+    def differs(self, config: PreTrainedConfig, model: PreTrainedModel) -> bool:
+        """Says whether a base with this configuration has a head of this class for other labels."""
+        if type(model).__name__ not in (config.architectures or ()) or self.kind == "question_answering":
+            return False
+        found = tuple(str(name) for name in (config.id2label or {}).values())
+        return found != (self.names or found[:1])
+
+
+def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: ProblemType | None) -> Head:
+    """Returns the head to train on these examples.
+
+    Raises:
+        DataError: When there are no examples, or they have no labels.
+    """
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; expected a label column to train on")
+    if not len(examples):
+        raise DataError(f"{examples.source}: no examples; expected at least one to train on")
+    if examples.kind != "sequence_classification":
+        return Head(examples.kind, tuple(labels) if labels else names_in(examples), None)
+    problem = problem_type or examples.problem_type
+    names = None if problem == "regression" else tuple(labels) if labels else names_in(examples)
+    return Head(examples.kind, names, problem)
+
+
+def open_with(
+    base: str | Path, head: Head, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns the encoder of `base` with the head, and its tokenizer.
+
+    Raises:
+        SourceError: When there is no model or tokenizer that can be opened.
+    """
+    trust = {"trust_remote_code": trust_remote_code}
+    loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+        if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
+            # Words that come one by one are not continuations of the word before.
+            tokenizer = AutoTokenizer.from_pretrained(base, add_prefix_space=True, **trust)
+        old = AutoConfig.from_pretrained(base, **trust)
+        config = AutoConfig.from_pretrained(base, **trust, **head.settings())
+        with quiet():
+            model = HEADS[head.kind].from_pretrained(base, config=config, **loading)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {reason}") from error
+    return (_renewed(model) if head.differs(old, model) else model), tokenizer
+
+
+def _renewed(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model with a newly drawn head: an old one of equal shape would be for other labels."""
+    fresh: PreTrainedModel = type(model)(model.config).float()
+    fresh.base_model.load_state_dict(model.base_model.state_dict())
+    return fresh
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences bars, and the table of new parameters: a new head is what fine-tuning asks for."""
+    log = logging.getLogger("transformers")
+    level, bars = log.level, transformers_logging.is_progress_bar_enabled()
+    log.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
