@@ -198,3 +198,27 @@ def test_check_reads_the_data(sources: Paths, tmp_path: Path, capsys: pytest.Cap
     )
     assert invoke(["check", str(tmp_path / "r.yaml")]) == 2
     assert "none.parquet" in capsys.readouterr().err
+
+
+def test_a_source_without_weight_decides_nothing() -> None:
+    from plait.merging.rule import RULES
+
+    params = torch.tensor([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
+    importances = torch.tensor([[1e-9, 3e-9], [3e-9, 1e-9], [1e2, 1e2]])
+    weights = torch.tensor([1.0, 1.0, 0.0])
+    found = RULES["fisher"].function(params, importances, importances.mean(1), weights)
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.75]))
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "albert"])
+def test_gram_does_not_depend_on_a_last_batch_of_one(family: str) -> None:
+    from tests.models import tiny_tokenizer
+
+    model, tokenizer = tiny(family, "sequence"), tiny_tokenizer(family)
+    rows = {"text": texts(5), "label": [0, 1, 2, 0, 1]}
+    a, b = (
+        plait.estimate(model, rows, importance="gram", tokenizer=tokenizer, batch_size=size)
+        for size in (5, 4)
+    )
+    for name, tensor in a.tensors.items():
+        torch.testing.assert_close(b.tensors[name], tensor, rtol=1e-4, atol=1e-6)

@@ -114,9 +114,15 @@ def importances_of(job: Job, slot: Slot) -> list[Tensor]:
     """
     assert job.importances is not None
     found = [importance.of(slot.name) for importance in job.importances]
-    known = [tensor for tensor in found if tensor is not None]
+    # A source without a say needs no importance.
+    nothing = torch.zeros([1] * len(slot.shape))
+    said = [
+        nothing if tensor is None and not weight else tensor
+        for tensor, weight in zip(found, job.weights, strict=True)
+    ]
+    known = [tensor for tensor in said if tensor is not None]
     if len(known) < len(found):
-        return [torch.zeros([1] * len(slot.shape)) for _ in found]
+        return [nothing for _ in found]
     for source, tensor in zip(job.sources, known, strict=True):
         if not _fits(tensor, slot.shape):
             found_shape, wanted = list(tensor.shape), list(slot.shape)

@@ -10,9 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-LAST_LAYERS = ("classifier.out_proj", "classifier")
-"""The layer of a head that has a row per label; the first that is there."""
-
 
 class Place(Protocol):
     """What is known of a parameter from file headers alone."""
@@ -91,7 +88,8 @@ class Held:
 class Part:
     """Some of a checkpoint's parameters under names of one's own: those of its body, or of its head.
 
-    `rows` puts the labels of a head in another order: it applies to the head's last layer, which is read whole.
+    `rows` puts the labels of a head in another order: it applies to the parameters with a row per label, which are
+    read whole.
     """
 
     checkpoint: Any
@@ -124,8 +122,7 @@ class Part:
         self.checkpoint.note_hash(self.stored[parameter], digest)
 
     def _labelled(self, parameter: str) -> bool:
-        last = next((layer for layer in LAST_LAYERS if f"{layer}.weight" in self.stored), None)
-        return self.rows is not None and parameter.rpartition(".")[0] == last
+        return self.rows is not None and parameter in self.checkpoint.label_parameters
 
 
 def body(checkpoint: Any) -> Part:

@@ -38,7 +38,8 @@ def fisher(
         weights: λ.
         floor: ε, as a share of the mean importance.
     """
-    scale = typical.max()
+    # A source without a say must not decide what is too small to count.
+    scale = typical[weights > 0].max()
     if not scale > 0:
         informed = torch.ones_like(importances)
     else:

@@ -21,9 +21,9 @@ class _Sum:
     """XᵀX of one layer so far, and of how many rows."""
 
     total: Tensor | None = None
-    rows: int = 0
+    rows: float = 0
 
-    def add(self, gram: Tensor, rows: int) -> None:
+    def add(self, gram: Tensor, rows: float) -> None:
         self.total = gram.clone() if self.total is None else self.total.add_(gram)
         self.rows += rows
 
@@ -40,7 +40,8 @@ class Gram:
     _handles: list[Any] = field(default_factory=list)
     _batch: Batch | None = None
     # Query, key and value are given the very same tensor, one after the other: its product is taken once.
-    _last: tuple[Tensor, Tensor, int] | None = None
+    _last: tuple[Tensor, Tensor, float] | None = None
+    _share: float = 1.0
 
     def __post_init__(self) -> None:
         """Hooks the linear layers."""
@@ -59,10 +60,10 @@ class Gram:
 
         return add
 
-    def _product(self, key: str, inputs: Tensor) -> tuple[Tensor, int]:
+    def _product(self, key: str, inputs: Tensor) -> tuple[Tensor, float]:
         """Returns XᵀX and the number of rows of X: real tokens, or whatever serves a whole batch, once per example."""
         assert self._batch is not None
-        mask, times = self._batch.mask, 1
+        mask, times = self._batch.mask, 1.0
         if inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
             rows = inputs[mask]
         elif inputs.dim() == 3 and inputs.shape[0] == mask.shape[0]:
@@ -71,13 +72,15 @@ class Gram:
             )
         else:
             rows = inputs.flatten(0, -2)
-            times = 1 if inputs.dim() == 2 else mask.shape[0]
+            times = 1.0 if inputs.dim() == 2 else float(mask.shape[0])
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        times = times * self._share
         return (rows.T @ rows).mul_(times), times * rows.shape[0]
 
     def see(self, batch: Batch) -> None:
         """Adds a batch; one example alone goes in twice, so that what serves a whole batch can be told from it."""
         self._batch = batch if batch.count > 1 else batch.copies(2, batch.width)
+        self._share = batch.count / self._batch.count
         with torch.no_grad():
             self.model(**self._batch.inputs)
         self._last = None
