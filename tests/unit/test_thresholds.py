@@ -95,6 +95,16 @@ def test_a_bracket_that_misses_costs_time_only(low: float, high: float) -> None:
     assert found == [np.sort(values[0])[::-1][999]]
 
 
+@pytest.mark.parametrize(
+    ("low", "k", "found"),
+    [(3.5, 3, 8), (3.5, 7, 4), (4, 6, 5), (4, 7, 4), (3.5, 2, None), (3.5, 8, None), (4, 8, None)],
+)
+def test_the_ends_of_a_bracket(low: float, k: int, found: float | None) -> None:
+    count = thresholds.Count(np.float32(low), np.float32(8.5))
+    count.add(np.arange(1, 11, dtype=np.float32))
+    assert count.select(k) == found
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thresholds, "ROOM", 100)
     values = np.abs(np.random.default_rng(0).normal(size=(1, 5000))).astype(np.float32)
