@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,6 +76,14 @@ ESTIMATION = (
 """Keys of `method` that say how statistics are gathered; the others are options of the rule."""
 
 
+def number(value: Any) -> Any:
+    """Returns a number for a text that is one: YAML takes 1e-6 for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 class MethodSpec(BaseModel):
     """A merging rule, the importance it uses, and the rule's own options (any key the rule declares)."""
 
@@ -95,7 +103,7 @@ class MethodSpec(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """Returns the rule's own options."""
-        return dict(self.model_extra or {})
+        return {name: number(value) for name, value in (self.model_extra or {}).items()}
 
 
 Method = Annotated[MethodSpec, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
@@ -138,24 +146,40 @@ class MergeRecipe(Strict):
 COMBINES: dict[str, type[MergeRecipe]] = {"merge": MergeRecipe}
 
 
-def _problem(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
-    return f"{where}: {error['msg']} (found {error['input']!r})" if where else str(error["msg"])
+def _problem(error: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one return a kind of problem
+    """Returns one problem in our own words: where, what was found, what was expected, what may have been meant."""
+    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    found, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where!r}{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc']))}"
+        case "missing":
+            return f"{where} is missing"
+        case "literal_error":
+            options = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
+            return f"{where} is {found!r}{did_you_mean(str(found), options)}"
+        case "value_error":
+            return f"{where} is {found!r}: {context['error']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{where} is {_short(found)} (expected a mapping)"
+        case "string_type":
+            return f"{where} is {_short(found)} (expected a text)"
+    return f"{where} is {_short(found)}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _known_keys(error: ValidationError) -> str:
-    extra = [e for e in error.errors() if e["type"] == "extra_forbidden"]
-    if not extra:
-        return ""
-    depth = len(extra[0]["loc"])
-    model = (
-        MergeRecipe
-        if depth == 1
-        else (SourceSpec if extra[0]["loc"][0] == "sources" and depth == 3 else DataSpec)
-    )
-    return did_you_mean(str(extra[0]["loc"][-1]), model.model_fields)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _keys_at(location: tuple[Any, ...]) -> Iterable[str]:
+    """Returns the keys that a recipe knows where an unknown one was found."""
+    match location:
+        case (_,):
+            return MergeRecipe.model_fields
+        case ("sources", _, _):
+            return SourceSpec.model_fields
+    return DataSpec.model_fields
 
 
 def parse_recipe(content: Any, where: str = "recipe") -> MergeRecipe:
@@ -174,8 +198,22 @@ def parse_recipe(content: Any, where: str = "recipe") -> MergeRecipe:
     try:
         return COMBINES[kind].model_validate(dict(content))
     except ValidationError as error:
-        problems = listed(_problem(dict(e)) for e in error.errors())
-        raise RecipeError(f"{where}: {problems}{_known_keys(error)}") from None
+        raise RecipeError(f"{where}: {listed(_problem(dict(e)) for e in error.errors())}") from None
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that is given twice: the first of two sources must not vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping; raises when a key repeats."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            line = node.start_mark.line + 1
+            raise RecipeError(
+                f"{', '.join(twice)} is given twice in the mapping at line {line} of the recipe"
+            )
+        return super().construct_mapping(node, deep)
 
 
 def read_recipe(path: str | Path) -> MergeRecipe:
@@ -188,7 +226,7 @@ def read_recipe(path: str | Path) -> MergeRecipe:
     if not file.is_file():
         raise RecipeError(f"no recipe at {file} (expected a YAML file)")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     return parse_recipe(content, str(file))

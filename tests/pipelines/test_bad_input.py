@@ -261,7 +261,11 @@ def test_existing_output_stays_unless_overwrite(refused: Refused, sources: Paths
     named = [f"{n}={p}" for n, p in sources.items()]
     line = refused("merge", *named, "--method", "average", out=out)
     assert "--overwrite" in line
+    line = refused("merge", *named, "--method", "average", "--overwrite", out=out)
+    assert "holds no model" in line
     assert (out / "precious.txt").read_text() == "mine"
+    # Once there is a model, --overwrite replaces the folder.
+    (out / "config.json").write_text("{}")
     assert invoke(["merge", *named, "--method", "average", "-o", str(out), "--overwrite"]) == 0
     assert not (out / "precious.txt").exists()
 

@@ -52,7 +52,7 @@ def test_default_method_depends_on_data() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"sources": {"a": "x"}}, "output: Field required"),
+        ({"sources": {"a": "x"}}, "output is missing"),
         (
             {"sources": {"a": "x"}, "output": "o", "methd": "average"},
             "unknown key 'methd' (did you mean 'method'?",
@@ -65,7 +65,7 @@ def test_default_method_depends_on_data() -> None:
             {"sources": {"a": {"model": "x", "data": {"path": "d", "txt": "t"}}}, "output": "o"},
             "(did you mean 'text'?",
         ),
-        ({"sources": {}, "output": "o"}, "sources: Dictionary should have at least 1 item"),
+        ({"sources": {}, "output": "o"}, "sources is {}: dictionary should have at least 1 item"),
         (
             {"combine": "marge", "sources": {"a": "x"}, "output": "o"},
             "unknown combine 'marge' (did you mean 'merge'?",
@@ -82,6 +82,11 @@ def test_default_method_depends_on_data() -> None:
         ),
         ({"sources": {"../a": "x"}, "output": "o"}, "it names a folder"),
         ({"sources": {"a": {"model": "x", "task": "a/b"}}, "output": "o"}, "it names a folder"),
+        ({"sources": {"a": None}, "output": "o"}, "sources.a is None (expected a mapping)"),
+        (
+            {"sources": {"a": "x"}, "output": "o", "dtype": "float23"},
+            "dtype is 'float23' (did you mean 'float32'?",
+        ),
         ("text", "expected a mapping with combine, sources and output, found str"),
     ],
 )
@@ -103,3 +108,16 @@ def test_not_a_file_and_not_yaml(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(RecipeError, match="is not YAML"):
         read_recipe(tmp_path / "bad.yaml")
+
+
+def test_keys_given_twice(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("sources:\n  a: x\n  a: y\noutput: o\n")
+    with pytest.raises(RecipeError, match="a is given twice in the mapping at line 2"):
+        read_recipe(tmp_path / "r.yaml")
+
+
+def test_numbers_that_yaml_takes_for_texts() -> None:
+    recipe = parse_recipe(
+        {"sources": {"a": "x"}, "output": "o", "method": {"name": "ties", "scale": "1e-1", "scope": "model"}}
+    )
+    assert recipe.resolved_method().options == {"scale": 0.1, "scope": "model"}

@@ -120,14 +120,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         TensorWriter(tmp_path / "nowhere", [])
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"), atomic_folder(tmp_path / "file" / "out"):
+    with pytest.raises(OutputError, match="file is a file"), atomic_folder(tmp_path / "file" / "out"):
         pass
 
 
 def test_a_target_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "x").write_text("old")
+    (target / "config.json").write_text("old")
     rename = Path.rename
 
     def refuse(self: Path, to: Path) -> Path:
@@ -141,7 +141,7 @@ def test_a_target_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: A
         atomic_folder(target, overwrite=True),
     ):
         pass
-    assert contents(tmp_path) == {"out/x": "old"}
+    assert contents(tmp_path) == {"out/config.json": "old"}
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -167,20 +167,20 @@ def give_up(file: Path, failure: type[BaseException]) -> None:
 def test_failure_leaves_everything_as_it_was(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "x").write_text("old")
+    (target / "config.json").write_text("old")
     with pytest.raises(failure), atomic_folder(target, overwrite=True) as folder:
         give_up(folder / "x", failure)
-    assert contents(tmp_path) == {"out/x": "old"}
+    assert contents(tmp_path) == {"out/config.json": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_overwrite_replaces_all_of_it(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "stale").write_text("old")
+    (target / "config.json").write_text("old")
     with atomic_folder(target, overwrite=True) as folder:
         (folder / "x").write_text("new")
-        assert contents(target) == {"stale": "old"}
+        assert contents(target) == {"config.json": "old"}
     assert contents(tmp_path) == {"out/x": "new"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -223,7 +223,7 @@ def test_a_repository_or_the_working_folder_is_never_overwritten(tmp_path: Path,
     with pytest.raises(OutputError, match="will not be overwritten"):
         writer.check_target(tmp_path / "code", overwrite=True)
     monkeypatch.chdir(tmp_path / "code")
-    with pytest.raises(OutputError, match="will not be overwritten"):
+    with pytest.raises(OutputError, match="is the current folder or holds it"):
         writer.check_target(tmp_path, overwrite=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.writer import atomic_folder
-from plait.errors import RecipeError
+from plait.errors import OutputError, RecipeError
 from plait.merging.merged import Merged, has_tokenizer, plain_state
 
 
@@ -32,6 +32,11 @@ def export(
             f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
         )
     model = source.task(task or source.tasks[0])
+    target, place = Path(out).resolve(), source.folder.resolve()
+    if target in {place, *place.parents} or place in target.parents:
+        raise OutputError(
+            f"output {out} and the merged checkpoint {source.folder} overlap: choose another output"
+        )
     with atomic_folder(Path(out), overwrite=overwrite) as folder:
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))

@@ -48,7 +48,7 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
     for source in sources if estimator is not None else ():
         spec = recipe.sources[source.name]
         if spec.statistics is not None:
-            statistics[source.name] = from_file(spec.statistics, source, estimator or "")
+            statistics[source.name] = from_file(spec.statistics, source, estimator or "", method)
         else:
             found = read(data.get(source.name, spec.data), limit=method.examples, seed=method.seed)
             if estimator != "gram" and method.labels == "given":
@@ -72,6 +72,8 @@ def read_judged(
         raise RecipeError(listed(strangers))
     found = {task: read(entry) for task, entry in named.items()}
     for task, examples in found.items():
+        if examples.labels is None:
+            raise DataError(f"{examples.source}: has no labels, which the scores of task {task} need")
         check_labels(examples, firsts[task])
     return found
 
@@ -87,7 +89,7 @@ def check_labels(examples: Examples, source: Checkpoint) -> None:
     align_labels(examples, source.labels, kind=kind, problem_type=problem)
 
 
-def from_file(path: str, source: Checkpoint, estimator: str) -> Statistics:
+def from_file(path: str, source: Checkpoint, estimator: str, method: MethodSpec) -> Statistics:
     """Returns saved statistics after checking that they are of this source and of the kind the method needs.
 
     Raises:
@@ -102,4 +104,8 @@ def from_file(path: str, source: Checkpoint, estimator: str) -> Statistics:
     digest = found.provenance.get("source")
     if digest is not None and digest != source.digest:
         raise DataError(f"{path} was estimated on other weights than {source.origin} (source {source.name})")
+    for name in {"labels", "per"} & method.model_fields_set:
+        wanted, given = getattr(method, name), found.provenance.get(name)
+        if estimator != "gram" and given is not None and given != wanted:
+            raise RecipeError(f"{path} was estimated with {name} {given}, the method asks for {wanted}")
     return found

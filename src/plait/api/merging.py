@@ -127,6 +127,15 @@ def describe_sources(
     Raises:
         RecipeError: an extra for a source that does not exist (did you mean).
     """
+    if not isinstance(sources, Mapping):
+        raise RecipeError(
+            f"sources: expected a mapping of name to checkpoint, found {type(sources).__name__}"
+        )
+    odd = [
+        f"{n} is a {type(s).__name__}" for n, s in sources.items() if not isinstance(s, str | Path | Mapping)
+    ]
+    if odd:
+        raise RecipeError(f"{listed(odd)}: expected a folder or a Hub id; save a model in memory first")
     described = {n: dict(s) if isinstance(s, Mapping) else {"model": str(s)} for n, s in sources.items()}
     for kind, values in extras.items():
         key = kind if kind == "statistics" else kind.removesuffix("s")

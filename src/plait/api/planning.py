@@ -12,13 +12,16 @@ from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.topology import topology
-from plait.checkpoints.writer import check_target
+from plait.checkpoints.writer import check_target, parse_size
 from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, listed
+from plait.merging.job import check_options
 from plait.merging.manifest import is_merged
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
 from plait.registry import Entry
 from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.importance import NORMALIZATIONS
+from plait.statistics.statistics import load_statistics
 
 
 @dataclass(frozen=True)
@@ -98,26 +101,39 @@ def check_method(method: MethodSpec) -> Entry[Any]:
             method cannot use.
     """
     rule = RULES[method.name]
+    uses = estimator_of(rule, method) if not {"importances", "grams"}.isdisjoint(rule.inputs) else None
+    own = ESTIMATION if "importances" in rule.inputs else ("examples", "batch_size", "max_length", "seed")
+    known = [*rule.options, *(own if uses or "draws" in rule.inputs else ())]
     unknown = [name for name in method.options if name not in rule.options]
     if unknown:
-        tails = listed(f"{name!r}{did_you_mean(name, [*rule.options, *ESTIMATION])}" for name in unknown)
-        raise RecipeError(f"method {rule.name} has no option {tails}")
-    uses = {"importances": "importances" in rule.inputs, "grams": "grams" in rule.inputs}
-    if uses["importances"]:
-        if ESTIMATORS[method.importance].name == "gram":
-            raise RecipeError("importance 'gram' belongs to method regmean, not to fisher")
-        from plait.statistics.importance import NORMALIZATIONS
-
-        if method.normalize not in NORMALIZATIONS:
-            raise RecipeError(
-                f"unknown normalize {method.normalize!r}{did_you_mean(method.normalize, NORMALIZATIONS)}"
-            )
-    given = method.model_fields_set & {"importance", "mapping", "labels", "normalize"}
-    if not uses["importances"] and given:
+        raise RecipeError(
+            f"method {rule.name} has no option {listed(f'{n!r}{did_you_mean(n, known)}' for n in unknown)}"
+        )
+    check_options(rule, method.options)
+    if "importances" in rule.inputs:
+        check_importance(method)
+    elif given := method.model_fields_set & {"importance", "mapping", "labels", "normalize", "per"}:
         raise RecipeError(
             f"method {rule.name} uses no importance, so it cannot take {', '.join(sorted(given))}"
         )
     return rule
+
+
+def check_importance(method: MethodSpec) -> None:
+    """Raises `RecipeError` for an importance or a normalisation that `fisher` does not have."""
+    importances = [name for name in ESTIMATORS if name != "gram"]
+    if method.importance not in importances:
+        raise RecipeError(
+            f"unknown importance {method.importance!r}{did_you_mean(method.importance, importances)}"
+        )
+    if method.normalize not in NORMALIZATIONS:
+        raise RecipeError(
+            f"unknown normalize {method.normalize!r}{did_you_mean(method.normalize, NORMALIZATIONS)}"
+        )
+    if method.per == "batch" and method.labels != "given":
+        raise RecipeError(
+            f"per: batch reproduces published numbers with given labels, not with {method.labels} ones"
+        )
 
 
 def estimator_of(rule: Entry[Any], method: MethodSpec) -> str | None:
@@ -169,6 +185,27 @@ def check_weights(recipe: MergeRecipe) -> None:
         raise RecipeError("all weights are 0: give at least one source a positive weight")
 
 
+def chosen_method(recipe: MergeRecipe, data: Mapping[str, Any]) -> MethodSpec:
+    """Returns the recipe's method, or the default; statistics that a source brings say which method they are for."""
+    files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
+    if recipe.method is not None or not files:
+        return recipe.resolved_method(data)
+    kinds = {load_statistics(file).estimator for file in files}
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"
+        )
+    kind = kinds.pop()
+    return MethodSpec(name="regmean") if kind == "gram" else MethodSpec(name="fisher", importance=kind)
+
+
+def check_count(rule: Entry[Any], count: int) -> None:
+    """Raises `RecipeError` when a rule merges another number of sources."""
+    wanted = rule.facts.get("sources")
+    if wanted is not None and count != wanted:
+        raise RecipeError(f"method {rule.name} merges exactly {wanted} sources, {count} are given")
+
+
 def plan(
     recipe: MergeRecipe, data: Mapping[str, Any] | None = None, judged: Mapping[str, Any] | None = None
 ) -> Plan:
@@ -181,8 +218,10 @@ def plan(
         DataError: data that is missing, empty, misnamed, or whose labels a head does not have.
     """
     objects = dict(data or {})
-    method = recipe.resolved_method(objects)
+    method = chosen_method(recipe, objects)
     rule = check_method(method)
+    check_count(rule, len(recipe.sources))
+    parse_size(recipe.max_shard_size)
     check_data(recipe, rule, objects)
     check_weights(recipe)
     sources = tuple(

@@ -19,7 +19,7 @@ from plait.api.inputs import read
 from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples, align_labels, batches
-from plait.errors import DataError, OutputError, RecipeError, SourceError
+from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.evaluation import head_kind, head_labels, head_problem
 from plait.registry import canonical
 from plait.statistics.estimate import estimate_statistics
@@ -98,12 +98,20 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
         return kept
     # Half precision would round small gradients to nothing.
     model = source.model(dtype=torch.float32)
+    check_finite(model, source.name)
     found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
     try:
         found.save(file)
     except (OSError, OutputError) as error:
         logger.warning("statistics are not kept for reuse: %s", error)
     return found
+
+
+def check_finite(model: PreTrainedModel, name: str) -> None:
+    """Raises `MergeError` when weights of a source hold NaN or Inf, naming every such parameter."""
+    guilty = [parameter for parameter, values in model.named_parameters() if not values.isfinite().all()]
+    if guilty:
+        raise MergeError(f"{listed(guilty)} of {name} contains NaN or Inf: train or download it again")
 
 
 def from_cache(file: Path) -> Statistics | None:
@@ -200,6 +208,8 @@ def estimate(
         PlaitError: unknown importance or labels, unusable data or model, existing output.
     """
     entry = ESTIMATORS[canonical(importance)]
+    if batch_size < 1:
+        raise RecipeError(f"batch_size is {batch_size} (expected 1 or more)")
     if out is not None:
         check_file(Path(out), overwrite=overwrite)
     chosen = read(data, limit=examples, seed=seed)
@@ -234,5 +244,12 @@ def check_file(file: Path, *, overwrite: bool) -> None:
     """Raises `OutputError` when a file exists or its folder does not."""
     if file.exists() and not overwrite:
         raise OutputError(f"{file} exists: choose another output or pass --overwrite")
+    if file.exists():
+        try:
+            load_statistics(file)
+        except SourceError:
+            raise OutputError(
+                f"{file} holds no statistics, it will not be overwritten: choose another output"
+            ) from None
     if not file.parent.is_dir():
         raise OutputError(f"{file.parent} is not a folder: make it first")

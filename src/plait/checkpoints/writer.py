@@ -23,6 +23,8 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+MODEL_FILES = ("plait.json", "config.json")
+"""What a folder must hold one of to be replaced."""
 SPARE = 16 * 2**20
 """Bytes left free on the disk beside what is written."""
 
@@ -262,17 +264,18 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
 def check_target(target: str | Path, *, overwrite: bool = False) -> None:
     """Raises `OutputError` when an output may not be written to `target`: call it before any work is done."""
     place = Path(os.path.realpath(target))
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    here = Path.cwd().resolve()
+    if place in {here, *here.parents, Path.home().resolve()}:
+        raise OutputError(f"{target} is the current folder or holds it (choose another output)")
+    above = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not above.is_dir():
+        raise OutputError(f"{above} is a file (expected a folder to write to)")
+    if not place.exists() or not any(place.iterdir()):
         return
-    if not place.is_dir():
-        raise OutputError(f"{target} is a file (expected a folder to write to)")
     if not overwrite:
         raise OutputError(f"{target} exists and is not empty (use --overwrite, or another output)")
-    here = Path.cwd().resolve()
-    if place in {here, *here.parents, Path.home().resolve()} or (place / ".git").exists():
-        raise OutputError(
-            f"{target} is not a model folder, it will not be overwritten (choose another output)"
-        )
+    if (place / ".git").exists() or not any((place / name).is_file() for name in MODEL_FILES):
+        raise OutputError(f"{target} holds no model, it will not be overwritten (choose another output)")
 
 
 def _replace(place: Path, partial: Path, *, overwrite: bool) -> None:

@@ -8,13 +8,15 @@ import sys
 
 from plait.errors import PlaitError
 
+INTERRUPTED = 130
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: one `error:` line and 2 for anything the user can fix."""
     sys.exit(invoke(sys.argv[1:] if arguments is None else arguments))
 
 
-def invoke(arguments: list[str]) -> int:
+def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of ending
     """Returns the exit code of one command line."""
     import typer
 
@@ -27,17 +29,25 @@ def invoke(arguments: list[str]) -> int:
     except PlaitError as error:
         return complain(str(error))
     except typer.Exit as stop:
-        return stop.exit_code
+        return (
+            complain("interrupted, nothing was written", INTERRUPTED)
+            if stop.exit_code == INTERRUPTED
+            else stop.exit_code
+        )
     except (typer.Abort, KeyboardInterrupt):
-        return complain("interrupted", 130)
+        return complain("interrupted, nothing was written", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (say, `head`) has gone: point stdout elsewhere so that closing it is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
     except Exception as error:
         if message := getattr(error, "format_message", None):  # a usage error of the argument parser
             return complain(message())
         raise
+    if result == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit code of its own
+        return complain("interrupted, nothing was written", INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

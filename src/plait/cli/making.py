@@ -31,12 +31,14 @@ def parse_yaml(text: str) -> Any:
     """Returns an option's value with its type: `0.5`, `true`, `global`."""
     import yaml
 
-    return yaml.safe_load(text)
+    from plait.recipe import number
+
+    return number(yaml.safe_load(text))
 
 
 @app.command()
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT, two or more: a folder or a Hub id.")],
+    sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT: a folder or a Hub id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     data: Names = None,
     method: Annotated[
@@ -132,7 +134,8 @@ def show_merged(merged: Any, *, json: bool) -> None:
             "scores": dict(manifest.scores),
         })  # fmt: skip
         return
-    render.line(f"{merged.folder}: one encoder, {len(merged.tasks)} tasks ({', '.join(merged.tasks)})")
+    count = f"{len(merged.tasks)} task{'s' if len(merged.tasks) > 1 else ''}"
+    render.line(f"{merged.folder}: one encoder, {count} ({', '.join(merged.tasks)})")
     for name, scores in manifest.scores.get("tasks", {}).items():
         render.line(f"  {name}: {scores['primary']} {scores['metrics'][scores['primary']]:.3f}")
 

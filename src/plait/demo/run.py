@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoints.writer import check_target
 from plait.demo.texts import harvest, tasks
 from plait.errors import OutputError, SourceError
 
@@ -95,9 +94,13 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: it exists and `overwrite` is not set, or it holds something that is not a demonstration.
     """
-    check_target(folder, overwrite=overwrite)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "data").is_dir():
-        raise OutputError(f"{folder} exists and is not the folder of a demo: choose another output")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file (expected a folder to fill)")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise OutputError(f"{folder} exists and is not empty (use --overwrite, or another output)")
+        if not (folder / "data").is_dir():
+            raise OutputError(f"{folder} is not the folder of a demo: choose another output")
     folder.mkdir(parents=True, exist_ok=True)
 
 

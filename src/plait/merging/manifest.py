@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,12 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         version = content.pop("format")
-        tasks = {name: Task(**_tuples(task)) for name, task in content.pop("tasks").items()}
+        # Keys of later versions are not ours to judge.
+        known = {one.name for one in fields(Task)}
+        tasks = {
+            name: Task(**_tuples({key: value for key, value in task.items() if key in known}))
+            for name, task in content.pop("tasks").items()
+        }
         manifest = Manifest(tasks=tasks, **_tuples(content))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceError(f"{file} is damaged: {error}; merge again") from None

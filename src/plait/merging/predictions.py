@@ -87,10 +87,9 @@ def encoded(
     merged: Merged, texts: list[str], pairs: list[str] | None, batch_size: int, max_length: int | None
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Yields row numbers and their tokenised batch, similar lengths together so that little is padding."""
-    known = length_limit(merged.tokenizer, merged.encoder.config)
     options = {
         "truncation": True,
-        "max_length": min(max_length or known, known),
+        "max_length": length_limit(merged.tokenizer, merged.encoder.config, max_length),
         "padding": True,
         "return_tensors": "pt",
     }
