@@ -209,12 +209,34 @@ def test_sources_are_left_alone(tmp_path: Path) -> None:
     assert all(same(h, b) for h, b in zip(held, before, strict=True))
 
 
-def test_dtypes_mix_and_may_be_chosen(tmp_path: Path) -> None:
-    sources = [Held("a", tensors(1, torch.bfloat16)), Held("b", tensors(2, torch.float32))]
+def test_dtypes_mix_and_may_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CHUNK", 8)
+    sources = [
+        part("a", tmp_path, tensors(1, torch.bfloat16)),
+        part("b", tmp_path, tensors(2, torch.float64)),
+        Held("c", tensors(3, torch.float32)),
+    ]
     mixed = dict(combine(sources, NAMES, RULES["average"]))
-    assert {t.dtype for k, t in mixed.items() if k != "ids"} == {torch.float32}
+    assert {t.dtype for k, t in mixed.items() if k != "ids"} == {torch.float64}
     half = written(tmp_path / "o", sources, NAMES, RULES["average"], dtype=torch.float16)
     assert same(half, {k: t.half() if k != "ids" else t for k, t in mixed.items()})
+
+
+def test_memory_is_that_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "CHUNK", 16)
+    asked: list[int] = []
+    stack = pieces.Desk.stack
+
+    def watched(self: pieces.Desk, feeds: Any, piece: pieces.Piece) -> Tensor:
+        asked.append(len(feeds) * piece.size)
+        return stack(self, feeds, piece)
+
+    monkeypatch.setattr(pieces.Desk, "stack", watched)
+    sources = [part(f"s{i}", tmp_path, tensors(i)) for i in range(3)]
+    for rule in ("average", "ties", "fisher"):
+        write_merged(tmp_path, sources, ["embedding.weight", "stack"], RULES[rule], **settings_for(rule, 3))
+    # fisher's pieces are whole rows, the longest of which has 20 entries
+    assert max(asked) <= 4 * 20
 
 
 def test_names_shards_and_order(tmp_path: Path) -> None:
