@@ -410,7 +410,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (run("ties", base=BASE, options={"density": 1.5}), RecipeError, "ties: density is 1.5 (expected 0 to 1)"),
     (run("ties", base=BASE, options={"density": "much"}), RecipeError, "ties: density is 'much' (expected a number)"),
     (run("ties", base=BASE, options={"density": True}), RecipeError, "ties: density is True (expected a number)"),
-    (run("ties", base=BASE, options={"scope": "modell"}), RecipeError, "ties: scope is 'modell' (did you mean 'model'?"),
+    (run("ties", base=BASE, options={"scope": "modelx"}), RecipeError, "ties: scope is 'modelx' (did you mean 'model'?"),
     (run("fisher", importances=[Known({"layer.bias": torch.ones(3)})] * 2), MergeError,
      "layer.bias: importances of a are [3], the parameter [8]"),
     (run("fisher", importances=[Known({"layer.bias": -torch.ones(8)})] * 2), MergeError,
