@@ -139,6 +139,27 @@ def test_the_diagonal_in_float32_is_close():
         torch.testing.assert_close(found.of(name).double(), value, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("estimator", ["diagonal", "mask_nodes", "block_traces", "gram"])
+def test_half_precision_models_give_float32_statistics(estimator):
+    data = batch("bert", "sequence", n=6)
+    found = estimate_statistics(tiny("bert").bfloat16(), [data], estimator=estimator)
+    wanted = estimate_statistics(tiny("bert"), [data], estimator=estimator)
+    for name, value in wanted.tensors.items():
+        assert found.tensors[name].dtype == torch.float32
+        torch.testing.assert_close(found.tensors[name], value, rtol=1, atol=0.2 * float(value.max()) + 1e-4)
+
+
+def test_tokens_that_are_not_pooled_are_left_out_of_the_last_layer_only():
+    """The shortcut for zero gradients changes no number, whichever token is pooled."""
+    for pooling in ("cls", "mean"):
+        model = tiny("modernbert", classifier_pooling=pooling).double()
+        data = batch("modernbert", "sequence")
+        found = estimate_statistics(model, [data], estimator="diagonal")
+        wanted = reference.diagonal(model, "sequence", examples(data))
+        for name, value in wanted.items():
+            torch.testing.assert_close(found.of(name), value, rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -13,6 +13,7 @@ from plait.errors import DataError
 from plait.progress import track
 from plait.statistics.batch import read_batches
 from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.lean import lean
 from plait.statistics.likelihood import Cotangents, Labels
 from plait.statistics.statistics import Statistics
 from plait.statistics.sweep import Objective, Per, prepared
@@ -51,7 +52,7 @@ def estimate_statistics(
     entry = ESTIMATORS[estimator]
     objective = Objective(Cotangents(labels, passes), per)
     examples = 0
-    with prepared(model), closing(entry.function(model, objective)) as running:
+    with prepared(model), lean(model), closing(entry.function(model, objective)) as running:
         for batch in read_batches(track(batches, f"estimating {entry.name}", total), model.device, seed):
             running.see(batch)
             examples += batch.count

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.statistics.lean import only_first
 from plait.statistics.pieces import Lookup, Outer, Piece, Vector
-from plait.statistics.shapes import Grads, Matrix
+from plait.statistics.shapes import Matrix
 
 
 class Squares:
@@ -19,14 +20,16 @@ class Squares:
     def add(self, total: Tensor, piece: Piece) -> None:
         """Adds Σ_b g_b² to `total`, in place."""
         if isinstance(piece, Vector):
-            total += piece.grads.square().sum(0)
+            total += piece.grads.to(total.dtype).square().sum(0)
         elif isinstance(piece, Lookup):
-            _add_lookup(total, piece)
+            ids, sums = rows_used(piece, total.shape[0])
+            total.index_add_(0, ids, sums.to(total.dtype).square_())
         else:
             self._add_outer(total.view(piece.grads.shape[2], -1), piece)
 
     def _add_outer(self, total: Matrix, piece: Outer) -> None:
-        inputs, grads = piece.inputs, piece.grads
+        # No copy unless the model is in half precision, whose squares would underflow.
+        inputs, grads = piece.inputs.to(total.dtype), piece.grads.to(total.dtype)
         if only_first(grads):
             # (g xᵀ)² = g² (x²)ᵀ: one product for the whole batch.
             total.addmm_(grads[:, 0].square().T, inputs[:, 0].square())
@@ -39,23 +42,16 @@ class Squares:
             total.addcmul_(scratch, scratch)
 
 
-def only_first(grads: Grads) -> bool:
-    """Whether only the first token has a gradient: in the last layer of a classifier that pools there."""
-    # One column decides nearly always; the second look happens only when it is all zero.
-    return grads.shape[1] == 1 or not (bool(grads[:, 1].any()) or bool(grads[:, 1:].any()))
-
-
-def _add_lookup(total: Matrix, piece: Lookup) -> None:
-    """Adds up the tokens of each (example, id), squares, and adds these to the rows of the table."""
-    rows = total.shape[0]
+def rows_used(piece: Lookup, rows: int) -> tuple[Tensor, Matrix]:
+    """Returns the gradient's rows that are not zero, one for each (example, id): the ids, and the sums over tokens."""
     examples = torch.arange(piece.ids.shape[0], device=piece.ids.device).unsqueeze(1)
     keys, places = torch.unique(piece.ids + rows * examples, return_inverse=True)
-    sums = piece.grads.new_zeros(len(keys), total.shape[1])
+    sums = piece.grads.new_zeros(len(keys), piece.grads.shape[2])
     sums.index_add_(0, places.flatten(), piece.grads.flatten(0, 1))
     ids = keys % rows
     if piece.unused is not None:
         sums[ids == piece.unused] = 0.0
-    total.index_add_(0, ids, sums.square_().to(total.dtype))
+    return ids, sums
 
 
 def sum_of_squares(piece: Piece, like: Tensor) -> Tensor:

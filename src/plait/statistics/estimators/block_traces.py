@@ -12,8 +12,9 @@ from plait.checkpoints.topology import Axis, Place, topology
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
 from plait.statistics.gradients import ExampleGradients
-from plait.statistics.pieces import Outer, Piece
-from plait.statistics.squares import Squares, only_first
+from plait.statistics.lean import only_first
+from plait.statistics.pieces import Lookup, Outer, Piece
+from plait.statistics.squares import Squares, rows_used
 from plait.statistics.sweep import Objective
 
 
@@ -24,6 +25,7 @@ class BlockTraces:
         """Finds the blocks of every parameter."""
         self._model = model
         self._squares = Squares()
+        self._dtype = torch.promote_types(model.dtype, torch.float32)
         self._gradients = ExampleGradients(model, objective, self._add)
         self._places = _places(model)
         self._totals = {
@@ -32,15 +34,19 @@ class BlockTraces:
         }
 
     def _add(self, name: str, piece: Piece) -> None:
-        shape = self._gradients.parameters[name].shape
         total, kept = self._totals[name], _axis(self._places[name])
+        total += self._traces(self._gradients.parameters[name].shape, piece, kept).reshape(total.shape)
+
+    def _traces(self, shape: torch.Size, piece: Piece, kept: int | None) -> Tensor:
+        """Returns Σ_b g_b² summed over all axes but `kept`."""
+        if isinstance(piece, Lookup) and kept is None:
+            return rows_used(piece, shape[0])[1].double().square().sum()
         if isinstance(piece, Outer) and (traces := outer_traces(piece, kept)) is not None:
-            total += traces.reshape(total.shape)
-            return
-        squares = torch.zeros(shape, dtype=piece.grads.dtype, device=total.device)
+            return traces
+        squares = torch.zeros(shape, dtype=self._dtype, device=piece.grads.device)
         self._squares.add(squares, piece)
         others = [axis for axis in range(len(shape)) if axis != kept]
-        total += squares.sum(others, keepdim=True, dtype=torch.float64) if others else squares
+        return squares.sum(others).double() if others else squares
 
     def see(self, batch: Batch) -> None:
         """Adds a batch."""
@@ -59,9 +65,7 @@ class BlockTraces:
     def _spread(self, name: str, means: Tensor) -> Tensor:
         place = self._places[name]
         axis = place and (place.rows or place.columns)
-        return (_within_blocks(means, axis) if axis else means).to(
-            torch.promote_types(self._model.dtype, torch.float32)
-        )
+        return (_within_blocks(means, axis) if axis else means).to(self._dtype)
 
     def close(self) -> None:
         """Takes the hooks off the model."""
@@ -101,16 +105,17 @@ def outer_traces(piece: Outer, kept: int | None) -> Tensor | None:
     Row i: Σ_b g_{:,i}ᵀ (X Xᵀ) g_{:,i}; column j: Σ_b x_{:,j}ᵀ (G Gᵀ) x_{:,j}; neither: Σ_b ⟨X Xᵀ, G Gᵀ⟩.
     None where forming it is cheaper: with more tokens than that saves.
     """
-    x, g = piece.inputs, piece.grads
+    dtype = torch.promote_types(piece.grads.dtype, torch.float32)
+    x, g = piece.inputs.to(dtype), piece.grads.to(dtype)
     if only_first(g):
         x, g = x[:, :1], g[:, :1]
     tokens, columns, rows = x.shape[1], x.shape[2], g.shape[2]
     if tokens * (columns + rows) > columns * rows:
         return None
     if kept is None:
-        return ((x @ x.mT) * (g @ g.mT)).sum(dtype=torch.float64)
+        return ((x @ x.mT) * (g @ g.mT)).sum((1, 2)).double().sum()
     kernel, sides = (x @ x.mT, g) if kept == 0 else (g @ g.mT, x)
-    return (sides * (kernel @ sides)).sum((0, 1), dtype=torch.float64)
+    return (sides * (kernel @ sides)).sum(1).double().sum(0)
 
 
 @ESTIMATORS.register("block_traces")

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from plait.checkpoints.topology import topology
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.lean import only_first
 from plait.statistics.shapes import Inputs
-from plait.statistics.squares import only_first
 from plait.statistics.sweep import Objective, backward_passes
 
 
@@ -53,7 +53,9 @@ class _Nodes:
 
 
 def token_sums(x: Inputs, g: Inputs) -> Tensor:
-    """Returns Σ_t x_t g_t per example: [B, i]."""
+    """Returns Σ_t x_t g_t per example: [B, i], at least in float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, g = x.to(dtype), g.to(dtype)
     if only_first(g):
         return x[:, 0] * g[:, 0]
     # Example by example, so that the products never leave the cache.
