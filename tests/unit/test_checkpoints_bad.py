@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,15 +51,28 @@ class TestOrigin:
 
     def test_a_file_is_no_folder(self, folder):
         message = refusal(folder / "model.safetensors")
-        assert "a file; expected the folder that holds it with its config.json" in message
+        assert message.endswith("model.safetensors: is a file, expected a checkpoint folder or a Hub id")
 
     def test_a_hub_id_out_of_reach(self, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         message = refusal("nobody/nothing", revision="v1")
-        assert message.startswith(
-            "'nobody/nothing' at revision 'v1': no such folder here, and the hub did not give it ("
+        assert message == (
+            "nobody/nothing at revision v1: no such folder here, and the Hub cannot be reached (HF_HUB_OFFLINE is set)"
         )
-        assert message.endswith("check the name, the connection and, for private models, `hf auth login`")
+
+    def test_a_hub_id_that_the_hub_does_not_give(self, monkeypatch):
+        def refuse(*_arguments, **_options):
+            raise OSError(
+                "401 Client Error. (Request ID: 1)\n\nRepository Not Found for url: https://x. Please."
+            )
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda *_, **__: 1))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+        assert refusal("nobody/nothing") == (
+            "nobody/nothing: no such folder here, and the Hub did not give it (401 Client Error. (Request ID: 1)); "
+            "check the name and, for private models, `hf auth login`"
+        )
 
     def test_neither_folder_nor_hub_id(self):
         assert "'a b': neither a folder here nor a Hub id (owner/name); check its spelling" in refusal("a b")
@@ -89,7 +106,10 @@ class TestOrigin:
 class TestConfig:
     def test_missing(self, folder):
         (folder / "config.json").unlink()
-        assert refusal(folder) == f"{folder}/config.json: missing; expected a JSON object there"
+        assert refusal(folder) == f"not a checkpoint: no config.json in {folder}"
+        (folder / "adapter_config.json").write_text("{}")
+        assert "no config.json in" in (message := refusal(folder))
+        assert "only an adapter: merge it into its base first" in message
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -237,9 +257,7 @@ class TestWeights:
 class TestSafetensors:
     def test_empty(self, folder):
         (folder / "model.safetensors").write_bytes(b"")
-        assert "corrupt or truncated safetensors file: its header claims -1 bytes of a file of 0" in refusal(
-            folder
-        )
+        assert refusal(folder).endswith("model.safetensors: is empty; download or save it again")
 
     def test_a_header_larger_than_the_file(self, folder):
         (folder / "model.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"{}")
@@ -361,15 +379,15 @@ class TestPickles:
 
     def test_code_is_not_run(self, tmp_path, capsys):
         message = refusal(self.pickled(tmp_path, lambda table: table.update(bomb=Bomb())))
-        assert "pytorch_model.bin: pickled with more than tensors, so it could run code (" in message
-        assert "print" in message
-        assert message.endswith("load it where you trust it and save it as safetensors")
+        assert message.endswith(
+            "pytorch_model.bin: contains something other than tensors (print); save it as safetensors"
+        )
         assert "code was run" not in capsys.readouterr().out
 
     def test_a_bare_pickle_is_not_run(self, tmp_path, capsys):
         folder = as_pickle(tiny("bert"), tmp_path / "source")
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb()}))
-        assert "pytorch_model.bin" in refusal(folder)
+        assert refusal(folder).endswith("contains something other than tensors; save it as safetensors")
         assert "code was run" not in capsys.readouterr().out
 
     def test_all_that_is_no_tensor_is_listed(self, tmp_path):
@@ -387,7 +405,21 @@ class TestPickles:
         folder = as_pickle(tiny("bert"), tmp_path / "source")
         file = folder / "pytorch_model.bin"
         file.write_bytes(file.read_bytes()[:keep])
-        assert "pytorch_model.bin: " in refusal(folder)
+        message = refusal(folder)
+        assert "pytorch_model.bin: " in message
+        assert "…" not in message
+        assert ("is empty" in message) is (keep == 0)
+
+    @pytest.mark.parametrize("kind", [os.system, datetime.now])
+    def test_refusals_are_in_our_own_words(self, kind, tmp_path):
+        class Other:
+            def __reduce__(self):
+                return kind, ()
+
+        message = refusal(self.pickled(tmp_path, lambda table: table.update(other=Other())))
+        assert re.search(
+            r"contains something other than tensors( \([\w.]+\))?; save it as safetensors$", message
+        )
 
     def test_strided_tensors_are_read(self, tmp_path):
         weight = tiny("bert").state_dict()["classifier.weight"]

@@ -67,6 +67,21 @@ def test_several_labels(labels, expected):
     assert aligned.problem_type == "multi_label_classification"
 
 
+def test_one_label_per_text_for_a_head_of_several_is_said(caplog):
+    caplog.set_level("INFO", logger="plait")
+    several = {"problem_type": "multi_label_classification"}
+    assert align_labels(labelled((1, "c")), ("a", "b", "c"), **several).labels == ((0, 1, 0), (0, 0, 1))
+    assert [r.getMessage() for r in caplog.records] == ["data: one label per text for a multi-label head"]
+    caplog.clear()
+    align_labels(labelled(((1,), ("c", "a"))), ("a", "b", "c"), **several)
+    assert not caplog.records
+
+
+def test_a_long_list_of_strange_labels_is_cut():
+    with pytest.raises(DataError, match=r"labels 0.0; 0.1; 0.2; 0.3; 0.4; and 2 more are not the head's"):
+        align_labels(labelled([i / 10 for i in range(7)]), (), problem_type="single_label_classification")
+
+
 def test_several_labels_out_of_range():
     with pytest.raises(DataError, match="labels 7 are not the head's; expected 0 to 2"):
         align_labels(labelled(((0, 7),)), ("a", "b", "c"))

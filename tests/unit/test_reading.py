@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
+import huggingface_hub
 import pandas as pd
 import pytest
 
@@ -233,7 +235,7 @@ def test_no_text_column(tmp_path):
 
 def test_wrong_column_name():
     with pytest.raises(
-        DataError, match=r"no column label='labell'; found columns text, label .*did you mean 'label'"
+        DataError, match=r"no column label='labell' \(did you mean 'label'\? known: label, text\)$"
     ):
         read_examples({"text": ["a"], "label": [0]}, label="labell")
 
@@ -256,12 +258,32 @@ def test_missing_texts_are_named():
 def test_missing_labels_are_named():
     with pytest.raises(DataError, match=r"column 'label' has no label in 2 rows \(rows 1; 2\)"):
         read_examples({"text": ["a", "b", "c"], "label": [1, None, float("nan")]})
+    with pytest.raises(DataError, match=r"column 'label' has no label in 1 row \(row 1\)"):
+        read_examples({"text": ["a", "b"], "label": [1, None]})
 
 
 def test_missing_file(tmp_path):
     for origin in (tmp_path / "no.parquet", "no.csv", "./no/folder", "a/b/c"):
-        with pytest.raises(DataError, match="no such file or folder"):
+        with pytest.raises(DataError, match=r"no such file or folder$"):
             read_examples(origin)
+
+
+def test_a_typo_in_a_folder_that_exists_never_goes_to_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "trec").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=r"^data/tree: no such file or folder \(did you mean 'trec'\? known: trec\)$"
+    ):
+        read_examples("data/tree")
+
+
+def test_a_checkpoint_is_no_data(tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        DataError, match=r"is a checkpoint, not data; expected a file of texts, such as train.csv"
+    ):
+        read_examples(tmp_path)
 
 
 def test_unknown_kind_of_file(tmp_path):
@@ -278,7 +300,7 @@ def test_unknown_kind_of_file(tmp_path):
         ("x.json", b"{broken", "cannot be read as json"),
         ("x.json", b"3", "holds a int; expected a list of rows"),
         ("x.jsonl", b'{"text": "a"}\n{oops', "line 2"),
-        ("x.csv", b"text,label\na,1\nb\n", r"1 rows do not have 2 columns, first near line 3"),
+        ("x.csv", b"text,label\na,1\nb\n", r"1 row does not have 2 columns, first near line 3"),
         ("x.txt", b"\xff\xfe\x00", "cannot be read as txt"),
     ],
 )
@@ -332,14 +354,54 @@ def test_something_else_altogether():
 
 
 def test_a_hub_name_that_cannot_be_loaded(monkeypatch):
-    def offline(*_args):
-        raise ConnectionError("no network\nhere")
+    def fail(*_args):
+        raise ValueError("no network\nhere")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
-        DataError, match=r"owner/name: no such file or folder, and no data set .* no network here"
+        DataError, match=r"owner/name: no such file or folder here, and no data set .* no network here"
     ):
         read_examples("owner/name")
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch, caplog):
+    asked = []
+
+    def refuse(*arguments, **_options):
+        asked.append(arguments)
+        raise OSError("[Errno -2] Name or service not known\nand much more")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=refuse))
+    with pytest.raises(DataError) as caught:
+        read_examples("some/dataset")
+    assert str(caught.value) == (
+        "some/dataset: no such file or folder here, and the Hub cannot be reached "
+        "([Errno -2] Name or service not known)"
+    )
+    assert len(asked) == 1
+    assert not caplog.records
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "said"),
+    [
+        ({"review": ["a"], "stars": [1]}, {}, "data: text=review, label=stars"),
+        ({"premise": ["a"], "hypothesis": ["b"]}, {}, "data: text=premise, text_pair=hypothesis"),
+        ({"words": [["a"]], "ner_tags": [[1]]}, {}, "data: tokens=words, tags=ner_tags"),
+        ({"text": ["a"], "label": [1]}, {}, None),
+        ({"text": ["a"]}, {}, None),
+        ({"body": ["a"], "mark": [1]}, {"text": "body", "label": "mark"}, None),
+        ({"question": ["q"], "context": ["c"]}, {}, None),
+    ],
+)
+def test_columns_that_were_found_are_said(caplog, columns, options, said):
+    caplog.set_level("INFO", logger="plait")
+    read_examples(columns, **options)
+    assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
 
 
 def test_a_hub_name_with_config_and_split(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plait.data import encode, read_examples
-from plait.errors import DataError, OutputError, PlaitError, SourceError
+from plait.errors import DataError, OutputError, PlaitError, RecipeError, SourceError
 from plait.evaluation import evaluate_model
 from plait.training import Schedule, finetune, train
 from plait.training.loop import Sampler
+from tests.conftest import write_rows
 from tests.models import save, texts, tiny, tiny_tokenizer
 
 WORDS = texts(24)
@@ -53,13 +56,16 @@ def test_every_head_learns(base, tmp_path, head):
     report = finetune(
         base, DATA[head], tmp_path / "out", validation=DATA[head], score=evaluate_model, **QUICK
     )
-    losses = [entry["loss"] for entry in report["losses"]]
-    assert losses[-1] < losses[0]
     assert report["validation"]
     assert report["data"]["examples"] == 24
     record = json.loads((tmp_path / "out" / "plait.json").read_text())
     assert record["base"] == str(base)
     assert record["made_by"] == "finetune"
+    losses = [entry["loss"] for entry in record["losses"]]
+    assert losses[-1] < losses[0]
+    assert "losses" not in report
+    assert (report["training_loss"], report["steps"]) == (pytest.approx(losses[-1], rel=1e-3), 6)
+    assert len(str(report["training_loss"])) < 10
     assert not list(tmp_path.glob(".*"))
 
 
@@ -197,26 +203,61 @@ def test_whole_numbers_can_be_regressed(base, tmp_path):
     assert (config.num_labels, config.problem_type) == (1, "regression")
 
 
+@pytest.mark.parametrize("where", ["base", "base/inside", "."])
+def test_the_base_is_never_replaced(base, tmp_path, where):
+    own = shutil.copytree(base, tmp_path / "run" / "base")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    before = weights_in(tmp_path)
+    with pytest.raises(OutputError, match=r"is, holds or lies in the base .*; choose another output"):
+        finetune(own, DATA["sequence"], tmp_path / "run" / where, overwrite=True, **QUICK)
+    assert weights_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("role", ["data", "validation"])
+@pytest.mark.parametrize("form", [str, Path, lambda path: {"path": f"{path}"}])
+def test_the_data_is_never_replaced(base, tmp_path, role, form):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    file = write_rows(out / "a.jsonl", [{"text": "a", "label": 0}])
+    told = {"data": DATA["sequence"], role: form(file)}
+    with pytest.raises(OutputError, match=r"out holds the data .*a.jsonl; choose another output"):
+        finetune(base, out=out, overwrite=True, **told, **QUICK)
+    assert file.exists()
+
+
+def weights_in(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+def test_an_unknown_problem_type_is_refused_first(tmp_path):
+    with pytest.raises(
+        RecipeError, match=r"unknown problem_type 'regresion' \(did you mean 'regression'\? known: multi"
+    ):
+        finetune(tmp_path / "nowhere", "nothing", tmp_path / "out", problem_type="regresion", **QUICK)
+
+
 def test_output_that_exists_stays(base, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious").touch()
+    (out / "config.json").touch()
     with pytest.raises(OutputError, match=r"out exists and is not empty \(use --overwrite"):
         finetune(base, DATA["sequence"], out, **QUICK)
-    assert [path.name for path in out.iterdir()] == ["precious"]
+    assert (out / "precious").exists()
     finetune(base, DATA["sequence"], out, overwrite=True, **QUICK)
-    assert (out / "config.json").exists()
+    assert not (out / "precious").exists()
 
 
 def test_what_is_no_model_is_not_replaced(base, tmp_path, monkeypatch):
     work = tmp_path / "work"
     (work / ".git").mkdir(parents=True)
     (work / "notes").touch()
-    with pytest.raises(OutputError, match="is not a model folder, it will not be overwritten"):
+    with pytest.raises(OutputError, match="it will not be overwritten"):
         finetune(base, DATA["sequence"], work, overwrite=True, **QUICK)
     (work / ".git").rmdir()
     monkeypatch.chdir(work)
-    with pytest.raises(OutputError, match="is not a model folder, it will not be overwritten"):
+    with pytest.raises(OutputError, match="choose another output"):
         finetune(base, DATA["sequence"], ".", overwrite=True, **QUICK)
     assert [path.name for path in work.iterdir()] == ["notes"]
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
@@ -227,6 +268,7 @@ def test_a_failed_write_leaves_the_old_output(base, tmp_path, monkeypatch):
     for folder in (out, neighbour):
         folder.mkdir()
         (folder / "precious").touch()
+        (folder / "config.json").touch()
 
     def full(*_arguments, **_options):
         raise OSError("No space left on device")
@@ -255,11 +297,44 @@ def test_data_that_cannot_train(base, tmp_path):
         finetune(base, WORDS, tmp_path / "out", **QUICK)
     with pytest.raises(DataError, match=r"labels maybe are not the head's; expected 0 to 1 or no, yes"):
         finetune(base, (WORDS[:2], ["yes", "maybe"]), tmp_path / "out", labels=["no", "yes"], **QUICK)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_base_that_is_none(tmp_path):
-    with pytest.raises(SourceError, match="nowhere: cannot be opened as a model to fine-tune"):
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (WORDS, "has no labels; expected a label column to validate on"),
+        ((WORDS[:1], ["maybe"]), "labels maybe are not the head's"),
+        (DATA["token"], "holds data for token classification; the head is for sequence"),
+    ],
+)
+def test_validation_that_does_not_fit_is_refused_before_the_base(tmp_path, validation, message):
+    options = {**QUICK, "checkpoints": True}
+    with pytest.raises(DataError, match=message):
+        finetune(tmp_path / "nowhere", DATA["sequence"], tmp_path / "out", validation=validation, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_checkpoint_leaves_nothing(base, tmp_path):
+    options = {**QUICK, "learning_rate": 1e30, "epochs": 9, "batch_size": 2, "checkpoints": True}
+    with pytest.raises(DataError, match="training diverged"):
+        finetune(base, DATA["regression"], tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_base_that_is_none(base, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"not a checkpoint: no config.json in .*empty"):
+        finetune(tmp_path / "empty", DATA["sequence"], tmp_path / "out", **QUICK)
+    with pytest.raises(
+        SourceError, match="nobody/nothing: no such folder here, and the Hub cannot be reached"
+    ):
+        finetune("nobody/nothing", DATA["sequence"], tmp_path / "out", **QUICK)
+    broken = shutil.copytree(base, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="broken: cannot be opened as a model to fine-tune: "):
+        finetune(broken, DATA["sequence"], tmp_path / "out", **QUICK)
+    with pytest.raises(SourceError, match="nowhere: no such folder"):
         finetune(tmp_path / "nowhere", DATA["sequence"], tmp_path / "out", **QUICK)
 
 
@@ -269,9 +344,11 @@ def test_accelerate_may_be_missing(base, tmp_path, monkeypatch):
         finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
 
 
-def test_nothing_is_printed(base, tmp_path, capfd, caplog):
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_nothing_is_printed(base, tmp_path, capfd, caplog, checkpoints):
     caplog.set_level(logging.WARNING)
-    finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
+    options = {**QUICK, "checkpoints": checkpoints, "validation": DATA["sequence"]}
+    finetune(base, DATA["sequence"], tmp_path / "out", **options)
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
 

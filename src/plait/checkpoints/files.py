@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -58,11 +59,11 @@ def read_headers(folder: Path) -> dict[str, Header]:
         if index.is_file():
             return _read_shards(index, Path(name).suffix, read)
     raise SourceError(
-        f"{folder}: no weights found{_instead(folder)}; expected {SAFETENSORS} or {PICKLE} (or shards)"
+        f"{folder}: no weights found{instead(folder)}; expected {SAFETENSORS} or {PICKLE} (or shards)"
     )
 
 
-def _instead(folder: Path) -> str:
+def instead(folder: Path) -> str:
     """Returns a hint where the folder holds weights in a form Plait does not read."""
     if (folder / "adapter_config.json").is_file():
         return ", only an adapter: merge it into its base first (peft: merge_and_unload) and save that"
@@ -124,13 +125,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """Returns the first sentence of an error's message on one line."""
+    """Returns an error's message on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, up to where an explanation or advice begins."""
+    line = str(error).strip().partition("\n")[0].strip()
+    return re.split(r"(?<=[^.])\.\s(?=[A-Z])", line)[0].rstrip(".") or type(error).__name__
+
+
 def read_safetensors_header(file: Path) -> dict[str, Header]:
     """Returns the header of every tensor of a safetensors file; corrupt and truncated files are refused."""
+    _refuse_empty(file)
     with file.open("rb") as stream:
         first = stream.read(8)
         size = file.stat().st_size
@@ -150,6 +158,11 @@ def read_safetensors_header(file: Path) -> dict[str, Header]:
     headers = {name: _entry(file, name, entry, 8 + length) for name, entry in table.items()}
     _check_extent(file, headers, 8 + length, size)
     return headers
+
+
+def _refuse_empty(file: Path) -> None:
+    if not file.stat().st_size:
+        raise SourceError(f"{file}: is empty; download or save it again")
 
 
 def _corrupt(file: Path, why: str) -> SourceError:
@@ -199,16 +212,16 @@ def _pickled(file: Path, value: Tensor) -> Header:
 
 def load_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
     """Returns the tensors of a PyTorch file; refuses all but a flat table of tensors, executes nothing."""
+    _refuse_empty(file)
     try:
         table = _load_mapped(file, device)
     except pickle.UnpicklingError as error:
         raise SourceError(
-            f"{file}: pickled with more than tensors, so it could run code ({_culprit(error)}); "
-            "load it where you trust it and save it as safetensors"
+            f"{file}: contains something other than tensors{_culprit(error)}; save it as safetensors"
         ) from None
     except Exception as error:  # what a damaged or hostile stream of opcodes raises is anybody's guess
         raise SourceError(
-            f"{file}: corrupt or truncated PyTorch file ({one_line(error)}); download it again"
+            f"{file}: corrupt or truncated PyTorch file ({first_line(error)}); download it again"
         ) from None
     others = _not_tensors(table)
     if others:
@@ -219,10 +232,9 @@ def load_pickle(file: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def _culprit(error: Exception) -> str:
-    """Returns the sentence of torch's long message that names what was refused."""
-    text = str(error)
-    start = max(text.find("Unsupported"), 0)
-    return one_line(ValueError(text[start:].partition(" was not")[0].partition("\n")[0]))
+    """Returns what torch refused, where its long message names it."""
+    found = re.search(r"GLOBAL ([\w.]*\w)", str(error))
+    return f" ({found[1]})" if found else ""
 
 
 def _not_tensors(table: Any) -> list[str]:

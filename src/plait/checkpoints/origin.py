@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from plait.checkpoints.files import PICKLE, SAFETENSORS, one_line
+from plait.checkpoints.files import PICKLE, SAFETENSORS, first_line
 from plait.errors import SourceError, did_you_mean
+from plait.hub import reach_hub
 
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model",
@@ -29,7 +30,7 @@ def locate(origin: str | Path, revision: str | None = None, trust_remote_code: b
     if path.is_dir():
         return path
     if path.exists():
-        raise SourceError(f"{origin}: a file; expected the folder that holds it with its config.json")
+        raise SourceError(f"{origin}: is a file, expected a checkpoint folder or a Hub id")
     if _looks_local(origin, path):
         raise SourceError(f"{origin}: no such folder{_neighbours(path)}")
     return _download(str(origin), revision, trust_remote_code)
@@ -54,24 +55,34 @@ def _neighbours(path: Path) -> str:
 
 
 def _download(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    where = f"{repository} at revision {revision}" if revision else repository
+    with reach_hub() as obstacle:
+        try:
+            return _snapshot(repository, revision, trust_remote_code)
+        except HFValidationError:
+            raise SourceError(
+                f"{repository!r}: neither a folder here nor a Hub id (owner/name); check its spelling"
+            ) from None
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            if obstacle:
+                raise SourceError(
+                    f"{where}: no such folder here, and the Hub cannot be reached ({obstacle})"
+                ) from None
+            raise SourceError(
+                f"{where}: no such folder here, and the Hub did not give it ({first_line(error)}); "
+                "check the name and, for private models, `hf auth login`"
+            ) from None
+
+
+def _snapshot(repository: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
 
     code = ["*.py"] if trust_remote_code else []
     wanted = [*_SMALL_FILES, *_weights(SAFETENSORS), *code]
-    try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-        if not any(folder.glob("*.safetensors")):
-            # Only then is the pickle worth its bytes.
-            snapshot_download(repository, revision=revision, allow_patterns=_weights(PICKLE))
-    except HFValidationError:
-        raise SourceError(
-            f"{repository!r}: neither a folder here nor a Hub id (owner/name); check its spelling"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        at = f" at revision {revision!r}" if revision else ""
-        raise SourceError(
-            f"{repository!r}{at}: no such folder here, and the hub did not give it ({one_line(error)}); "
-            "check the name, the connection and, for private models, `hf auth login`"
-        ) from None
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    if not any(folder.glob("*.safetensors")):
+        # Only then is the pickle worth its bytes.
+        snapshot_download(repository, revision=revision, allow_patterns=_weights(PICKLE))
     return folder

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from plait.checkpoints import naming
-from plait.checkpoints.files import Header, TensorFiles, one_line, read_headers, read_json
+from plait.checkpoints.files import Header, TensorFiles, instead, one_line, read_headers, read_json
 from plait.checkpoints.origin import TOKENIZER_FILES, locate
 from plait.checkpoints.records import recorded_base
 from plait.errors import SourceError, listed
@@ -164,6 +164,9 @@ def _name(origin: str | Path, folder: Path) -> str:
 
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """Returns the configuration of a folder; code that it would load is refused unless trusted."""
+    if not (folder / "config.json").is_file():
+        hint = instead(folder) if (folder / "adapter_config.json").is_file() else ""
+        raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:
         code = listed(sorted({str(target) for target in raw["auto_map"].values()}))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plait.data.examples import Examples, Kind
 from plait.errors import DataError, did_you_mean, listed
+
+logger = logging.getLogger("plait")
 
 TEXT = (
     "text",
@@ -89,6 +92,8 @@ def _asks(table: Table, wanted: Wanted) -> bool:
 def _texts(table: Table, wanted: Wanted) -> Examples:
     text, pair = (wanted.text, wanted.text_pair) if wanted.text else _text_columns(table, wanted)
     label = wanted.label or _first(table, LABEL, but=text)
+    given = {wanted.text, wanted.text_pair, wanted.label}
+    _say(table, {"text": text, "text_pair": pair, "label": label}, given)
     return Examples(
         _strings(table, text),
         _strings(table, pair) if pair else None,
@@ -97,6 +102,13 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
         "sequence_classification",
         table.source,
     )
+
+
+def _say(table: Table, taken: Mapping[str, str | None], given: Collection[str | None]) -> None:
+    """Logs which columns were taken, where that follows neither from their names nor from what the user gave."""
+    found = {role: name for role, name in taken.items() if name is not None}
+    if any(name != role and name not in given for role, name in found.items()):
+        logger.info("%s: %s", table.source, ", ".join(f"{role}={name}" for role, name in found.items()))
 
 
 def _text_columns(table: Table, wanted: Wanted) -> tuple[str, str | None]:
@@ -141,6 +153,7 @@ def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
     if bad:
         raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
     tags = wanted.label or _first(table, TAGS)
+    _say(table, {"tokens": words, "tags": tags}, {wanted.label})
     labels = _tags(table, tags) if tags else None
     if labels is not None:
         pairs = zip(texts, labels, strict=True)
@@ -201,7 +214,8 @@ def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
     if any(empty):
         rows = [str(i) for i, missing in enumerate(empty) if missing]
         raise DataError(
-            f"{table.source}: column {column!r} has no label in {len(rows)} rows (rows {listed(rows, 5)}); "
+            f"{table.source}: column {column!r} has no label in {counted(len(rows), 'row')} "
+            f"({'row' if len(rows) == 1 else 'rows'} {listed(rows, 5)}); "
             "label them or leave them out"
         )
     return tuple(values)
@@ -234,10 +248,12 @@ def _check_given(table: Table, wanted: Wanted) -> None:
     ]
     if missing:
         first = next(name for name in given.values() if name is not None and name not in table.columns)
-        raise DataError(
-            f"{table.source}: no column {', '.join(missing)}; found columns {_found(table)}"
-            f"{did_you_mean(first, table.columns)}"
-        )
+        raise DataError(f"{table.source}: no column {', '.join(missing)}{did_you_mean(first, table.columns)}")
+
+
+def counted(number: int, thing: str) -> str:
+    """Returns a number of things in words, such as `1 row` or `2 rows`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _found(table: Table) -> str:

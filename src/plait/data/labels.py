@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,6 +10,8 @@ from typing import Any
 
 from plait.data.examples import Examples, Kind, ProblemType
 from plait.errors import DataError, listed
+
+logger = logging.getLogger("plait")
 
 IGNORED = -100
 
@@ -33,7 +36,7 @@ def align_labels(
         problem_type: What a sequence head is trained for; what the labels look like by default.
 
     Raises:
-        DataError: When a label is not one of the head's, naming all of them.
+        DataError: When labels are not the head's, naming the first of them.
     """
     if kind is not None and kind != examples.kind:
         raise DataError(
@@ -94,6 +97,8 @@ def _check_rows(examples: Examples, *, flat: bool) -> None:
 
 def _multi_hot(examples: Examples, labels: Sequence[str] | None) -> Examples:
     """Returns rows of 0.0 and 1.0, from such rows, or from lists of names or indices."""
+    if not any(isinstance(row, tuple) for row in examples.labels or ()):
+        logger.info("%s: one label per text for a multi-label head", examples.source)
     if _is_multi_hot(examples, labels):
         rows = tuple(tuple(float(v) for v in row) for row in _rows(examples))
         return replace(examples, labels=rows, label_names=None if labels is None else tuple(labels))
@@ -115,7 +120,7 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
     """Returns every value in the data with its position in the head.
 
     Raises:
-        DataError: Naming every value that has none, and the head's range.
+        DataError: Naming the values that have none, and the head's range.
     """
     ignored = {IGNORED} if examples.kind == "token_classification" else set()
     said = {value: value for value in set(_values(examples)) - ignored}
@@ -124,7 +129,7 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
     found = {value: _position(name, labels) for value, name in said.items()}
     if unknown := sorted(str(said[value]) for value, at in found.items() if at is None):
         raise DataError(
-            f"{examples.source}: labels {listed(unknown)} are not the head's; expected {_range(labels)}"
+            f"{examples.source}: labels {listed(unknown, 5)} are not the head's; expected {_range(labels)}"
         )
     return {**dict.fromkeys(ignored, IGNORED), **{v: at for v, at in found.items() if at is not None}}
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plait.data.columns import Table, Wanted, examples_from
+from plait.data.columns import Table, Wanted, counted, examples_from
 from plait.data.examples import Examples
 from plait.errors import DataError, did_you_mean
+from plait.hub import reach_hub
 
 FIELD_LIMIT = 1 << 27
 
@@ -97,6 +98,9 @@ def _from_origin(origin: str, split: str | None) -> Table:
         or origin.count("/") > 1
     ):
         raise DataError(f"{origin}: no such file or folder")
+    if path.parent.name and path.parent.is_dir():
+        near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
+        raise DataError(f"{origin}: no such file or folder{near}")
     return _from_hub(origin, split)
 
 
@@ -115,6 +119,10 @@ def _from_folder(folder: Path, split: str | None) -> Table:
         import datasets
 
         return _from_dataset(datasets.load_from_disk(str(folder)), split, str(folder))
+    if (folder / "config.json").is_file() and any(
+        path.suffix in {".safetensors", ".bin"} for path in folder.iterdir()
+    ):
+        raise DataError(f"{folder}: is a checkpoint, not data; expected a file of texts, such as train.csv")
     files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS}
     return _from_file(files[_split(list(files), split, str(folder))])
 
@@ -123,13 +131,18 @@ def _from_hub(name: str, split: str | None) -> Table:
     import datasets
 
     repository, _, config = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(repository, config or None)
-    except Exception as error:
-        raise DataError(
-            f"{name}: no such file or folder, and no data set of this name could be loaded from the Hub: "
-            f"{_one_line(error)}"
-        ) from error
+    with reach_hub() as obstacle:
+        try:
+            loaded = datasets.load_dataset(repository, config or None)
+        except Exception as error:
+            if obstacle and isinstance(error, OSError):
+                raise DataError(
+                    f"{name}: no such file or folder here, and the Hub cannot be reached ({obstacle})"
+                ) from None
+            raise DataError(
+                f"{name}: no such file or folder here, and no data set of this name could be loaded from the Hub: "
+                f"{_one_line(error)}"
+            ) from error
     return _from_dataset(loaded, split, name)
 
 
@@ -209,7 +222,8 @@ def _read_csv(path: Path) -> Table:
         names = list(reader.fieldnames or ())
     ragged = [str(i + 2) for i, row in enumerate(rows) if None in row or None in row.values()]
     if ragged:
-        raise ValueError(f"{len(ragged)} rows do not have {len(names)} columns, first near line {ragged[0]}")
+        lack = f"{counted(len(ragged), 'row')} {'does' if len(ragged) == 1 else 'do'} not have"
+        raise ValueError(f"{lack} {len(names)} columns, first near line {ragged[0]}")
     return Table({name: _typed(name, [row[name] for row in rows]) for name in names}, {}, str(path))
 
 

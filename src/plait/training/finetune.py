@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
-from plait.errors import OutputError, PlaitError, listed
-from plait.training.heads import Head, head_for, open_with, quiet
+from plait.errors import OutputError, PlaitError, RecipeError, did_you_mean, listed
+from plait.training.heads import Head, check_labelled, head_for, open_with, quiet
 from plait.training.loop import Objective, Schedule, train
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
@@ -85,15 +85,20 @@ def finetune(
         PlaitError: For data, base or output that cannot be used.
     """
     started, out = time.monotonic(), Path(os.path.realpath(out))
+    _check_problem(problem_type)
+    _check_places(out, base, data, validation)
     check_target(out, overwrite=overwrite)
     _check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
     examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
     held_out = None if validation is None else read_examples(validation, **_columns(columns))
+    head = head_for(examples, labels, problem_type)
+    aligned = align_labels(examples, head.names, problem_type=head.problem_type)
+    if held_out is not None:
+        check_labelled(held_out, "validate")
+        align_labels(held_out, head.names, kind=head.kind, problem_type=head.problem_type)
     with _state(out, keep=checkpoints, resume=resume) as state, _seeded(seed):
-        head = head_for(examples, labels, problem_type)
         model, tokenizer = open_with(base, head, trust_remote_code)
-        aligned = align_labels(examples, head.names, problem_type=head.problem_type)
         keep = length_limit(tokenizer, model.config, max_length)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
@@ -107,22 +112,44 @@ def finetune(
         judge = score or partial(_loss, head=head, max_length=keep)
         report["validation"] = dict(judge(model.eval(), tokenizer, held_out))
     report["seconds"] = round(time.monotonic() - started, 1)
-    _write(model, tokenizer, out, report, overwrite)
+    _write(model, tokenizer, out, {**report, "losses": _losses(log)}, overwrite)
     shutil.rmtree(state, ignore_errors=True)
     return report
 
 
 @contextmanager
 def _state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
-    """Yields the folder of the training's state, empty unless it is resumed, removed unless it is to be kept."""
+    """Yields the folder of the training's state, empty unless it is resumed.
+
+    It stays only where it is to be kept and holds a checkpoint to resume from.
+    """
     folder = out.parent / f".{out.name}.training"
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     finally:
-        if not keep:
+        if not keep or not any(folder.glob("checkpoint-*")):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_problem(problem_type: str | None) -> None:
+    known = get_args(ProblemType)
+    if problem_type is not None and problem_type not in known:
+        raise RecipeError(f"unknown problem_type {problem_type!r}{did_you_mean(problem_type, known)}")
+
+
+def _check_places(out: Path, base: str | Path, *data: Any) -> None:
+    """Raises `OutputError` where writing `out` would replace, hold or change what it is made from."""
+    source = Path(os.path.realpath(Path(base).expanduser()))
+    if source.is_dir() and (out == source or out in source.parents or source in out.parents):
+        raise OutputError(f"{out} is, holds or lies in the base {base}; choose another output")
+    for given in data:
+        told = given.get("path") if isinstance(given, Mapping) else given
+        for name in {str(told), str(told).rpartition("@")[0]} if isinstance(told, str | Path) else ():
+            place = Path(os.path.realpath(Path(name).expanduser()))
+            if name and place.exists() and (out == place or out in place.parents):
+                raise OutputError(f"{out} holds the data {told}; choose another output")
 
 
 def _check_state(folder: Path, run: Mapping[str, Any]) -> None:
@@ -169,14 +196,20 @@ def _loss(
 def _report(
     base: str | Path, examples: Examples, options: Mapping[str, Any], log: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    kept = ("loss", "epoch", "step")
+    last = next((entry["loss"] for entry in reversed(log) if "loss" in entry), None)
     return {
         "base": str(base),
         "data": {"source": examples.source, "examples": len(examples), "fingerprint": examples.fingerprint},
         "options": dict(options),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "losses": [{name: entry[name] for name in kept} for entry in log if "loss" in entry],
+        "training_loss": None if last is None else float(f"{last:.4g}"),
+        "steps": int(log[-1]["step"]) if log else 0,
     }
+
+
+def _losses(log: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    kept = ("loss", "epoch", "step")
+    return [{name: entry[name] for name in kept} for entry in log if "loss" in entry]
 
 
 def _columns(columns: Mapping[str, str] | None) -> dict[str, Any]:

@@ -20,8 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
+from plait.checkpoints.files import first_line
+from plait.checkpoints.origin import locate
+from plait.checkpoints.source import quiet_loading, read_config
 from plait.data import Examples, Kind, ProblemType
 from plait.data.labels import names_in
 from plait.errors import DataError, SourceError
@@ -58,16 +60,21 @@ class Head:
         return found != (self.names or found[:1])
 
 
+def check_labelled(examples: Examples, purpose: str) -> None:
+    """Raises `DataError` when there are no examples, or they have no labels to train or validate on."""
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; expected a label column to {purpose} on")
+    if not len(examples):
+        raise DataError(f"{examples.source}: no examples; expected at least one to {purpose} on")
+
+
 def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: ProblemType | None) -> Head:
     """Returns the head to train on these examples.
 
     Raises:
         DataError: When there are no examples, or they have no labels.
     """
-    if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; expected a label column to train on")
-    if not len(examples):
-        raise DataError(f"{examples.source}: no examples; expected at least one to train on")
+    check_labelled(examples, "train")
     if examples.kind != "sequence_classification":
         return Head(examples.kind, tuple(labels) if labels else names_in(examples), None)
     problem = problem_type or examples.problem_type
@@ -83,20 +90,20 @@ def open_with(
     Raises:
         SourceError: When there is no model or tokenizer that can be opened.
     """
-    trust = {"trust_remote_code": trust_remote_code}
+    folder = locate(base, None, trust_remote_code)
+    old = read_config(folder, trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
         if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
             # Words that come one by one are not continuations of the word before.
-            tokenizer = AutoTokenizer.from_pretrained(base, add_prefix_space=True, **trust)
-        old = AutoConfig.from_pretrained(base, **trust)
-        config = AutoConfig.from_pretrained(base, **trust, **head.settings())
+            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **trust)
+        config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
         with quiet():
-            model = HEADS[head.kind].from_pretrained(base, config=config, **loading)
+            model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {reason}") from error
+        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {first_line(error)}") from error
     return (_renewed(model) if head.differs(old, model) else model), tokenizer
 
 
@@ -111,12 +118,10 @@ def _renewed(model: PreTrainedModel) -> PreTrainedModel:
 def quiet() -> Iterator[None]:
     """Silences bars, and the table of new parameters: a new head is what fine-tuning asks for."""
     log = logging.getLogger("transformers")
-    level, bars = log.level, transformers_logging.is_progress_bar_enabled()
+    level = log.level
     log.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quiet_loading():
+            yield
     finally:
         log.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from plait import progress
+from plait.checkpoints.source import quiet_loading
 from plait.data import Encoded, collate
 from plait.errors import DataError, listed
 
@@ -176,7 +177,8 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         last = _last_state(folder) if resume else None
-        trainer.train(resume_from_checkpoint=last)
+        with quiet_loading():
+            trainer.train(resume_from_checkpoint=last)
         # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         vars(model).pop("forward", None)
