@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fisher_peers import PEERS, UNPATCHED, Batch, zeros
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fisher_peers import PEERS, UNPATCHED, Batch, zeros
 from plait.statistics.estimate import estimate_statistics
 
 RESULTS = Path(__file__).parent / "results" / "fisher.json"
@@ -114,6 +114,7 @@ class Record:
         self.data["machine"] = machine()
 
     def save(self) -> None:
+        """Writes everything known so far."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.data, indent=1, sort_keys=True) + "\n")
@@ -247,7 +248,7 @@ def _correctness(record: Record, model: nn.Module) -> dict[str, Any]:
                 without = errors(UNPATCHED[name]()(model, batches), wanted)
                 verdicts[name]["without_the_position_patch"] = without
             able[name] = run
-        except Exception as problem:  # noqa: BLE001 (a peer that fails is a result)
+        except Exception as problem:
             verdicts[name]["failed"] = f"{type(problem).__name__}: {problem}"
     record.data["correctness"] = verdicts
     record.save()

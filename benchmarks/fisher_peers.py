@@ -53,7 +53,12 @@ def with_positions(batch: Batch) -> dict[str, Tensor]:
 
 
 def vmap(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """torch.func: vmap over grad. Patch: a 4-D mask, because building one from a 2-D mask branches on its values."""
+    """torch.func: vmap over grad. Patches: a 4-D mask, for building one from a 2-D mask branches on its values.
+
+    Eager attention: fused attention has no batching rule, and its fallback is a loop with a warning.
+    """
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
 
@@ -71,6 +76,7 @@ def vmap(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
         every = gradient(parameters, batch["input_ids"], batch["token_type_ids"], mask, batch["labels"])
         for name, value in every.items():
             totals[name] += value.square_().sum(0)
+    model.set_attn_implementation(before)
     return totals
 
 
@@ -91,6 +97,7 @@ class Opacus:
         self.wrapped: Any = None
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Returns Σ_b gradient²."""
         from opacus import GradSampleModule
 
         if self.wrapped is None:
@@ -128,6 +135,7 @@ class BackPACK:
         self.extended: Any = None
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Returns Σ_b gradient²."""
         from backpack import backpack, extend
         from backpack.extensions import SumGradSquared
 
@@ -162,6 +170,7 @@ class NNGeometry:
         self.subject: Any = None
 
     def __call__(self, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Returns Σ_b gradient²."""
         from nngeometry.backend import TorchHooksJacobianBackend
         from nngeometry.layercollection import LayerCollection
         from nngeometry.object.pspace import PMatDiag
@@ -183,9 +192,9 @@ class NNGeometry:
         loader = DataLoader(TensorDataset(*columns), batch_size=len(batches[0]["labels"]))
         layers = LayerCollection.from_model(subject)
         found = PMatDiag(layers, TorchHooksJacobianBackend(subject, loss), examples=loader).get_diag()
-        return self.named(model, layers, found * len(columns[0]))
+        return self._named(layers, found * len(columns[0]))
 
-    def named(self, model: nn.Module, layers: Any, flat: Tensor) -> dict[str, Tensor]:
+    def _named(self, layers: Any, flat: Tensor) -> dict[str, Tensor]:
         found = {}
         modules = {id(module): name for name, module in self.subject.named_modules()}
         for layer_id, module in layers.get_layerid_module_map(self.subject).items():
@@ -200,7 +209,7 @@ class NNGeometry:
 
 PEERS: dict[str, tuple[str, Callable[[], Run]]] = {
     "loop": ("none", lambda: loop),
-    "vmap": ("4-D mask", lambda: vmap),
+    "vmap": ("4-D mask; eager attention", lambda: vmap),
     "opacus": ("train mode with dropout 0; strict=False; position ids per example", Opacus),
     "nngeometry": ("padding_idx removed; position ids per example", NNGeometry),
     "backpack": (
