@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from plait.data import encode, read_examples
 from plait.errors import DataError, OutputError, PlaitError, RecipeError, SourceError
@@ -345,7 +346,8 @@ def test_accelerate_may_be_missing(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
-def test_nothing_is_printed(base, tmp_path, capfd, caplog, checkpoints):
+def test_nothing_is_printed(base, tmp_path, capfd, caplog, monkeypatch, checkpoints):
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", True)  # tests.models turns the bars off
     caplog.set_level(logging.WARNING)
     options = {**QUICK, "checkpoints": checkpoints, "validation": DATA["sequence"]}
     finetune(base, DATA["sequence"], tmp_path / "out", **options)

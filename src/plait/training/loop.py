@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from plait import progress
-from plait.checkpoints.source import quiet_loading
 from plait.data import Encoded, collate
 from plait.errors import DataError, listed
+from plait.training.heads import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         last = _last_state(folder) if resume else None
-        with quiet_loading():
+        with quiet():
             trainer.train(resume_from_checkpoint=last)
         # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
