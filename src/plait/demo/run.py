@@ -77,7 +77,7 @@ def demo(
     report = {
         "base": encoder,
         "seed": seed,
-        "rows": {task: {"train": train, "test": test} for task in files},
+        "rows": {task: {part: count(file) for part, file in parts.items()} for task, parts in files.items()},
         "sources": scored,
         "methods": {
             label: {**row, "mean relative": mean_relative(row, scored)} for label, row in rows.items()
@@ -115,8 +115,14 @@ def write_data(folder: Path, train: int, test: int, seed: int) -> dict[str, dict
                 json.dumps(dict(zip(table, row, strict=True))) for row in zip(*table.values(), strict=True)
             )
             files[task][part].write_text("\n".join(lines) + "\n", encoding="utf-8")
-        logger.info("%s: %d training and %d test rows from docstrings", task, train, test)
+        sizes = [len(table["text"]) for table in tables]
+        logger.info("%s: %d training and %d test rows from docstrings", task, *sizes)
     return files
+
+
+def count(file: Path) -> int:
+    """Returns the number of rows in a file."""
+    return len(file.read_text(encoding="utf-8").splitlines())
 
 
 def fine_tune(

@@ -18,7 +18,7 @@ from plait.errors import DataError
 
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "sympy", "huggingface_hub")
 KINDS = ("class", "function", "method", "property")
-FILES_PER_LIBRARY = 220
+FILES_PER_LIBRARY = 400
 NAMES = re.compile(
     r"(py)?torch|transformers?|num-?py|sci-?py|scikit-learn|sk-?learn|pandas|sym-?py|hugging[ _]?face(_hub)?"
     r"|\b(np|pd|sp)\.",
@@ -147,20 +147,19 @@ def tasks(found: Sequence[Docstring], train: int, test: int, seed: int = 0) -> d
 def balanced(
     found: Sequence[Docstring], attribute: str, classes: Sequence[str], rows: int, seed: int
 ) -> list[Docstring]:
-    """Returns equally many docstrings of each class.
+    """Returns equally many docstrings of each class: fewer rows than asked for where a class is scarce.
 
     Raises:
-        DataError: a class has too few.
+        DataError: a class is so scarce that not half of the rows are left.
     """
-    chosen: list[Docstring] = []
-    for value in classes:
-        members = [d for d in found if getattr(d, attribute) == value]
-        wanted = rows // len(classes)
-        if len(members) < wanted:
-            raise DataError(
-                f"only {len(members)} docstrings of {attribute} {value}, {wanted} are needed: ask for fewer examples"
-            )
-        chosen += members[:wanted]
+    members = {value: [d for d in found if getattr(d, attribute) == value] for value in classes}
+    scarcest = min(classes, key=lambda value: len(members[value]))
+    each = min(rows // len(classes), len(members[scarcest]))
+    if each * len(classes) < rows / 2:
+        raise DataError(
+            f"only {each} docstrings of {attribute} {scarcest} for {rows} rows: ask for fewer examples"
+        )
+    chosen = [docstring for value in classes for docstring in members[value][:each]]
     random.Random(seed).shuffle(chosen)
     return chosen
 
