@@ -264,8 +264,8 @@ def published(record: Record, options: argparse.Namespace) -> None:
     tasks are shown; mask nodes with the given label and with the exact expectation, in batches by length as
     `plait estimate` makes them.
     """
-    for task, count in (("sst2", 64), ("ag_news", 64), ("trec", 64), ("dbpedia14", 16), ("clinc150", 4)):
-        count = max(4, count // 4) if options.quick else count
+    for task, wanted in (("sst2", 64), ("ag_news", 64), ("trec", 64), ("dbpedia14", 16), ("clinc150", 4)):
+        count = max(4, wanted // 4) if options.quick else wanted
         texts, labels, classes = read_task(options.data, task, count)
         model = load(classes)
         dynamic = padded(texts, labels, 16, padding=True, max_length=128)
