@@ -1,4 +1,4 @@
-"""What every registered merge rule promises: its reference, its laws, its manners. New rules are found by themselves."""
+"""What every registered merge rule promises: its reference, its laws, its manners."""
 
 from __future__ import annotations
 
