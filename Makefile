@@ -16,7 +16,7 @@ test: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks experiments examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src tests docs README.md CHANGELOG.md
+	$(BIN)/codespell src docs README.md CHANGELOG.md
 	$(BIN)/python -m pytest -n 2
 
 demo: $(STAMP)
