@@ -105,7 +105,9 @@ def plait_imports() -> None:
     from plait.merging.engine import write_merged
     from plait.merging.rule import RULES
 
-    assert all((open_checkpoint, write_merged, list(RULES)))
+    assert write_merged
+    assert len(RULES)
+    open_checkpoint(FOLDER / NAMES[0])  # imports the model class, which transformers does when it first meets one
 
 
 def plait(rule: str, **settings: Any) -> Job:
@@ -126,7 +128,8 @@ def plait(rule: str, **settings: Any) -> Job:
                 shape = sources[0].header(parameter).shape
                 return torch.rand(shape[0], *[1] * (len(shape) - 1))
 
-        sources, names = [part(name) for name in NAMES], list(part(NAMES[0]).stored)
+        sources = [part(name) for name in NAMES]
+        names = list(sources[0].stored)
         base = part("base") if "base" in RULES[rule].inputs else None
         importances = [Rows()] * len(NAMES) if "importances" in RULES[rule].inputs else None
         write_merged(out, sources, names, RULES[rule], base=base, importances=importances, **settings)
