@@ -24,7 +24,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "task arithmetic": {"method": "task_arithmetic"},
 }
 """The ways of merging that the demonstration compares."""
-EXAMPLES = 64
+EXAMPLES = 256
 """Examples per source for statistics."""
 
 

@@ -36,9 +36,9 @@ class Batch:
         return self.mask.shape[1]
 
     def lengths(self) -> list[int]:
-        """Returns per example the position after its last real token."""
+        """Returns per example the position after its last real token, at least 1."""
         positions = torch.arange(1, self.width + 1, device=self.mask.device)
-        return (self.mask * positions).amax(1).tolist()
+        return (self.mask * positions).amax(1).clamp(min=1).tolist()
 
     def examples(self) -> Iterator[Batch]:
         """Yields the examples one by one, without the padding behind them."""

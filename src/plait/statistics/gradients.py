@@ -24,7 +24,6 @@ from plait.statistics.sweep import (
 
 Sink = Callable[[str, Piece], None]
 PROBE_TOKENS = 16
-AGREEMENT = 1e-3
 
 
 class LayerHooks:
@@ -37,6 +36,7 @@ class LayerHooks:
     def __init__(self, model: PreTrainedModel, names: Mapping[int, str], sink: Sink) -> None:
         """Hooks every understood layer; `names` maps id(parameter) to its name."""
         self.leaves: list[Tensor] = []
+        self.delivered = False
         self._sink = sink
         self._names = names
         self._count = 0
@@ -51,7 +51,8 @@ class LayerHooks:
         """Hands over the gradients of a batch."""
         self.leaves.clear()
         self._uses.clear()
-        self._count = batch.count
+        self._waiting.clear()
+        self._count, self.delivered = batch.count, False
         for _ in backward_passes(model, batch, passes, self.leaves):
             for name, pieces in self._waiting.items():
                 self._sink(name, join(pieces))
@@ -89,6 +90,7 @@ class LayerHooks:
     def _backward(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
         for attribute, piece in LAYERS[type(module)](module, inputs, gradient):
             name = self._names[id(getattr(module, attribute))]
+            self.delivered = True
             if self._uses[name] == 1:
                 self._sink(name, piece)
             else:
@@ -118,8 +120,7 @@ class ExampleGradients:
             self._decided = True
             if self._hooks_are_right(batch):
                 self._hooks = LayerHooks(self._model, self._names, self._sink)
-        if self._hooks is not None:
-            self._hooks.run(self._model, batch, self._objective)
+        if self._hooks is not None and self._through_hooks(self._hooks, batch):
             return
         for part in [batch] if self._objective.per == "batch" else batch.examples():
             self._plainly(part)
@@ -128,6 +129,18 @@ class ExampleGradients:
         """Takes the hooks off the model."""
         if self._hooks is not None:
             self._hooks.close()
+            self._hooks = None
+
+    def _through_hooks(self, hooks: LayerHooks, batch: Batch) -> bool:
+        """Whether the batch went through; if it did not, nothing was handed over, and no other will be tried."""
+        try:
+            hooks.run(self._model, batch, self._objective)
+        except NotUnderstoodError:
+            if hooks.delivered:
+                raise
+            self.close()
+            return False
+        return True
 
     def _plainly(self, batch: Batch) -> None:
         with requiring_gradients(self.parameters):
@@ -146,7 +159,7 @@ class ExampleGradients:
         hooks = LayerHooks(self._model, self._names, check)
         try:
             hooks.run(self._model, together, Probe())
-        except NotUnderstoodError:
+        except (NotUnderstoodError, RuntimeError):  # an expanded look-up may not fit where the model puts it
             return False
         finally:
             hooks.close()
@@ -159,8 +172,10 @@ class _Comparison:
     def __init__(self, gradients: dict[str, Tensor], times: int) -> None:
         self._gradients = gradients
         self._times = times
+        rounding = max((torch.finfo(value.dtype).eps for value in gradients.values()), default=0.0)
+        self._tolerance = max(1e-3, 16 * rounding)
         # Key biases have no gradient but rounding, which no two programs share.
-        self._noise = 1e-6 * max((_norm(value) for value in gradients.values()), default=0.0)
+        self._noise = 8 * rounding * max((_norm(value) for value in gradients.values()), default=0.0)
         self._right = True
 
     def __call__(self, name: str, piece: Piece) -> None:
@@ -172,13 +187,13 @@ class _Comparison:
             piece, gradient = self._used_rows(piece, gradient)
         wanted = gradient.square().mul_(self._times)
         found = sum_of_squares(piece, wanted)
-        self._right &= float(torch.dist(found, wanted)) <= AGREEMENT * _norm(wanted) + self._noise**2
+        self._right &= float(torch.dist(found, wanted)) <= self._tolerance * _norm(wanted) + self._noise**2
 
     def _used_rows(self, piece: Lookup, gradient: Tensor) -> tuple[Lookup, Tensor]:
         """Returns the same with a table of the used rows only: the whole one is large, and the rest must be zero."""
         rows, ids = torch.unique(piece.ids, return_inverse=True)
         used = gradient[rows]
-        self._right &= _norm(gradient) <= (1 + AGREEMENT) * _norm(used)
+        self._right &= _norm(gradient) <= (1 + self._tolerance) * _norm(used)
         unused = (rows == piece.unused).nonzero().flatten().tolist() if piece.unused is not None else []
         return Lookup(ids, piece.grads, unused[0] if unused else None), used
 

@@ -19,9 +19,9 @@ from plait.statistics.statistics import Statistics, load_statistics
 
 __all__ = ["MAPPINGS", "NORMALIZATIONS", "Importance", "Statistics", "as_importance", "load_statistics"]
 
-Mapping_ = Literal["paper", "structural"]
+NodeMapping = Literal["paper", "structural"]
 Normalization = Literal["none", "mean", "l2", "tensor"]
-MAPPINGS: tuple[Mapping_, ...] = ("paper", "structural")
+MAPPINGS: tuple[NodeMapping, ...] = ("paper", "structural")
 NORMALIZATIONS: tuple[Normalization, ...] = ("none", "mean", "l2", "tensor")
 QUIET = 1e-12
 """Below this share of the greatest mean importance of any tensor, a tensor holds rounding, not information.
@@ -43,7 +43,7 @@ def as_importance(
     statistics: Statistics,
     topology: Topology | None = None,
     *,
-    mapping: Mapping_ = "paper",
+    mapping: NodeMapping = "paper",
     normalize: Normalization = "none",
 ) -> Importance:
     """Returns the importance that statistics give to parameters.
@@ -95,7 +95,7 @@ class Nodes:
 
     statistics: Statistics
     topology: Topology
-    mapping: Mapping_
+    mapping: NodeMapping
 
     def of(self, parameter: str) -> Tensor | None:
         """Returns a column, a row, or one number; None for the head, which has no nodes."""
