@@ -108,8 +108,8 @@ def _version(package: str) -> str:
 class Record:
     """The results on disk, one entry per setting, saved after every round."""
 
-    def __init__(self, rounds: int, path: Path) -> None:
-        self.rounds, self.path = rounds, path
+    def __init__(self, rounds: int, path: Path, tolerance: float) -> None:
+        self.rounds, self.path, self.tolerance = rounds, path, tolerance
         self.data = json.loads(path.read_text()) if path.exists() else {"settings": {}}
         self.data["machine"] = machine()
 
@@ -128,7 +128,14 @@ class Record:
             for run in contenders.values():
                 run()  # warm-up
         while len(entry["rounds"]) < self.rounds:
-            entry["rounds"].append(one_round(contenders, len(entry["rounds"])))
+            found = one_round(contenders, len(entry["rounds"]))
+            if found["others"] > self.tolerance:
+                print(
+                    f"  {setting}: other programs took {found['others']:.0%} of the machine; once more",
+                    flush=True,
+                )
+                continue
+            entry["rounds"].append(found)
             self.save()
         entry["median_seconds"] = {
             name: statistics.median(r["seconds"][name] for r in entry["rounds"]) for name in contenders
@@ -147,16 +154,24 @@ def one_round(contenders: Contenders, number: int) -> dict[str, Any]:
     """Times everything once, beginning with another contender each round."""
     names = list(contenders)
     names = names[number % len(names) :] + names[: number % len(names)]
-    seconds = {}
+    seconds, before, begun = {}, others(), time.perf_counter()
     for name in names:
         start = time.perf_counter()
         contenders[name]()
         seconds[name] = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load": os.getloadavg()[0],
-    }
+    share = (others() - before) / (time.perf_counter() - begun) / (os.cpu_count() or 1)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"seconds": seconds, "at": at, "others": round(max(share, 0.0), 4)}
+
+
+def others() -> float:
+    """Seconds that processors have spent on programs other than this one; 0 where /proc/stat does not tell."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    user, nice, system = (int(field) for field in path.read_text().split()[1:4])
+    mine = os.times()
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - mine.user - mine.system
 
 
 def training_step(model: nn.Module, batches: Sequence[Batch]) -> None:
@@ -316,11 +331,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--others", type=float, default=0.05, help="repeat rounds in which others took a greater share"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer examples, to steer by")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    record = Record(options.rounds, options.out)
+    record = Record(options.rounds, options.out, options.others)
     for part in options.parts or parts:
         parts[part](record, options)
 
