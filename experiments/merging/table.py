@@ -141,7 +141,7 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks(range(len(names)), names)
     figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
+    figure.savefig(file, facecolor="white", metadata={"Date": None})
 
 
 def main() -> None:
