@@ -52,13 +52,17 @@ def with_positions(batch: Batch) -> dict[str, Tensor]:
     return {**batch, "position_ids": torch.arange(ids.shape[1]).expand(ids.shape)}
 
 
-def vmap(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """torch.func: vmap over grad. Patches: a 4-D mask, for building one from a 2-D mask branches on its values.
-
-    Eager attention: fused attention has no batching rule, and its fallback is a loop with a warning.
-    """
+def vmap_eager(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """The same with eager attention: fused attention has no batching rule, and its fallback is a loop."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
+    totals = vmap(model, batches)
+    model.set_attn_implementation(before)
+    return totals
+
+
+def vmap(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """torch.func: vmap over grad. Patch: a 4-D mask, for building one from a 2-D mask branches on its values."""
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     buffers = dict(model.named_buffers())
 
@@ -76,7 +80,6 @@ def vmap(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
         every = gradient(parameters, batch["input_ids"], batch["token_type_ids"], mask, batch["labels"])
         for name, value in every.items():
             totals[name] += value.square_().sum(0)
-    model.set_attn_implementation(before)
     return totals
 
 
@@ -209,7 +212,8 @@ class NNGeometry:
 
 PEERS: dict[str, tuple[str, Callable[[], Run]]] = {
     "loop": ("none", lambda: loop),
-    "vmap": ("4-D mask; eager attention", lambda: vmap),
+    "vmap": ("4-D mask", lambda: vmap),
+    "vmap, eager attention": ("4-D mask; eager attention", lambda: vmap_eager),
     "opacus": ("train mode with dropout 0; strict=False; position ids per example", Opacus),
     "nngeometry": ("padding_idx removed; position ids per example", NNGeometry),
     "backpack": (

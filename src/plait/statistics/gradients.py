@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from plait.statistics.sweep import (
 )
 
 Sink = Callable[[str, Piece], None]
-PROBE_TOKENS = 16
+PROBE_TOKENS = 8
 
 
 class LayerHooks:
@@ -153,7 +154,7 @@ class ExampleGradients:
         width = min(batch.lengths()[0], PROBE_TOKENS)
         times = 3 if width == 2 else 2  # another number than of tokens, so that no axis is taken for another
         alone, together = batch.copies(1, width), batch.copies(times, width)
-        with requiring_gradients(self.parameters):
+        with requiring_gradients(self.parameters), _sparse_lookups(self._model):
             (expected,) = parameter_gradients(self._model, alone, Probe(), self.parameters)
         check = _Comparison(expected, times)
         hooks = LayerHooks(self._model, self._names, check)
@@ -185,6 +186,7 @@ class _Comparison:
             return
         if isinstance(piece, Lookup):
             piece, gradient = self._used_rows(piece, gradient)
+        gradient = gradient.to_dense()
         wanted = gradient.square().mul_(self._times)
         found = sum_of_squares(piece, wanted)
         self._right &= float(torch.dist(found, wanted)) <= self._tolerance * _norm(wanted) + self._noise**2
@@ -192,7 +194,7 @@ class _Comparison:
     def _used_rows(self, piece: Lookup, gradient: Tensor) -> tuple[Lookup, Tensor]:
         """Returns the same with a table of the used rows only: the whole one is large, and the rest must be zero."""
         rows, ids = torch.unique(piece.ids, return_inverse=True)
-        used = gradient[rows]
+        used = gradient.index_select(0, rows)
         self._right &= _norm(gradient) <= (1 + self._tolerance) * _norm(used)
         unused = (rows == piece.unused).nonzero().flatten().tolist() if piece.unused is not None else []
         return Lookup(ids, piece.grads, unused[0] if unused else None), used
@@ -203,4 +205,21 @@ class _Comparison:
 
 
 def _norm(value: Tensor) -> float:
-    return float(torch.linalg.vector_norm(value))
+    return float(torch.linalg.vector_norm(value.coalesce().values() if value.is_sparse else value))
+
+
+@contextmanager
+def _sparse_lookups(model: nn.Module) -> Iterator[None]:
+    """Makes embeddings give sparse gradients: the dense one of a large vocabulary costs more than all the rest."""
+    changed = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Embedding and not module.sparse and not module.scale_grad_by_freq
+    ]
+    for module in changed:
+        module.sparse = True
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.sparse = False
