@@ -3,8 +3,8 @@
 from plait.api.evaluating import evaluate
 from plait.api.exporting import export
 from plait.api.inspecting import inspect, methods
-from plait.api.merging import merge, run
-from plait.api.planning import check
+from plait.api.merging import merge
+from plait.api.running import check, run
 from plait.api.statistics import estimate
 from plait.api.training import finetune
 from plait.merging.merged import Merged

@@ -16,7 +16,7 @@ from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import Manifest, Task
 from plait.merging.merged import Merged
-from plait.recipe import ESTIMATION, MergeRecipe, parse_recipe, read_recipe
+from plait.recipe import MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
 
@@ -112,11 +112,11 @@ def merge_recipe(
         "evaluate": dict(evaluate or {}),
         **settings,
     }
-    recipe = parse_recipe(content, "merge")
+    recipe = parse_as(MergeRecipe, content, "merge")
     if method is None and not options:
         return recipe, objects
     name = method or ("fisher" if "importance" in options else recipe.resolved_method(objects).name)
-    return parse_recipe({**content, "method": {"name": name, **options}}, "merge"), objects
+    return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
 
 
 def describe_sources(
@@ -157,22 +157,6 @@ def split_data(
 def is_file(entry: Any) -> bool:
     """Returns whether data is named by a path, which a recipe can keep, rather than held in memory."""
     return isinstance(entry, str | Path) or (isinstance(entry, Mapping) and "path" in entry)
-
-
-def as_recipe(recipe: str | Path | Mapping[str, Any] | MergeRecipe) -> MergeRecipe:
-    """Returns a recipe from a YAML file, a mapping or a recipe."""
-    if isinstance(recipe, MergeRecipe):
-        return recipe
-    return read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
-
-
-def run(recipe: str | Path | Mapping[str, Any] | MergeRecipe, *, overwrite: bool = False) -> Merged:
-    """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
-
-    Raises:
-        PlaitError: anything a user can mend; nothing has been written then.
-    """
-    return run_merge(as_recipe(recipe), overwrite=overwrite)
 
 
 def run_merge(
@@ -254,4 +238,4 @@ def versions() -> dict[str, str]:
     }
 
 
-__all__ = ["ESTIMATION", "as_recipe", "merge", "run", "run_merge"]
+__all__ = ["merge", "run_merge"]

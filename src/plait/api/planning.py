@@ -17,7 +17,7 @@ from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, lis
 from plait.merging.job import check_options
 from plait.merging.manifest import is_merged
 from plait.merging.rule import RULES
-from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec, read_recipe
+from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec
 from plait.registry import Entry
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS
@@ -272,15 +272,4 @@ def recorded_base(sources: tuple[Checkpoint, ...], method: str, *, trust_remote_
     return open_checkpoint(found[0], name="base", trust_remote_code=trust_remote_code)
 
 
-def check(recipe: str | Path | Mapping[str, Any] | MergeRecipe) -> dict[str, Any]:
-    """Returns what a recipe would do, after every check that needs no weights.
-
-    Raises:
-        PlaitError: anything that would stop the run before its first computation.
-    """
-    from plait.api.merging import as_recipe
-
-    return plan(as_recipe(recipe)).describe()
-
-
-__all__ = ["Plan", "check", "check_method", "check_output", "plan", "read_recipe"]
+__all__ = ["Plan", "check_method", "check_output", "plan"]

@@ -150,15 +150,11 @@ def run(
 ) -> None:
     """Run a recipe."""
     from plait import api
-    from plait.api.planning import check_output
-    from plait.recipe import read_recipe
 
-    parsed = read_recipe(recipe)
     if dry_run:
-        check_output(parsed, overwrite=overwrite)
-        show_plan(api.check(parsed), json=json)
+        show_plan(api.check(recipe, overwrite=overwrite), json=json)
         return
-    show_merged(api.run(parsed, overwrite=overwrite), json=json)
+    show_merged(api.run(recipe, overwrite=overwrite), json=json)
 
 
 @app.command()

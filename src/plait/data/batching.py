@@ -58,6 +58,15 @@ class Encoded:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.features[index]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Returns the number of tokens of each feature."""
+        return [len(feature["input_ids"]) for feature in self.features]
+
+    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Returns some of the features as one batch."""
+        return collate(features, self.padding)
+
 
 def length_limit(
     tokenizer: PreTrainedTokenizerBase,

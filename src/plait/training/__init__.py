@@ -1,6 +1,6 @@
 """Fine-tuning, and the loop that every objective shares."""
 
 from plait.training.finetune import finetune
-from plait.training.loop import Objective, Schedule, TaskLoss, train
+from plait.training.loop import Judge, Objective, Schedule, TaskLoss, TrainingData, train
 
-__all__ = ["Objective", "Schedule", "TaskLoss", "finetune", "train"]
+__all__ = ["Judge", "Objective", "Schedule", "TaskLoss", "TrainingData", "finetune", "train"]

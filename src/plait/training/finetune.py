@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
-from plait.errors import OutputError, PlaitError, RecipeError, did_you_mean, listed
+from plait.errors import OutputError, RecipeError, did_you_mean
 from plait.training.heads import Head, check_labelled, head_for, open_with, quiet
 from plait.training.loop import Objective, Schedule, train
+from plait.training.state import check_accelerate, check_state, seeded, training_state
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
 
@@ -88,7 +86,7 @@ def finetune(
     _check_problem(problem_type)
     _check_places(out, base, data, validation)
     check_target(out, overwrite=overwrite)
-    _check_accelerate()
+    check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
     examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
     held_out = None if validation is None else read_examples(validation, **_columns(columns))
@@ -97,14 +95,14 @@ def finetune(
     if held_out is not None:
         check_labelled(held_out, "validate")
         align_labels(held_out, head.names, kind=head.kind, problem_type=head.problem_type)
-    with _state(out, keep=checkpoints, resume=resume) as state, _seeded(seed):
+    with training_state(out, keep=checkpoints, resume=resume) as state, seeded(seed):
         model, tokenizer = open_with(base, head, trust_remote_code)
         keep = length_limit(tokenizer, model.config, max_length)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
         settings = {**asdict(schedule), "max_length": keep}
-        _check_state(state, {"base": str(base), "data": aligned.fingerprint, **settings})
+        check_state(state, {"base": str(base), "data": aligned.fingerprint, **settings})
         options = {"objective": objective, "schedule": schedule, "checkpoints": checkpoints, "resume": resume}
         log = train(model, encoded, state, **options)  # type: ignore[arg-type]
     report = _report(base, aligned, settings, log)
@@ -115,22 +113,6 @@ def finetune(
     _write(model, tokenizer, out, {**report, "losses": _losses(log)}, overwrite)
     shutil.rmtree(state, ignore_errors=True)
     return report
-
-
-@contextmanager
-def _state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
-    """Yields the folder of the training's state, empty unless it is resumed.
-
-    It stays only where it is to be kept and holds a checkpoint to resume from.
-    """
-    folder = out.parent / f".{out.name}.training"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield folder
-    finally:
-        if not keep or not any(folder.glob("checkpoint-*")):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_problem(problem_type: str | None) -> None:
@@ -150,20 +132,6 @@ def _check_places(out: Path, base: str | Path, *data: Any) -> None:
             place = Path(os.path.realpath(Path(name).expanduser()))
             if name and place.exists() and (out == place or out in place.parents):
                 raise OutputError(f"{out} holds the data {told}; choose another output")
-
-
-def _check_state(folder: Path, run: Mapping[str, Any]) -> None:
-    """Notes what is trained beside its state; refuses to go on from the state of something else."""
-    record = folder / "run.json"
-    found = json.loads(record.read_text()) if record.is_file() else dict(run)
-    if changed := [
-        f"{name} was {found.get(name)}, is {run[name]}" for name in run if found.get(name) != run[name]
-    ]:
-        raise PlaitError(
-            f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(dict(run)) + "\n")
 
 
 def _loss(
@@ -231,26 +199,3 @@ def _write(
             (folder / "plait.json").write_text(record)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error
-
-
-def _check_accelerate() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("accelerate") is None:
-        raise PlaitError(
-            "fine-tuning needs accelerate, which is not installed; run: pip install 'plait[train]'"
-        )
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds every generator inside and gives the caller's states back afterwards."""
-    # transformers.set_seed seeds numpy's global generator too, so that one is restored as well.
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            transformers.set_seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

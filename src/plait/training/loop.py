@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from plait import progress
-from plait.data import Encoded, collate
 from plait.errors import DataError, listed
 from plait.training.heads import quiet
 
@@ -30,6 +29,25 @@ class Objective(Protocol):
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the scalar terms of one batch."""
+
+
+class TrainingData(Protocol):
+    """Tokenised examples: `plait.data.Encoded`, or anything that also brings what an objective needs."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Returns the number of tokens of each example."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def collate(self, features: Sequence[Any]) -> dict[str, Tensor]:
+        """Returns some of the examples as one batch."""
+
+
+Judge = Callable[[torch.nn.Module], Mapping[str, float]]
+"""Scores a model after each epoch; the first score decides which epoch is kept, the higher the better."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +110,15 @@ class Sampler(torch.utils.data.Sampler[int]):
 class ObjectiveTrainer(Trainer):
     """transformers.Trainer that minimises an `Objective` and logs each of its terms."""
 
-    def __init__(self, objective: Objective, sampler: Sampler, **kwargs: Any) -> None:
-        """Makes a trainer of `objective`; the rest goes to transformers.Trainer."""
-        super().__init__(**kwargs)
+    def __init__(
+        self, objective: Objective, sampler: Sampler, judge: Judge | None = None, **kwargs: Any
+    ) -> None:
+        """Makes a trainer of `objective`, judged by `judge`; the rest goes to transformers.Trainer."""
+        # The Trainer wants a data set to judge on; ours are the judge's own.
+        super().__init__(eval_dataset=None if judge is None else [], **kwargs)
         self.objective: Objective = objective
         self.sampler = sampler
+        self.judge = judge
         self.terms: dict[str, list[Tensor]] = {}
         self.model_accepts_loss_kwargs = False
 
@@ -116,6 +138,15 @@ class ObjectiveTrainer(Trainer):
             self.terms.setdefault(name, []).append(term.detach())
         loss = torch.stack(list(terms.values())).sum()
         return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Returns what the judge says of the model, logged and shown to the callbacks that keep the best epoch."""
+        assert self.judge is not None
+        assert self.model is not None
+        found = {f"eval_{name}": value for name, value in self.judge(self.model).items()}
+        super().log({**found, "epoch": self.state.epoch or 0.0})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each term's mean since the last log; stops where one is not a number any more."""
@@ -143,11 +174,13 @@ class Ticks(TrainerCallback):
 
 def train(
     model: PreTrainedModel,
-    encoded: Encoded,
+    encoded: TrainingData,
     folder: Path,
     *,
     objective: Objective | None = None,
     schedule: Schedule | None = None,
+    judge: Judge | None = None,
+    best: str | None = None,
     checkpoints: bool = False,
     resume: bool = False,
 ) -> list[dict[str, float]]:
@@ -159,20 +192,23 @@ def train(
         folder: Where the Trainer keeps its state.
         objective: The head's own loss by default.
         schedule: How long and how fast.
+        judge: Scores the model after each epoch; its scores stand in the log as `eval_…`.
+        best: The judge's score, the higher the better, whose best epoch is given back instead of the last one.
         checkpoints: Save the Trainer's state after each epoch.
         resume: Go on from the last saved state in `folder`, where there is one.
     """
     plan = schedule or Schedule()
-    sampler = Sampler([len(f["input_ids"]) for f in encoded.features], plan.batch_size, plan.seed)
+    sampler = Sampler(encoded.lengths, plan.batch_size, plan.seed)
     steps = int(np.ceil(-(-len(encoded) // plan.batch_size) * plan.epochs))
     with progress.task("training", steps) as tick:
         trainer = ObjectiveTrainer(
             objective or TaskLoss(),
             sampler,
+            judge,
             model=model,
-            args=_arguments(plan, folder, steps, checkpoints),
+            args=_arguments(plan, folder, steps, checkpoints, judge is not None, best),
             train_dataset=encoded,
-            data_collator=lambda features: collate(features, encoded.padding),
+            data_collator=encoded.collate,
             callbacks=[Ticks(tick)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -185,7 +221,9 @@ def train(
     return list(trainer.state.log_history)
 
 
-def _arguments(plan: Schedule, folder: Path, steps: int, checkpoints: bool) -> TrainingArguments:
+def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
+    plan: Schedule, folder: Path, steps: int, checkpoints: bool, judged: bool, best: str | None
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
@@ -201,8 +239,12 @@ def _arguments(plan: Schedule, folder: Path, steps: int, checkpoints: bool) -> T
         report_to=plan.report_to,
         logging_strategy="steps",
         logging_steps=max(1, steps // 20),
-        save_strategy="epoch" if checkpoints else "no",
+        eval_strategy="epoch" if judged else "no",
+        save_strategy="epoch" if checkpoints or best else "no",
         save_total_limit=1,
+        load_best_model_at_end=best is not None,
+        metric_for_best_model=best,
+        greater_is_better=None if best is None else True,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

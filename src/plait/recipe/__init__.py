@@ -1,0 +1,24 @@
+"""Recipes: frozen descriptions of one job, validated before anything is loaded; YAML in and out."""
+
+from plait.recipe.amalgamate import AmalgamateRecipe, ObjectiveSpec, TeacherSpec
+from plait.recipe.fields import DataSpec, number
+from plait.recipe.merge import ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
+from plait.recipe.parsing import COMBINES, Recipe, parse_as, parse_recipe, read_recipe, to_yaml
+
+__all__ = [
+    "COMBINES",
+    "ESTIMATION",
+    "AmalgamateRecipe",
+    "DataSpec",
+    "MergeRecipe",
+    "MethodSpec",
+    "ObjectiveSpec",
+    "Recipe",
+    "SourceSpec",
+    "TeacherSpec",
+    "number",
+    "parse_as",
+    "parse_recipe",
+    "read_recipe",
+    "to_yaml",
+]

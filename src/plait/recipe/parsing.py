@@ -1,0 +1,124 @@
+"""Recipes from mappings and YAML, and back; every problem is said at once, in our own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from plait.errors import RecipeError, did_you_mean, listed
+from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
+from plait.recipe.fields import DataSpec, Strict
+from plait.recipe.merge import MergeRecipe, SourceSpec
+
+Recipe = MergeRecipe | AmalgamateRecipe
+R = TypeVar("R", bound=Strict)
+COMBINES: dict[str, type[Recipe]] = {"merge": MergeRecipe, "amalgamate": AmalgamateRecipe}
+
+
+def _problem(model: type[Strict], error: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one return a kind of problem
+    """Returns one problem in our own words: where, what was found, what was expected, what may have been meant."""
+    where = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    found, context = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            return (
+                f"unknown key {where!r}{did_you_mean(str(error['loc'][-1]), _keys_at(model, error['loc']))}"
+            )
+        case "missing":
+            return f"{where} is missing"
+        case "literal_error":
+            options = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
+            return f"{where} is {found!r}{did_you_mean(str(found), options)}"
+        case "value_error":
+            return f"{where} is {found!r}: {context['error']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{where} is {_short(found)} (expected a mapping)"
+        case "string_type":
+            return f"{where} is {_short(found)} (expected a text)"
+    return f"{where} is {_short(found)}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"
+
+
+def _keys_at(model: type[Strict], location: tuple[Any, ...]) -> Iterable[str]:
+    """Returns the keys that a recipe of this kind knows where an unknown one was found."""
+    match location:
+        case (_,):
+            return model.model_fields
+        case ("sources" | "teachers", _, _):
+            return (SourceSpec if model is MergeRecipe else TeacherSpec).model_fields
+    return DataSpec.model_fields
+
+
+def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
+    """Returns the recipe described by a mapping.
+
+    Raises:
+        RecipeError: not a mapping, an unknown `combine`, an unknown key (did you mean), a wrong value; all at once.
+    """
+    if not isinstance(content, Mapping):
+        raise RecipeError(
+            f"{where}: expected a mapping with combine, sources and output, found {type(content).__name__}"
+        )
+    kind = content.get("combine", "merge")
+    if kind not in COMBINES:
+        raise RecipeError(f"{where}: unknown combine {kind!r}{did_you_mean(str(kind), COMBINES)}")
+    return parse_as(COMBINES[kind], content, where)
+
+
+def parse_as(model: type[R], content: Mapping[str, Any], where: str) -> R:
+    """Returns the recipe of one kind described by a mapping.
+
+    Raises:
+        RecipeError: an unknown key (did you mean), a wrong value; all at once.
+    """
+    try:
+        return model.model_validate(dict(content))
+    except ValidationError as error:
+        problems = listed(_problem(model, dict(e)) for e in error.errors())
+        raise RecipeError(f"{where}: {problems}") from None
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that is given twice: the first of two sources must not vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping; raises when a key repeats."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            line = node.start_mark.line + 1
+            raise RecipeError(
+                f"{', '.join(twice)} is given twice in the mapping at line {line} of the recipe"
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Returns the recipe in a YAML file; paths in it are relative to the current folder, like arguments.
+
+    Raises:
+        RecipeError: no such file, not YAML, or not a recipe.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"no recipe at {file} (expected a YAML file)")
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    return parse_recipe(content, str(file))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Returns the recipe as YAML, without what was left at None."""
+    return yaml.safe_dump(
+        recipe.model_dump(exclude_none=True, mode="json"), sort_keys=False, allow_unicode=True
+    )

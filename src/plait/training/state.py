@@ -1,0 +1,69 @@
+"""What a training run keeps beside its output so that a killed one can go on, and the seeds it sets."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from plait.errors import PlaitError, listed
+
+
+@contextmanager
+def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
+    """Yields the folder of the training's state, empty unless it is resumed.
+
+    It stays only where it is to be kept and holds a checkpoint to resume from.
+    """
+    folder = out.parent / f".{out.name}.training"
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        if not keep or not any(folder.glob("checkpoint-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_state(folder: Path, run: Mapping[str, Any]) -> None:
+    """Notes what is trained beside its state; refuses to go on from the state of something else."""
+    record = folder / "run.json"
+    found = json.loads(record.read_text()) if record.is_file() else dict(run)
+    if changed := [
+        f"{name} was {found.get(name)}, is {run[name]}" for name in run if found.get(name) != run[name]
+    ]:
+        raise PlaitError(
+            f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(dict(run)) + "\n")
+
+
+def check_accelerate() -> None:
+    """Raises `PlaitError` where the library that the Trainer stands on is missing."""
+    from importlib.util import find_spec
+
+    if find_spec("accelerate") is None:
+        raise PlaitError("training needs accelerate, which is not installed; run: pip install 'plait[train]'")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds every generator inside and gives the caller's states back afterwards."""
+    # transformers.set_seed seeds numpy's global generator too, so that one is restored as well.
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            transformers.set_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
