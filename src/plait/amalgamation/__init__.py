@@ -1,0 +1,1 @@
+"""Teachers with different labels teach one student: label spaces, gates, targets, objectives."""

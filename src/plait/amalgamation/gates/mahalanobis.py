@@ -1,0 +1,61 @@
+"""How near a text lies to what a teacher knows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
+
+_LEAST = (
+    1e-6  # a text about which the teacher says nothing still counts this much, so that weights never vanish
+)
+
+
+@GATES.register("mahalanobis", paper="arXiv:2106.09022", temperature=1.0, passes=False, keep="features")
+def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -> PerText:
+    """Returns minus the relative Mahalanobis distance to the nearest label, in units of its own spread.
+
+    d_c(x) = (h − μ_c)ᵀ Σ⁻¹ (h − μ_c),  d_0(x) = (h − μ_0)ᵀ Σ_0⁻¹ (h − μ_0)
+    s = −min_c (d_c − d_0) / sd,  sd the standard deviation over the texts
+
+    Needs the whole corpus at once, in memory of the order of the features. Subtracting d_0 takes away what is unusual
+    about a text for every label alike.
+
+    Differs from the paper in doing without labels and without the teacher's training texts: μ_c and the shared Σ are
+    those of the corpus itself, every text given to its most probable label and weighted by 1 − H(softmax z)/log C;
+    μ_0 and Σ_0 are those of the corpus, unweighted. Covariances are shrunk: (1 − ρ) Σ + ρ (tr Σ / d) I. Labels that
+    are never the most probable are left out. Dividing by sd puts teachers of different widths on one scale.
+
+    Args:
+        features: h, of all texts.
+        logits: z, of all texts.
+        shrinkage: ρ, between 0 and 1.
+    """
+    points, logs = features.double(), torch.log_softmax(logits.double(), -1)
+    weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=_LEAST)
+    nearest, centred = logs.argmax(-1), points - points.mean(0)
+    members = torch.nn.functional.one_hot(nearest, logits.shape[-1]).double() * weights[:, None]
+    members = members[:, members.sum(0) > 0]
+    centres = (members / members.sum(0)).T @ centred
+    within = centred - centres[members.argmax(-1)]
+    shared = _whitening(_covariance(within, weights), shrinkage)
+    background = _whitening(_covariance(centred, torch.ones_like(weights)), shrinkage)
+    distances = torch.stack([((centred - centre) @ shared).square().sum(-1) for centre in centres])
+    scores = (centred @ background).square().sum(-1) - distances.amin(0)
+    return scores / scores.std(correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _covariance(deviations: Tensor, weights: Tensor) -> Tensor:
+    return (deviations * (weights / weights.sum())[:, None]).T @ deviations
+
+
+def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
+    """Returns W with W Wᵀ = Σ⁻¹, for a shrunk Σ; directions in which nothing varies count for nothing."""
+    width = covariance.shape[0]
+    typical = covariance.diagonal().mean()
+    shrunk = (1 - shrinkage) * covariance + shrinkage * typical * torch.eye(width, dtype=covariance.dtype)
+    values, vectors = torch.linalg.eigh(shrunk)
+    least = values[-1].clamp(min=torch.finfo(torch.float32).tiny) * 1e-10
+    found: Tensor = vectors * torch.where(values > least, values.rsqrt(), 0.0)
+    return found

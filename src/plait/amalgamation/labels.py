@@ -1,0 +1,153 @@
+"""The union of the teachers' labels: which positions each teacher's labels have in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from plait.data.labels import generic
+from plait.errors import RecipeError, did_you_mean, listed
+
+logger = logging.getLogger("plait")
+
+Rename = Mapping[str, str]
+Own = tuple[str, str]  # a teacher and its own name for a label
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels that the student has.
+
+    Attributes:
+        names: The labels of the union, in order.
+        columns: For each teacher, the positions of its labels in the union; two of them may be equal.
+        teachers: The teachers' names, in order.
+    """
+
+    names: tuple[str, ...]
+    columns: tuple[tuple[int, ...], ...]
+    teachers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pad(self, teacher: int, probabilities: Tensor) -> Tensor:
+        """Returns a teacher's [n, c] as [n, C]: at the positions of its labels, added up where they are one; else 0."""
+        columns = torch.tensor(self.columns[teacher], device=probabilities.device)
+        return probabilities.new_zeros(len(probabilities), len(self)).index_add(1, columns, probabilities)
+
+    def known(self, teacher: int) -> Tensor:
+        """Returns the labels that a teacher has, as a mask [C]."""
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        mask[list(self.columns[teacher])] = True
+        return mask
+
+
+def union(labels: Mapping[str, Sequence[str]], rename: Rename | None = None) -> LabelSpace:
+    """Returns the union of the teachers' labels, in order of first appearance.
+
+    Equal names are one label. Placeholders (`LABEL_0`, `0`, …) of two or more teachers say nothing: they become
+    `teacher.LABEL_0`, with a warning. Names that differ only in case, spaces or punctuation stay apart, with a warning.
+
+    Args:
+        labels: each teacher's label names in the order of its head.
+        rename: `teacher.Label` to another name; two labels of one name add up, within one teacher too.
+
+    Raises:
+        RecipeError: When a renamed teacher or label is unknown, a new name is empty, or fewer than two labels remain.
+    """
+    renamed = _renamed(labels, rename or {})
+    given = {
+        teacher: [renamed.get((teacher, name), name) for name in names] for teacher, names in labels.items()
+    }
+    for teacher in _anonymous(labels, renamed):
+        given[teacher] = [renamed.get((teacher, name), f"{teacher}.{name}") for name in labels[teacher]]
+    order = {name: at for at, name in enumerate(dict.fromkeys(n for names in given.values() for n in names))}
+    if len(order) < 2:
+        raise RecipeError(
+            f"the teachers have {len(order)} label together ({listed(order) or 'none'}); a student needs at least 2"
+        )
+    _warn_of_twins(labels, given)
+    columns = tuple(tuple(order[name] for name in names) for names in given.values())
+    return LabelSpace(tuple(order), columns, tuple(labels))
+
+
+def _renamed(labels: Mapping[str, Sequence[str]], rename: Rename) -> dict[Own, str]:
+    found, problems = {}, []
+    known = {f"{teacher}.{name}": (teacher, name) for teacher, names in labels.items() for name in names}
+    for key, new in rename.items():
+        if not new.strip():
+            problems.append(f"the new name of {key!r} is empty: write teacher.Label=Name")
+        elif key not in known:
+            problems.append(_unknown(key, labels, known))
+        else:
+            found[known[key]] = new.strip()
+    if problems:
+        raise RecipeError(f"rename: {listed(problems)}")
+    return found
+
+
+def _unknown(key: str, labels: Mapping[str, Sequence[str]], known: Mapping[str, Own]) -> str:
+    """Returns what is wrong with a key; both names may contain dots, so teachers are tried, the longest first."""
+    for teacher in sorted(labels, key=len, reverse=True):
+        if key.startswith(f"{teacher}."):
+            label = key[len(teacher) + 1 :]
+            return f"teacher {teacher!r} has no label {label!r}{did_you_mean(label, labels[teacher])}"
+    if "." not in key:
+        return f"{key!r} names no teacher's label{did_you_mean(key, known)}"
+    teacher = key.partition(".")[0]
+    return f"{key!r}: unknown teacher {teacher!r}{did_you_mean(teacher, labels)}"
+
+
+def placeholders(names: Sequence[str]) -> bool:
+    """Says whether names say nothing: `LABEL_0`, `LABEL_1`, … or bare numbers."""
+    return generic(names) or all(name.strip().isdigit() for name in names)
+
+
+def _anonymous(labels: Mapping[str, Sequence[str]], renamed: Mapping[Own, str]) -> list[str]:
+    """Returns the teachers whose placeholders would be taken for each other's; says so."""
+    found = [
+        teacher
+        for teacher, names in labels.items()
+        if placeholders(names) and any((teacher, name) not in renamed for name in names)
+    ]
+    if len(found) < 2:
+        return []
+    logger.warning(
+        "%s do not name their labels: they are taken for different ones, named %s.%s and so on; "
+        "name them with --rename %s.%s=NAME",
+        " and ".join(found), found[0], labels[found[0]][0], found[0], labels[found[0]][0],
+    )  # fmt: skip
+    return found
+
+
+def _warn_of_twins(labels: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]]) -> None:
+    for (one, first), (other, second, own) in _twins(labels, given):
+        logger.warning(
+            "%s's %r and %s's %r are taken for two labels; if they are one: --rename %s",
+            one, first, other, second, f"'{other}.{own}={first}'",
+        )  # fmt: skip
+
+
+def _twins(
+    labels: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[tuple[str, str], tuple[str, str, str]]]:
+    """Yields pairs of labels of two teachers that differ in spelling alone, each pair of spellings once."""
+    seen: set[frozenset[str]] = set()
+    for one, other in combinations(given, 2):
+        for first in given[one]:
+            for second, own in zip(given[other], labels[other], strict=True):
+                pair = frozenset((first, second))
+                apart = first != second and pair not in seen and first not in given[other]
+                if apart and second not in given[one] and _spelled(first) == _spelled(second):
+                    seen.add(pair)
+                    yield (one, first), (other, second, own)
+
+
+def _spelled(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum()) or name

@@ -1,0 +1,75 @@
+"""What stands in for the missing labels: distributions over the union, one per text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plait.amalgamation.labels import LabelSpace
+from plait.amalgamation.routing import Routing
+
+Posterior = Literal["single", "mean"]
+Target = Float[Tensor, "n C"]
+
+
+def probabilities(
+    logits: Tensor, mean: Tensor | None = None, *, posterior: Posterior = "single", temperature: float = 1.0
+) -> Tensor:
+    """Returns a teacher's distribution over its own labels.
+
+    p = softmax(z / T) of one deterministic pass (`single`), or p̄, the Monte Carlo mean as it is (`mean`)
+
+    Args:
+        logits: z.
+        mean: p̄; needed for `mean`.
+        posterior: which of the two.
+        temperature: T, for `single` only: it brings one pass nearer to p̄.
+    """
+    if posterior == "mean":
+        if mean is None:
+            raise ValueError("posterior 'mean' needs the Monte Carlo mean")
+        return mean.float()
+    return torch.softmax(logits.float() / temperature, -1)
+
+
+def single(teacher: int, posterior: Tensor, space: LabelSpace) -> Target:
+    """Returns one teacher's distribution at its labels' places: p̃ = pad(p_i)."""
+    return space.pad(teacher, posterior.float())
+
+
+def hard(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> Target:
+    """Returns the distribution of the most competent teacher of each text: p̃ = pad(p_i*), i* = argmax_i s_i."""
+    target = torch.zeros(len(routing.choice), len(space))
+    for teacher, posterior in enumerate(posteriors):
+        rows = routing.choice == teacher
+        target[rows] = single(teacher, posterior[rows], space)
+    return target
+
+
+def soft(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> Target:
+    """Returns the mean of the teachers' distributions, weighted by competence: p̃ = Σ_i w_i pad(p_i)."""
+    target = torch.zeros(len(routing.choice), len(space))
+    for teacher, posterior in enumerate(posteriors):
+        target += routing.weights[:, teacher, None] * single(teacher, posterior, space)
+    return target
+
+
+def concat(logits: Sequence[Tensor], space: LabelSpace, *, temperature: float = 1.0) -> Target:
+    """Returns the softmax over all teachers' logits side by side.
+
+    p̃ = softmax(concat_i z_i / T), the probabilities of a label that several teachers have added up
+
+    At T = 1 it equals `soft` with the gate `energy` at temperature 1 and posteriors softmax(z_i).
+
+    Args:
+        logits: z_i, one per teacher.
+        space: the union.
+        temperature: T.
+    """
+    together = torch.softmax(torch.cat([z.float() for z in logits], -1) / temperature, -1)
+    places = torch.tensor([at for columns in space.columns for at in columns])
+    return together.new_zeros(len(together), len(space)).index_add(1, places, together)
