@@ -4,17 +4,20 @@ from plait.data.batching import Encoded, batches, collate, encode, length_limit,
 from plait.data.examples import Examples, Kind, ProblemType
 from plait.data.labels import align_labels
 from plait.data.reading import read_examples
+from plait.data.streaming import Texts, open_texts
 
 __all__ = [
     "Encoded",
     "Examples",
     "Kind",
     "ProblemType",
+    "Texts",
     "align_labels",
     "batches",
     "collate",
     "encode",
     "length_limit",
+    "open_texts",
     "plan",
     "read_examples",
 ]

@@ -1,0 +1,75 @@
+"""Dropout that really acts: every module in train mode for the passes, and everything put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import xxhash
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from plait.errors import SourceError, listed
+
+
+def refuse_batchnorm(model: nn.Module, name: str) -> None:
+    """Raises `SourceError` when train mode would change a model's buffers and mix the texts of a batch."""
+    found = [path for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    if found:
+        raise SourceError(
+            f"{name}: {listed(found)} is a BatchNorm, which in train mode mixes the texts of a batch and changes "
+            "itself; use a gate that needs no passes: energy, entropy, max_logit"
+        )
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the mode of every module back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leaves the caller's random numbers as they were, on the CPU and on the device."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield
+
+
+def seed_of(*facts: object) -> int:
+    """Returns a seed that follows from the facts alone."""
+    # 63 bits: torch generators take signed seeds.
+    return xxhash.xxh3_64_intdigest("\0".join(map(str, facts)).encode()) >> 1
+
+
+@contextmanager
+def injected(modules: Iterable[nn.Module], rate: float | None) -> Iterator[None]:
+    """Sets the rate of each dropout that does not act; the old ones come back at the end."""
+    changed: list[tuple[nn.Module, str, float]] = []
+    try:
+        for module in modules if rate is not None else ():
+            for attribute in _rates(module):
+                if not (old := getattr(module, attribute)):
+                    changed.append((module, attribute, old))
+                    setattr(module, attribute, rate)
+        yield
+    finally:
+        for module, attribute, old in changed:
+            setattr(module, attribute, old)
+
+
+def _rates(module: nn.Module) -> list[str]:
+    """Returns the attributes that hold a dropout rate: `p` of dropout modules, `attention_dropout` of attention."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return ["p"]
+    return [
+        name
+        for name, value in vars(module).items()
+        if name in {"attention_dropout", "dropout", "dropout_p", "dropout_prob"} and isinstance(value, float)
+    ]

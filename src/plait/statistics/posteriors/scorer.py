@@ -1,0 +1,243 @@
+"""One teacher in memory: what it says of texts, once without dropout and K times with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from plait.checkpoints.source import Checkpoint
+from plait.data import Examples, collate, encode, length_limit, plan
+from plait.errors import SourceError
+from plait.progress import Tick, nothing
+from plait.statistics.posteriors.dropout import (
+    injected,
+    modes_kept,
+    own_random_numbers,
+    refuse_batchnorm,
+    seed_of,
+)
+from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of, upper_modules
+from plait.statistics.posteriors.settings import Settings
+from plait.statistics.posteriors.summary import summarize
+
+logger = logging.getLogger("plait")
+
+Inputs = dict[str, Tensor]
+Tensors = dict[str, Tensor]
+TRIALS = 4
+"""Passes that must all be the same before a teacher counts as one without dropout."""
+MOST = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which passes of which shard come next; `whole` keeps every pass instead of their summary."""
+
+    shard: int
+    number: int = 0
+    passes: int = 0
+    whole: bool = False
+
+
+@dataclass
+class Scorer:
+    """A teacher ready to score: made by `scoring`."""
+
+    name: str
+    digest: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    trunk: Trunk
+    meter: Meter
+    acting: tuple[nn.Module, ...]
+    limit: int
+    seen: Tensors = field(default_factory=dict)
+    alive: bool = False
+
+    def score(self, examples: Examples, turn: Turn, tick: Tick = nothing) -> Tensors:
+        """Returns logits of the texts and what the passes of this turn gave, in the order of the texts.
+
+        The masks follow from the seed, the teacher, the shard and the turn alone.
+        """
+        encoded = encode(
+            examples, self.tokenizer, max_length=self.limit, config=self.model.config, labels=False
+        )
+        found: Tensors = {}
+        with torch.inference_mode(), own_random_numbers(self.model.device):
+            torch.manual_seed(seed_of(self.settings.seed, self.digest, turn.shard, turn.number))
+            for rows in plan(encoded, self.settings.batch_size):
+                inputs = self._inputs([encoded.features[row] for row in rows], encoded.padding)
+                _place(found, rows, self._batch(inputs, turn), len(encoded))
+                tick(len(rows))
+        return found
+
+    def _inputs(self, features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -> Inputs:
+        batch = collate(features, padding)
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+    def _batch(self, inputs: Inputs, turn: Turn) -> Tensors:
+        found = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
+        if turn.passes and not self.alive:
+            self._enliven(inputs)
+        if turn.passes == 0:
+            return found | _of_no_passes(found["logits"])
+        passes = torch.stack([self._with_dropout(inputs).softmax(-1) for _ in range(turn.passes)], 1)
+        if turn.whole:
+            return found | {"probabilities": passes}
+        return found | vars(summarize(passes)) | _passes(len(passes), turn.passes)
+
+    def _without_dropout(self, inputs: Inputs) -> Tensors:
+        self.model.eval()
+        self.trunk.begin(replay=False)
+        layers = self.settings.keeps("layers")
+        outputs = self.model(**inputs, output_hidden_states=layers)
+        self._check_finite(outputs.logits)
+        found = {"logits": outputs.logits.float()}
+        if self.settings.keeps("features"):
+            found["features"] = _half(self.seen.pop("features"))
+        if layers:
+            found["layers"] = _half(_means(outputs.hidden_states, inputs["attention_mask"]))
+        return found
+
+    def _with_dropout(self, inputs: Inputs) -> Tensor:
+        for module in self.acting:
+            module.training = True
+        self.trunk.begin(replay=True)
+        logits: Tensor = self.model(**inputs).logits
+        return logits.float()
+
+    def _check_finite(self, logits: Tensor) -> None:
+        if not bool(logits.isfinite().all()):
+            raise SourceError(
+                f"{self.name}: gives logits that are NaN or Inf; look for such weights, or train or download it again"
+            )
+
+    def _enliven(self, inputs: Inputs) -> None:
+        """Makes sure that passes differ, with dropout behind each layer where the model has none to set a rate for."""
+        applications = self.meter.applications
+        if not self._differs(inputs) and self.settings.dropout is not None:
+            self.trunk.injected = self.settings.dropout
+        if not self._differs(inputs):
+            raise SourceError(
+                f"{self.name}: its passes are all the same, for the teacher has no dropout: give --dropout RATE to "
+                "inject it, or a gate that needs no passes: energy, entropy, max_logit"
+            )
+        self.meter.applications, self.alive = applications, True
+
+    def _differs(self, inputs: Inputs) -> bool:
+        with own_random_numbers(self.model.device):
+            torch.manual_seed(0)
+            first, *others = (self._with_dropout(inputs) for _ in range(TRIALS))
+        return not all(torch.equal(first, other) for other in others)
+
+
+def _place(found: Tensors, rows: Sequence[int], values: Tensors, count: int) -> None:
+    """Puts the values of some rows where they belong."""
+    for name, value in values.items():
+        if name not in found:
+            found[name] = torch.empty(count, *value.shape[1:], dtype=value.dtype)
+        found[name][list(rows)] = value.cpu()
+
+
+def _of_no_passes(logits: Tensor) -> Tensors:
+    """Returns what one deterministic pass knows of mean and entropy."""
+    found = vars(summarize(logits.softmax(-1).unsqueeze(1)))
+    return {**found, "spread": torch.zeros(len(logits)), **_passes(len(logits), 0)}
+
+
+def _passes(rows: int, number: int) -> Tensors:
+    return {"passes": torch.full((rows,), number, dtype=torch.int32)}
+
+
+def _half(values: Tensor) -> Tensor:
+    return values.float().clamp(-MOST, MOST).half()
+
+
+def _means(states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Returns the mean over the real tokens of each hidden state: [b, L + 1, d]."""
+    weights = mask.unsqueeze(-1).to(states[0].dtype)
+    total = weights.sum(1)
+    return torch.stack([(state * weights).sum(1) / total for state in states], 1)
+
+
+@contextmanager
+def opened(checkpoint: Checkpoint, settings: Settings) -> Iterator[Scorer]:
+    """Yields a checkpoint as a scorer, on the accelerator where there is one."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # Half precision would round what tells passes apart.
+    model = checkpoint.model(dtype=torch.float32)
+    torch.nn.Module.to(model, device)
+    with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as scorer:
+        yield scorer
+
+
+@contextmanager
+def scoring(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, checkpoint: Checkpoint
+) -> Iterator[Scorer]:
+    """Yields a model ready to score; modes, rates and layers are as before at the end.
+
+    Raises:
+        SourceError: a model that train mode would change, or too few layers.
+    """
+    name = checkpoint.name
+    if settings.passes:
+        refuse_batchnorm(model, name)
+    encoder = encoder_of(model) or Encoder((model.base_model,), 1)
+    below = _below(encoder, settings, name)
+    layers = encoder.last(encoder.depth - below) if settings.last_layers is not None else ()
+    acting = tuple(model.modules()) if settings.last_layers is None else tuple(upper_modules(model, layers))
+    meter = Meter(encoder.depth)
+    limit = length_limit(tokenizer, model.config, settings.max_length)
+    if settings.max_length is not None and limit < settings.max_length:
+        logger.warning(
+            "%s takes at most %d tokens: max_length %d is cut to that", name, limit, settings.max_length
+        )
+    trunk = Trunk(encoder, below, meter)
+    scorer = Scorer(name, checkpoint.digest, model, tokenizer, settings, trunk, meter, acting, limit)
+    with ExitStack() as stack:
+        stack.enter_context(modes_kept(model))
+        stack.enter_context(injected(acting, settings.dropout))
+        stack.enter_context(trunk.watching())
+        if settings.keeps("features"):
+            stack.enter_context(_watched_head(model, checkpoint, scorer.seen))
+        yield scorer
+
+
+def _below(encoder: Encoder, settings: Settings, name: str) -> int:
+    """Returns how many layers are computed once."""
+    if settings.last_layers is None:
+        return 0
+    if settings.last_layers > encoder.depth:
+        raise SourceError(
+            f"{name}: last_layers is {settings.last_layers}, the teacher has {encoder.depth} layers; ask for fewer"
+        )
+    return encoder.depth - settings.last_layers
+
+
+@contextmanager
+def _watched_head(model: nn.Module, checkpoint: Checkpoint, seen: Tensors) -> Iterator[None]:
+    """Keeps the input of the Linear whose rows are the labels under `features`."""
+    names = [name.removesuffix(".weight") for name in checkpoint.label_parameters if name.endswith(".weight")]
+    if len(names) != 1:
+        raise SourceError(
+            f"{checkpoint.name}: found {len(names)} layers whose rows are labels, expected one; keep no features"
+        )
+    hook: Callable[..., None] = lambda _, arguments: seen.update(features=_first_token(arguments[0]))  # noqa: E731
+    handle = model.get_submodule(names[0]).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _first_token(values: Tensor) -> Tensor:
+    return values[:, 0] if values.dim() == 3 else values

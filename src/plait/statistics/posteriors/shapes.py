@@ -1,0 +1,27 @@
+"""Shape vocabulary of this room. n texts, k passes, C classes, L layers, d width."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Logits = Float[Tensor, "n C"]
+"""Before the softmax, one row per text."""
+Probabilities = Float[Tensor, "n C"]
+"""Rows that sum to 1."""
+Passes = Float[Tensor, "n k C"]
+"""The probabilities of k passes."""
+PerText = Float[Tensor, " n"]
+"""One number per text."""
+PerPass = Float[Tensor, "n k"]
+"""One number per text and pass."""
+Counts = Int[Tensor, " n"]
+"""One whole number per text."""
+Chosen = Bool[Tensor, " n"]
+"""Some of the texts."""
+Hashes = Int[Tensor, "n 2"]
+"""xxh3-128 of each text as two integers."""
+Features = Float[Tensor, "n d"]
+"""The classifier's input."""
+Layers = Float[Tensor, "n L+1 d"]
+"""Per text the mean of each hidden state, embeddings first."""
