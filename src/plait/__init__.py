@@ -12,12 +12,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plait.api import estimate, evaluate, export, finetune, inspect, load, merge, methods, run
+    from plait.api import (
+        amalgamate,
+        estimate,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        load,
+        merge,
+        methods,
+        posteriors,
+        run,
+    )
     from plait.errors import PlaitError
 
 __version__ = "0.1.0"
 __all__ = [
     "PlaitError",
+    "amalgamate",
     "estimate",
     "evaluate",
     "export",
@@ -26,6 +39,7 @@ __all__ = [
     "load",
     "merge",
     "methods",
+    "posteriors",
     "run",
 ]
 

@@ -1,5 +1,6 @@
 """What Plait does, as functions: the command line calls these and prints what they return."""
 
+from plait.api.amalgamating import amalgamate, posteriors
 from plait.api.evaluating import evaluate
 from plait.api.exporting import export
 from plait.api.inspecting import inspect, methods
@@ -20,6 +21,7 @@ def load(folder: str) -> Merged:
 
 
 __all__ = [
+    "amalgamate",
     "check",
     "estimate",
     "evaluate",
@@ -29,5 +31,6 @@ __all__ = [
     "load",
     "merge",
     "methods",
+    "posteriors",
     "run",
 ]

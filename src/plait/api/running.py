@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.api import merging, planning
+from plait.api import amalgamating, merging, planning
 from plait.recipe import AmalgamateRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
 
 Given = str | Path | Mapping[str, Any] | MergeRecipe | AmalgamateRecipe
@@ -31,8 +31,6 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
     """
     found = as_recipe(recipe)
     if isinstance(found, AmalgamateRecipe):
-        from plait.api import amalgamating
-
         amalgamating.check_output(found, overwrite=overwrite)
         return amalgamating.plan(found).describe()
     if not overwrite:
@@ -55,7 +53,5 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     """
     found = as_recipe(recipe)
     if isinstance(found, AmalgamateRecipe):
-        from plait.api import amalgamating
-
         return amalgamating.run_amalgamation(found, overwrite=overwrite, resume=resume)
     return merging.run_merge(found, overwrite=overwrite)

@@ -125,6 +125,14 @@ def show_plan(plan: dict[str, Any], *, json: bool) -> None:
         render.facts(plan)
 
 
+def show_result(result: Any, *, json: bool) -> None:
+    """Prints what a recipe made: a merged checkpoint, or a student."""
+    from plait.cli.amalgamating import show_student
+
+    show = show_merged if hasattr(result, "manifest") else show_student
+    show(result, json=json)
+
+
 def show_merged(merged: Any, *, json: bool) -> None:
     """Prints where a merged checkpoint lies and what it scored."""
     manifest = merged.manifest
@@ -144,6 +152,7 @@ def show_merged(merged: Any, *, json: bool) -> None:
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -154,7 +163,7 @@ def run(
     if dry_run:
         show_plan(api.check(recipe, overwrite=overwrite), json=json)
         return
-    show_merged(api.run(recipe, overwrite=overwrite), json=json)
+    show_result(api.run(recipe, overwrite=overwrite, resume=resume), json=json)
 
 
 @app.command()

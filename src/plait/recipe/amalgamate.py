@@ -53,7 +53,7 @@ class AmalgamateRecipe(Strict):
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: Objective = ObjectiveSpec()
     rename: dict[str, str] = Field(default_factory=dict)
-    passes: int = Field(default=16, ge=0)
+    passes: int | None = Field(default=None, ge=0)
     last_layers: int | None = Field(default=None, ge=1)
     stop: Literal["never", "certain", "likely"] = "never"
     dropout: float | None = Field(default=None, gt=0, lt=1)

@@ -1,0 +1,202 @@
+"""From posteriors to what a student is taught: who is believed on each text, and the target that follows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from plait.amalgamation.calibration import standardize, temperature_from_passes
+from plait.amalgamation.disagreement import disagreement
+from plait.amalgamation.gate import GATES, GateEntry
+from plait.amalgamation.labels import LabelSpace
+from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
+from plait.amalgamation.routing import Routing, route, summary
+from plait.amalgamation.targets import hard, probabilities, soft
+from plait.errors import DataError
+from plait.statistics.posteriors import Posterior
+
+logger = logging.getLogger("plait")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How posteriors become targets.
+
+    Attributes:
+        gate: Who decides which teacher is competent.
+        temperature: τ of the soft gate; the gate's own by default.
+        target: The chosen teacher's posterior, or all of them, weighted.
+        margin: Whether texts count by how clear the choice was.
+        posterior: One deterministic pass, or the Monte Carlo mean.
+        calibrate: Bring the teachers to one scale first, without labels.
+        objective: What the student minimises.
+        options: The objective's own options.
+    """
+
+    gate: str = "muka"
+    temperature: float | None = None
+    target: Literal["hard", "soft"] = "hard"
+    margin: bool = True
+    posterior: Literal["single", "mean"] = "single"
+    calibrate: Literal["none", "temperature", "standardize"] = "none"
+    objective: str = "muka"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gate_entry(self) -> GateEntry:
+        """Returns the registered gate."""
+        return GATES[self.gate]
+
+    @property
+    def objective_entry(self) -> ObjectiveEntry:
+        """Returns the registered objective."""
+        return OBJECTIVES[self.objective]
+
+    @property
+    def needs_passes(self) -> bool:
+        """Says whether the posteriors must hold Monte Carlo passes."""
+        return (
+            bool(self.gate_entry.facts["passes"])
+            or self.posterior == "mean"
+            or self.calibrate == "temperature"
+        )
+
+    @property
+    def keep(self) -> Literal["none", "features", "layers"]:
+        """Returns what the store must hold besides logits: the most that gate or objective asks for."""
+        wanted = {self.gate_entry.facts["keep"], self.objective_entry.facts["keep"]}
+        return "layers" if "layers" in wanted else "features" if "features" in wanted else "none"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught, text by text.
+
+    Attributes:
+        space: The student's labels.
+        routing: Whom the gate believes.
+        target: [n, C], rows sum to 1.
+        weight: [n], how much each text counts.
+        temperatures: Per teacher T of its softmax.
+    """
+
+    space: LabelSpace
+    routing: Routing
+    target: Tensor
+    weight: Tensor
+    temperatures: tuple[float, ...]
+
+
+def lesson(
+    posteriors: Sequence[Posterior], space: LabelSpace, choices: Choices, truth: Tensor | None = None
+) -> Lesson:
+    """Returns the lesson that the teachers' posteriors and a gate give.
+
+    Args:
+        posteriors: Per teacher, of the same n texts.
+        space: The union of the teachers' labels.
+        choices: How.
+        truth: [n] the texts' own labels as positions in the union, −1 where unknown; the gate `oracle` needs them.
+
+    Raises:
+        DataError: When the gate needs what the posteriors do not hold.
+    """
+    temperatures = _temperatures(posteriors, choices)
+    scores = gate_scores(posteriors, space, choices, temperatures, truth)
+    entry = choices.gate_entry
+    routing = route(scores, temperature=choices.temperature or float(entry.facts["temperature"]))
+    given = [
+        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t)
+        for p, t in zip(posteriors, temperatures, strict=True)
+    ]
+    for warning in disagreement(given, space, space.teachers):
+        logger.warning("%s", warning)
+    target = (hard if choices.target == "hard" else soft)(given, routing, space)
+    weight = routing.margin if choices.margin else torch.ones(len(target))
+    return Lesson(space, routing, target, weight, temperatures)
+
+
+def gate_scores(
+    posteriors: Sequence[Posterior],
+    space: LabelSpace,
+    choices: Choices,
+    temperatures: Sequence[float],
+    truth: Tensor | None = None,
+) -> Tensor:
+    """Returns how competent the gate finds each teacher on each text, [n, t]."""
+    entry = choices.gate_entry
+    columns = [
+        entry.function(**_gate_inputs(entry, posterior, space.known(at), t, truth))
+        for at, (posterior, t) in enumerate(zip(posteriors, temperatures, strict=True))
+    ]
+    scores = torch.stack([column.double() for column in columns], 1)
+    return standardize(scores) if choices.calibrate == "standardize" else scores
+
+
+def _gate_inputs(
+    entry: GateEntry, posterior: Posterior, known: Tensor, temperature: float, truth: Tensor | None
+) -> dict[str, Any]:
+    every = {
+        "logits": posterior.logits / temperature,
+        "mean": posterior.mean,
+        "expected_entropy": posterior.expected_entropy,
+        "features": None if posterior.features is None else posterior.features.float(),
+        "labels": truth,
+        "known": known,
+    }
+    lacking = [name for name in entry.inputs if every[name] is None]
+    if lacking:
+        raise DataError(f"gate {entry.name} needs {', '.join(lacking)}: {_REMEDIES[lacking[0]]}")
+    return {name: every[name] for name in entry.inputs}
+
+
+_REMEDIES = {
+    "labels": "it is for study, on texts with labels; name their column",
+    "features": "the posteriors were kept without; make them anew with features",
+    "mean": "the posteriors were made without Monte Carlo passes; give passes",
+    "expected_entropy": "the posteriors were made without Monte Carlo passes; give passes",
+}
+
+
+def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[float, ...]:
+    if choices.calibrate != "temperature":
+        return tuple(1.0 for _ in posteriors)
+    return tuple(temperature_from_passes(p.logits, p.mean) for p in posteriors)
+
+
+def tables(posteriors: Sequence[Posterior], taught: Lesson, entry: ObjectiveEntry) -> dict[str, Tensor]:
+    """Returns what an objective needs of each text, one row a text, ready to join the student's batches.
+
+    What belongs to several teachers is named with the teacher's number behind (`teacher_logits.0`).
+    """
+    found = {"target": taught.target, "weight": taught.weight}
+    for at, posterior in enumerate(posteriors):
+        for name, values in _of_teacher(posterior, taught.temperatures[at]).items():
+            if name in entry.inputs and values is not None:
+                found[f"{name}.{at}"] = values
+    return found
+
+
+def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | None]:
+    return {
+        "teacher_logits": posterior.logits / temperature,
+        "teacher_features": posterior.features,
+        "teacher_layers": posterior.layers,
+    }
+
+
+def who_taught_what(taught: Lesson, truth: Tensor | None = None) -> dict[str, Any]:
+    """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist."""
+    space = taught.space
+    known = torch.stack([space.known(at) for at in range(len(space.teachers))])
+    found = summary(taught.routing, space.teachers, truth, known)
+    if any(t != 1 for t in taught.temperatures):
+        found["temperatures"] = {
+            name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)
+        }
+    return found

@@ -1,0 +1,313 @@
+"""The amalgamation, stage by stage: open > score > route > teach > write > report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from plait.amalgamation.corpus import pack
+from plait.amalgamation.distill import Distillation, classifier_path
+from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
+from plait.amalgamation.student import Learned, Pupil, held_back, teach
+from plait.api.merging import describe_sources, is_file, run_merge, versions
+from plait.api.students import Student, write_student
+from plait.api.teachers import (
+    MERGED,
+    AmalgamationPlan,
+    check_output,
+    merge_of,
+    open_corpus,
+    open_teachers,
+    plan,
+)
+from plait.errors import DataError, RecipeError, did_you_mean, listed
+from plait.evaluation import evaluate_model
+from plait.recipe import AmalgamateRecipe, parse_as
+from plait.statistics.posteriors import Posterior, Settings, Store, score_texts
+from plait.training.heads import Head, open_with
+from plait.training.loop import Judge, Schedule
+from plait.training.state import check_accelerate, check_state, seeded, training_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SINGLE: Final[Literal["single_label_classification"]] = "single_label_classification"
+logger = logging.getLogger("plait")
+
+
+def amalgamate(
+    teachers: Mapping[str, Any],
+    *,
+    texts: Any,
+    out: str | Path,
+    student: str | Path | None = None,
+    validation: Any = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Student:
+    """Returns one student over the union of the teachers' labels, taught without labels and written to `out`.
+
+    Args:
+        teachers: name -> classifier (folder or Hub id), in order; a value may be a mapping as in a recipe.
+        texts: unlabelled texts: a file, a `datasets.Dataset`, a list of texts.
+        out: the folder to write, an ordinary checkpoint.
+        student: where the student starts: a model, a teacher's name, or `merged` for the average of the teachers;
+            default the base that all teachers record.
+        validation: labelled data that decides which epoch is kept, instead of agreement with the teachers.
+        overwrite: whether an existing output is replaced, once the new one is complete.
+        resume: go on with a training that was stopped. Posteriors are resumed in any case.
+        options: all other fields of a recipe: `gate`, `temperature`, `target`, `margin`, `posterior`, `calibrate`,
+            `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`, `held_back`, `epochs`,
+            `learning_rate`, `batch_size`, `max_length`, `warmup`, `precision`, `seed`, `report_to`, `store`,
+            `trust_remote_code`.
+
+    Raises:
+        PlaitError: anything a user can mend; no student has been written then.
+    """
+    recipe = amalgamation_recipe(
+        teachers, out=out, texts=texts, student=student, validation=validation, options=options
+    )
+    return run_amalgamation(
+        recipe,
+        texts=None if is_file(texts) else texts,
+        validation=None if is_file(validation) else validation,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+
+def amalgamation_recipe(
+    teachers: Mapping[str, Any],
+    *,
+    out: str | Path,
+    texts: Any,
+    student: str | Path | None,
+    validation: Any,
+    options: Mapping[str, Any],
+) -> AmalgamateRecipe:
+    """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
+    content = {
+        "sources": describe_sources(teachers),
+        "text": texts if is_file(texts) else None,
+        "validation": validation if is_file(validation) else None,
+        "student": None if student is None else str(student),
+        "output": str(out),
+        **options,
+    }
+    return parse_as(AmalgamateRecipe, content, "amalgamate")
+
+
+def run_amalgamation(
+    recipe: AmalgamateRecipe,
+    *,
+    texts: Any = None,
+    validation: Any = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Student:
+    """Returns the student of a recipe; `texts` and `validation` are what it has in memory instead of in files."""
+    started = time.monotonic()
+    check_output(recipe, overwrite=overwrite)
+    check_accelerate()
+    job = plan(recipe, texts, validation)
+    names = ", ".join(t.name for t in job.teachers)
+    logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
+    store = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
+    posteriors = [store.posterior(t.name) for t in job.teachers]
+    truth = true_labels(job)
+    taught = lesson(posteriors, job.space, job.choices, truth)
+    out = Path(os.path.realpath(recipe.output))
+    with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed):
+        pupil, tokenizer = open_pupil(job, posteriors, taught)
+        check_state(state, identity(job, store))
+        learned = train_pupil(job, pupil, tokenizer, state, resume=resume)
+        report = describe_result(job, store, learned, who_taught_what(taught, truth))
+        if job.validation is not None:
+            report["validation"] = judge_of(job, tokenizer)(pupil.model)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        write_student(pupil.model, tokenizer, out, report, overwrite=overwrite)
+        shutil.rmtree(state, ignore_errors=True)
+    logger.info("posteriors stay in %s: another student of them costs no teacher", store.folder)
+    return Student(Path(recipe.output))
+
+
+def posteriors(
+    teachers: Mapping[str, Any],
+    *,
+    texts: Any,
+    out: str | Path,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    **settings: Any,
+) -> Store:
+    """Returns the store that `amalgamate(…, store=out)` makes as its first stage; a stopped run goes on where it was.
+
+    Args:
+        teachers: name -> classifier (folder or Hub id), in order.
+        texts: unlabelled texts: a file, a `datasets.Dataset`, a list of texts.
+        out: the folder of the store.
+        overwrite: whether a store of other teachers, texts or settings is replaced.
+        trust_remote_code: whether a teacher may run its own code.
+        limit: a random subset of this size.
+        settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (none, features or layers), `stop`,
+            `batch_size`, `max_length`.
+
+    Raises:
+        PlaitError: anything a user can mend.
+    """
+    recipe = amalgamation_recipe(
+        teachers, out=out, texts=texts, student=None, validation=None,
+        options={"trust_remote_code": trust_remote_code, "limit": limit, "seed": settings.get("seed", 0)},
+    )  # fmt: skip
+    known = [f.name for f in fields(Settings)]
+    if unknown := [name for name in settings if name not in known]:
+        raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    chosen = Settings(**{"max_length": recipe.max_length, **settings})
+    opened = open_corpus(recipe, None if is_file(texts) else texts)
+    store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)
+    logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
+    return store
+
+
+def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> Store:
+    """Returns the teachers' posteriors, scored now as far as the store does not hold them.
+
+    A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew.
+    """
+    make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
+    try:
+        return make()
+    except DataError as error:
+        if not overwrite:
+            raise
+        logger.info("%s; it is made anew", error)
+        return make(overwrite=True)
+
+
+def true_labels(job: AmalgamationPlan) -> Tensor | None:
+    """Returns the texts' own labels as positions in the union, −1 for others, where their column is named."""
+    places = {name: at for at, name in enumerate(job.space.names)}
+    found: list[int] = []
+    for chunk in job.texts.chunks():
+        if chunk.labels is None:
+            return None
+        names = chunk.label_names
+        for label in chunk.labels:
+            name = names[label] if names and isinstance(label, int) else label
+            found.append(places.get(str(name), -1))
+    if max(found) < 0:
+        raise DataError(
+            f"{job.texts.source}: none of its labels is one of the union ({listed(job.space.names)})"
+        )
+    return torch.tensor(found)
+
+
+def open_pupil(
+    job: AmalgamationPlan, posteriors: Sequence[Posterior], taught: Lesson
+) -> tuple[Pupil, PreTrainedTokenizerBase]:
+    """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
+    recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
+    with starting_point(job) as start:
+        model, tokenizer = open_with(start, head, recipe.trust_remote_code)
+    model.config.problem_type = SINGLE
+    entry = job.choices.objective_entry
+    corpus = pack(
+        job.texts.chunks(), tokenizer, model.config, recipe.max_length, tables(posteriors, taught, entry)
+    )
+    objective = Distillation(entry, job.space.columns, classifier_path(model), job.choices.options)
+    return Pupil(model, corpus, objective), tokenizer
+
+
+@contextmanager
+def starting_point(job: AmalgamationPlan) -> Iterator[str]:
+    """Yields the model that the student starts from; the average of the teachers is made for the moment."""
+    if job.student != MERGED:
+        yield job.student
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / MERGED
+        run_merge(merge_of(job.recipe, place))
+        yield str(place)
+
+
+def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
+    """Returns what must be the same for a training to be resumed."""
+    left_out = {"output", "report_to", "store"}
+    return {
+        "recipe": job.recipe.model_dump(mode="json", exclude=left_out),
+        "texts": store.record.texts.fingerprint,
+        "teachers": {t.name: t.digest for t in store.teachers},
+    }
+
+
+def train_pupil(
+    job: AmalgamationPlan, pupil: Pupil, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool
+) -> Learned:
+    """Returns what training the pupil gave: the log and its cost."""
+    recipe = job.recipe
+    rows, held = held_back(len(pupil.corpus), recipe.held_back, recipe.seed)
+    schedule = Schedule(
+        recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup,
+        seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to,
+    )  # fmt: skip
+    chosen = replace(pupil, corpus=pupil.corpus.choose(rows))
+    judged = job.validation is not None
+    return teach(
+        chosen, state, schedule=schedule, held=held, judge=judge_of(job, tokenizer) if judged else None,
+        best="accuracy" if judged else "agreement", resume=resume,
+    )  # fmt: skip
+
+
+def judge_of(job: AmalgamationPlan, tokenizer: PreTrainedTokenizerBase) -> Judge:
+    """Returns what scores the student on the labelled validation data."""
+    assert job.validation is not None
+    return partial(
+        evaluate_model,
+        tokenizer=tokenizer,
+        examples=job.validation,
+        max_length=job.recipe.max_length,
+    )
+
+
+def describe_result(
+    job: AmalgamationPlan, store: Store, learned: Learned, who: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what is written beside the student: who taught it what, how, and what that cost."""
+    teachers = store.cost.total
+    return {
+        "made_by": "amalgamate",
+        "base": None if job.student == MERGED else job.student,
+        "labels": list(job.space.names),
+        "teachers": {
+            t.name: {"origin": t.origin, "digest": t.digest, "architecture": t.architecture, "labels": list(t.labels)}
+            for t in store.teachers
+        },
+        "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
+        "data": {"source": job.texts.source, "texts": store.count, "skipped": store.skipped},
+        "settings": asdict(store.settings),
+        "who_taught_what": dict(who),
+        "epochs": learned.epochs,
+        "forward_equivalents": {
+            "teachers": round(teachers, 2),
+            "student": round(learned.forwards / store.count, 2),
+            "total": round(teachers + learned.forwards / store.count, 2),
+        },
+        "versions": versions(),
+    }  # fmt: skip
+
+
+__all__ = ["amalgamate", "check_output", "plan", "posteriors", "run_amalgamation"]

@@ -1,0 +1,85 @@
+"""A student on disk: an ordinary checkpoint with a record of who taught it what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait.checkpoints.files import read_json
+from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.writer import atomic_folder
+from plait.data import read_examples
+from plait.errors import OutputError
+from plait.evaluation.predict import predict_logits
+from plait.report.student import student_card
+from plait.training.heads import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model taught by several: `.labels`, `.report`, `.predict(texts)`; `.model` is an ordinary transformers one."""
+
+    folder: Path
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Returns who taught it what, how, and what that cost."""
+        return dict(read_json(self.folder / "plait.json"))
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Returns the checkpoint, opened."""
+        return open_checkpoint(self.folder)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Returns the union of the teachers' labels."""
+        return self.checkpoint.labels or ()
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Returns the model in memory, in eval mode."""
+        return self.checkpoint.model()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns its tokenizer."""
+        return self.checkpoint.tokenizer()
+
+    def predict(self, texts: Any, *, batch_size: int = 32) -> list[dict[str, Any]]:
+        """Returns per text its label and the label's probability."""
+        examples = read_examples(texts)
+        rows = predict_logits(self.model, self.tokenizer, examples, batch_size=batch_size)
+        found = [row.softmax(-1).max(-1) for row in rows]
+        return [{"label": self.labels[int(best.indices)], "score": float(best.values)} for best in found]
+
+
+def write_student(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    report: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes an ordinary checkpoint with its record and model card; it appears whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with atomic_folder(out, overwrite=overwrite) as folder, quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            (folder / "plait.json").write_text(record, encoding="utf-8")
+            (folder / "README.md").write_text(student_card(report), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written: {error}") from error

@@ -1,0 +1,194 @@
+"""Commands of the amalgamation: amalgamate, posteriors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli import render
+from plait.cli.app import app
+from plait.cli.arguments import Json, Overwrite, PairColumn, Quiet, Seed, TextColumn, Trust, pairs, spec
+from plait.cli.making import parse_yaml, show_plan
+
+Teachers = Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT: a classifier, a folder or a Hub id.")]
+TextFile = Annotated[str, typer.Option("--text", help="FILE of texts; labels are not looked at.")]
+LabelOfTexts = Annotated[
+    str | None,
+    typer.Option("--label-column", help="Labels of the texts, for study: gate oracle, routing accuracy."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=2, help="A random subset of this many texts.")]
+LastLayers = Annotated[
+    int | None, typer.Option("--last-layers", min=1, help="Dropout in the last m layers only: much cheaper.")
+]
+Stop = Annotated[
+    str,
+    typer.Option("--stop", help="never, certain or likely: leave out passes that cannot change the choice."),
+]
+Dropout = Annotated[
+    float | None, typer.Option("--dropout", help="Rate to inject into teachers that have no dropout.")
+]
+Length = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
+
+
+@app.command()
+def amalgamate(
+    teachers: Teachers,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    text: TextFile,
+    student: Annotated[
+        str | None,
+        typer.Option("--student", help="A model, a teacher's name, or merged; default the teachers' base."),
+    ] = None,
+    gate: Annotated[str, typer.Option("--gate", help="Who is competent: see plait methods.")] = "muka",
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="Of the soft gate; default the gate's own.")
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="hard or soft.")] = "hard",
+    margin: Annotated[
+        bool, typer.Option("--margin/--no-margin", help="Weigh texts by how clear the choice was.")
+    ] = True,
+    posterior: Annotated[
+        str, typer.Option("--posterior", help="single (one pass) or mean (of the Monte Carlo passes).")
+    ] = "single",
+    calibrate: Annotated[
+        str, typer.Option("--calibrate", help="none, temperature or standardize; needs no labels.")
+    ] = "none",
+    objective: Annotated[str, typer.Option("--objective", help="muka, vkd, uhc, dfa or cfl.")] = "muka",
+    options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the objective.")] = None,
+    rename: Annotated[
+        list[str] | None, typer.Option("--rename", help="TEACHER.LABEL=NAME; equal names are one label.")
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option("--passes", min=0, help="Monte Carlo passes; default 16 where needed.")
+    ] = None,
+    last_layers: LastLayers = None,
+    stop: Stop = "never",
+    dropout: Dropout = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Posteriors to use or make; default OUTPUT.posteriors.")
+    ] = None,
+    limit: Limit = None,
+    held_back: Annotated[
+        float, typer.Option("--held-back", min=0.0, max=0.9, help="Share of texts that choose the epoch.")
+    ] = 0.05,
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="FILE with labels that chooses the epoch instead.")
+    ] = None,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")] = 16,
+    max_length: Length = 128,
+    warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    seed: Seed = 0,
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="A tracker that transformers knows.")
+    ] = "none",
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelOfTexts = None,
+    trust_remote_code: Trust = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teach one student all that several classifiers know, from texts without labels."""
+    from plait import api
+    from plait.api.amalgamating import amalgamation_recipe, run_amalgamation
+
+    fields: dict[str, Any] = {
+        "gate": gate, "temperature": temperature, "target": target, "margin": margin, "posterior": posterior,
+        "calibrate": calibrate, "objective": {"name": objective, **pairs(options, "--set", parse_yaml)},
+        "rename": pairs(rename, "--rename"), "passes": passes, "last_layers": last_layers, "stop": stop,
+        "dropout": dropout, "store": store, "limit": limit, "held_back": held_back, "epochs": epochs,
+        "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length, "warmup": warmup,
+        "precision": precision, "seed": seed, "report_to": report_to, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    recipe = amalgamation_recipe(
+        pairs(teachers, "teachers"), out=output, texts=spec(text, text_column, text_pair_column, label_column),
+        student=student, options=fields,
+        validation=None if validation is None else spec(validation, text_column, text_pair_column, None),
+    )  # fmt: skip
+    if dry_run:
+        show_plan(api.check(recipe, overwrite=overwrite), json=json)
+        return
+    show_student(run_amalgamation(recipe, overwrite=overwrite, resume=resume), json=json)
+
+
+def show_student(student: Any, *, json: bool) -> None:
+    """Prints where a student lies, who taught it what, and what that cost."""
+    report = student.report
+    if json:
+        render.as_json({"output": str(student.folder), **report})
+        return
+    render.line(f"{student.folder}: {len(report['labels'])} labels ({', '.join(report['labels'])})")
+    for name, share in report["who_taught_what"]["teachers"].items():
+        labels = ", ".join(report["teachers"][name]["labels"])
+        render.line(f"  {name} taught {100 * share['share']:.1f} % of the texts ({labels})")
+    if routing := report["who_taught_what"].get("routing"):
+        render.line(
+            f"  routing accuracy {routing['accuracy']:.3f} on {routing['labelled']} texts with labels"
+        )
+    for epoch in report["epochs"]:
+        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
+    cost = report["forward_equivalents"]
+    render.line(
+        f"  forward passes per text: teachers {cost['teachers']:.2f} + student {cost['student']:.2f} "
+        f"= {cost['total']:.2f} (a backward pass counts as two)"
+    )
+
+
+@app.command()
+def posteriors(
+    teachers: Teachers,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the store.")],
+    text: TextFile,
+    passes: Annotated[int, typer.Option("--passes", min=0, help="Monte Carlo passes.")] = 16,
+    keep: Annotated[
+        str, typer.Option("--keep", help="none, features (gate mahalanobis, cfl) or layers (dfa).")
+    ] = "none",
+    last_layers: LastLayers = None,
+    stop: Stop = "never",
+    dropout: Dropout = None,
+    limit: Limit = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")] = 64,
+    max_length: Length = 128,
+    seed: Seed = 0,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let teachers score texts: the expensive stage of amalgamate alone; a stopped run goes on where it was."""
+    from plait import api
+
+    store = api.posteriors(
+        pairs(teachers, "teachers"), texts=spec(text, text_column, text_pair_column, None), out=output,
+        passes=passes, keep=keep, last_layers=last_layers, stop=stop, dropout=dropout, limit=limit,
+        batch_size=batch_size, max_length=max_length, seed=seed, trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+    )  # fmt: skip
+    about = describe_store(store)
+    if json:
+        render.as_json(about)
+    else:
+        render.facts(about)
+
+
+def describe_store(store: Any) -> dict[str, Any]:
+    """Returns a store as plain data."""
+    cost = {name: round(forwards, 2) for name, forwards in store.cost.teachers.items()}
+    return {
+        "output": str(store.folder),
+        "texts": store.count,
+        "skipped": store.skipped,
+        "passes": store.settings.passes,
+        "teachers": {t.name: {"model": t.origin, "labels": list(t.labels)} for t in store.teachers},
+        "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
+    }

@@ -1,0 +1,61 @@
+"""The model card of a student: its labels, its teachers, who taught what, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from plait.report.card import table
+
+USE = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{folder}")
+classify("Some text.")
+```"""
+
+
+def student_card(report: Mapping[str, Any]) -> str:
+    """Returns the card as Markdown with the front matter that model hubs read."""
+    folder, recipe = str(report["recipe"]["output"]), report["recipe"]
+    cost = report["forward_equivalents"]
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- plait\n- amalgamation\n---",
+        f"# {PurePath(folder).name}",
+        f"{len(report['teachers'])} teachers taught this model {len(report['labels'])} labels from "
+        f"{report['data']['texts']} texts without labels (Plait, gate `{recipe['gate']}`, target `{recipe['target']}`, "
+        f"objective `{recipe['objective']['name']}`).",
+        "## Use",
+        USE.format(folder=folder),
+        "## Who taught what",
+        teachers_table(report),
+        "## Training",
+        epochs_table(report["epochs"]) if report["epochs"] else "No texts were held back.",
+        f"Forward passes per text, a backward pass counted as two: {cost['teachers']:g} of the teachers and "
+        f"{cost['student']:g} of the student.",
+        "## Recipe",
+        "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
+        "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def teachers_table(report: Mapping[str, Any]) -> str:
+    """Returns the teachers with their labels and the share of texts that each taught."""
+    shares = report["who_taught_what"]["teachers"]
+    rows = [
+        (name, teacher["origin"], ", ".join(teacher["labels"]), f"{100 * shares[name]['share']:.1f} %")
+        for name, teacher in report["teachers"].items()
+    ]
+    return table(("teacher", "model", "labels", "share of the texts"), rows)
+
+
+def epochs_table(epochs: list[dict[str, float]]) -> str:
+    """Returns what the judge said after each epoch."""
+    names = tuple(dict.fromkeys(name for epoch in epochs for name in epoch))
+    return table(
+        names, [tuple(f"{epoch[name]:g}" if name in epoch else "" for name in names) for epoch in epochs]
+    )
