@@ -2,7 +2,7 @@
 
 Positional parameters are inputs, supplied by name from `INPUTS`; keyword-only ones are options. The facts of a gate
 are its `paper`, the `temperature` that a soft choice between teachers takes by default, whether it needs Monte Carlo
-`passes`, and what the store must `keep` for it (`none` or `features`).
+`passes`, and what the store must `keep` for it (`none` or `features`); `limits` bound its options.
 """
 
 from __future__ import annotations

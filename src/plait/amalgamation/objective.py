@@ -2,7 +2,9 @@
 
 Positional parameters are inputs, supplied by name from `INPUTS`; keyword-only ones are options. The facts of an
 objective are its `paper`, what the store must `keep` for it (`none`, `features` or `layers`), and, where it trains
-layers of its own, the `adapters` that `adapters.build` makes for it.
+layers of its own, the `adapters` that `adapters.build` makes for it; `limits` bound its options.
+
+Everything is computed in float32 whatever precision the student runs in.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from plait.registry import Entry, Registry
 Terms = Mapping[str, Tensor]
 AmalgamationObjective = Callable[..., Terms]
 ObjectiveEntry = Entry[AmalgamationObjective]
+TEMPERATURES = (0.01, 100.0)
 OBJECTIVES: Registry[AmalgamationObjective] = Registry("objective", "plait.amalgamation.objectives")
 
 INPUTS = (

@@ -75,7 +75,7 @@ def _refuse(bad: Sequence[int]) -> None:
 
 def _margin(scores: Tensor) -> Tensor:
     if scores.shape[1] < 2:
-        return torch.ones(len(scores))
+        return scores.new_ones(len(scores))
     best = scores.topk(2, -1).values
     return best[:, 0] - best[:, 1] + LEAST_MARGIN
 

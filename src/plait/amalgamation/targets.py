@@ -43,7 +43,7 @@ def single(teacher: int, posterior: Tensor, space: LabelSpace) -> Target:
 
 def hard(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> Target:
     """Returns the distribution of the most competent teacher of each text: p̃ = pad(p_i*), i* = argmax_i s_i."""
-    target = torch.zeros(len(routing.choice), len(space))
+    target = torch.zeros(len(routing.choice), len(space), device=routing.choice.device)
     for teacher, posterior in enumerate(posteriors):
         rows = routing.choice == teacher
         target[rows] = single(teacher, posterior[rows], space)
@@ -52,7 +52,7 @@ def hard(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> T
 
 def soft(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> Target:
     """Returns the mean of the teachers' distributions, weighted by competence: p̃ = Σ_i w_i pad(p_i)."""
-    target = torch.zeros(len(routing.choice), len(space))
+    target = torch.zeros(len(routing.choice), len(space), device=routing.choice.device)
     for teacher, posterior in enumerate(posteriors):
         target += routing.weights[:, teacher, None] * single(teacher, posterior, space)
     return target
@@ -71,5 +71,5 @@ def concat(logits: Sequence[Tensor], space: LabelSpace, *, temperature: float = 
         temperature: T.
     """
     together = torch.softmax(torch.cat([z.float() for z in logits], -1) / temperature, -1)
-    places = torch.tensor([at for columns in space.columns for at in columns])
+    places = torch.tensor([at for columns in space.columns for at in columns], device=together.device)
     return together.new_zeros(len(together), len(space)).index_add(1, places, together)

@@ -7,12 +7,19 @@ from torch import Tensor
 
 from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
 
-_LEAST = (
-    1e-6  # a text about which the teacher says nothing still counts this much, so that weights never vanish
+LEAST_WEIGHT = 1e-6  # of a text about which the teacher says nothing: weights never all vanish
+SAME = 1e-9  # a spread that is less than this share of the scores is rounding
+LEAST_VARIANCE = 1e-6  # of the corpus's typical one: labels with one text each have none of their own
+
+
+@GATES.register(
+    "mahalanobis",
+    paper="arXiv:2106.09022",
+    temperature=1.0,
+    passes=False,
+    keep="features",
+    limits={"shrinkage": (0.0, 1.0)},
 )
-
-
-@GATES.register("mahalanobis", paper="arXiv:2106.09022", temperature=1.0, passes=False, keep="features")
 def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -> PerText:
     """Returns minus the relative Mahalanobis distance to the nearest label, in units of its own spread.
 
@@ -33,29 +40,36 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
         shrinkage: ρ, between 0 and 1.
     """
     points, logs = features.double(), torch.log_softmax(logits.double(), -1)
-    weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=_LEAST)
+    weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=LEAST_WEIGHT)
     nearest, centred = logs.argmax(-1), points - points.mean(0)
     members = torch.nn.functional.one_hot(nearest, logits.shape[-1]).double() * weights[:, None]
     members = members[:, members.sum(0) > 0]
     centres = (members / members.sum(0)).T @ centred
     within = centred - centres[members.argmax(-1)]
-    shared = _whitening(_covariance(within, weights), shrinkage)
-    background = _whitening(_covariance(centred, torch.ones_like(weights)), shrinkage)
+    corpus = _covariance(centred, torch.ones_like(weights))
+    least = (LEAST_VARIANCE * corpus.diagonal().mean()).clamp(min=torch.finfo(torch.float32).tiny)
+    shared = _whitening(_covariance(within, weights), shrinkage, least)
+    background = _whitening(corpus, shrinkage, least)
     distances = torch.stack([((centred - centre) @ shared).square().sum(-1) for centre in centres])
     scores = (centred @ background).square().sum(-1) - distances.amin(0)
-    return scores / scores.std(correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+    return _scaled(scores)
+
+
+def _scaled(scores: PerText) -> PerText:
+    """Returns scores over their standard deviation; 0 where they differ by rounding alone."""
+    spread = scores.std(correction=0)
+    real = spread > SAME * scores.abs().amax()
+    return scores / spread if bool(real) else torch.zeros_like(scores)
 
 
 def _covariance(deviations: Tensor, weights: Tensor) -> Tensor:
     return (deviations * (weights / weights.sum())[:, None]).T @ deviations
 
 
-def _whitening(covariance: Tensor, shrinkage: float) -> Tensor:
-    """Returns W with W Wᵀ = Σ⁻¹, for a shrunk Σ; directions in which nothing varies count for nothing."""
-    width = covariance.shape[0]
-    typical = covariance.diagonal().mean()
-    shrunk = (1 - shrinkage) * covariance + shrinkage * typical * torch.eye(width, dtype=covariance.dtype)
+def _whitening(covariance: Tensor, shrinkage: float, least: Tensor) -> Tensor:
+    """Returns W with W Wᵀ = Σ⁻¹, for a shrunk Σ whose variances are at least `least` in every direction."""
+    diagonal = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean() * diagonal
     values, vectors = torch.linalg.eigh(shrunk)
-    least = values[-1].clamp(min=torch.finfo(torch.float32).tiny) * 1e-10
-    found: Tensor = vectors * torch.where(values > least, values.rsqrt(), 0.0)
+    found: Tensor = vectors * values.clamp(min=least).rsqrt()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.amalgamation.adapters import CommonSpace
-from plait.amalgamation.objective import OBJECTIVES, Columns, Features, Logits, Outputs, Terms
+from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Columns, Features, Logits, Outputs, Terms
 from plait.amalgamation.objectives.vkd import vkd
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _LEAST = 1e-6  # of a kernel's squared width: features are of length 1
 
 
-@OBJECTIVES.register("cfl", paper="arXiv:1906.10546", keep="features", adapters=CommonSpace)
+@OBJECTIVES.register(
+    "cfl",
+    paper="arXiv:1906.10546",
+    keep="features",
+    adapters=CommonSpace,
+    limits={"temperature": TEMPERATURES, "matching": (0.0, math.inf), "reconstruction": (0.0, math.inf)},
+)
 def cfl(  # noqa: PLR0917 (inputs by name)
     student_logits: Logits,
     teacher_logits: Outputs,
@@ -55,8 +62,8 @@ def cfl(  # noqa: PLR0917 (inputs by name)
     own = _standard(student_features)
     theirs = [_standard(features) for features in teacher_features]
     common, commons, rebuilt = adapters(own, theirs)
-    matched = [discrepancy(F.normalize(common, dim=-1), F.normalize(c, dim=-1)) for c in commons]
-    lost = [F.mse_loss(back, features) for back, features in zip(rebuilt, theirs, strict=True)]
+    matched = [discrepancy(_scaled(common), _scaled(c)) for c in commons]
+    lost = [F.mse_loss(back.float(), features) for back, features in zip(rebuilt, theirs, strict=True)]
     return {
         **vkd(student_logits, teacher_logits, columns, temperature=temperature),
         "matching": matching * torch.stack(matched).sum(),
@@ -72,6 +79,10 @@ def discrepancy(x: Tensor, y: Tensor) -> Tensor:
     kernel = torch.stack([torch.exp(squared / (-2 * width * scale)) for width in WIDTHS]).sum(0)
     n = len(x)
     return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
+def _scaled(points: Tensor) -> Tensor:
+    return F.normalize(points.float(), dim=-1)
 
 
 def _standard(features: Tensor) -> Tensor:

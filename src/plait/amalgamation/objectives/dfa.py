@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,11 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.amalgamation.adapters import Alignment, same_depth
-from plait.amalgamation.objective import OBJECTIVES, Columns, Layers, Logits, Outputs, Terms
+from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Columns, Layers, Logits, Outputs, Terms
 from plait.amalgamation.objectives.vkd import vkd
 
 
-@OBJECTIVES.register("dfa", paper="arXiv:1811.02796", keep="layers", adapters=Alignment)
+@OBJECTIVES.register(
+    "dfa",
+    paper="arXiv:1811.02796",
+    keep="layers",
+    adapters=Alignment,
+    limits={"temperature": TEMPERATURES, "alignment": (0.0, math.inf)},
+)
 def dfa(  # noqa: PLR0917 (inputs by name)
     student_logits: Logits,
     teacher_logits: Outputs,
@@ -57,7 +64,7 @@ def dfa(  # noqa: PLR0917 (inputs by name)
         for layers in teacher_layers
     ]
     given = adapters(student_layers[:, 1:].float())
-    each = [measure(a, b).mean() for a, b in zip(given, wanted, strict=True)]
+    each = [measure(a.float(), b).mean() for a, b in zip(given, wanted, strict=True)]
     distilled = vkd(student_logits, teacher_logits, columns, temperature=temperature)
     return {**distilled, "alignment": alignment * torch.stack(each).mean()}
 

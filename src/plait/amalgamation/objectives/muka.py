@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from plait.amalgamation.objective import OBJECTIVES, Logits, Target, Terms, Weights, divergence
+from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Logits, Target, Terms, Weights, divergence
 
 
-@OBJECTIVES.register("muka", paper="arXiv:2112.07327", keep="none")
+@OBJECTIVES.register("muka", paper="arXiv:2112.07327", keep="none", limits={"temperature": TEMPERATURES})
 def muka(student_logits: Logits, target: Target, weight: Weights, *, temperature: float = 1.0) -> Terms:
     """Returns the divergence of the student from the target, weighted by how clear the choice of the teacher was.
 
@@ -21,4 +21,4 @@ def muka(student_logits: Logits, target: Target, weight: Weights, *, temperature
         weight: v.
         temperature: T.
     """
-    return {"divergence": (weight.float() * divergence(target, student_logits / temperature)).mean()}
+    return {"divergence": (weight.float() * divergence(target, student_logits.float() / temperature)).mean()}

@@ -5,10 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plait.amalgamation.objective import OBJECTIVES, Columns, Logits, Outputs, Terms, divergence, gathered
+from plait.amalgamation.objective import (
+    OBJECTIVES,
+    TEMPERATURES,
+    Columns,
+    Logits,
+    Outputs,
+    Terms,
+    divergence,
+    gathered,
+)
 
 
-@OBJECTIVES.register("uhc", paper="arXiv:1904.06062", keep="none")
+@OBJECTIVES.register("uhc", paper="arXiv:1904.06062", keep="none", limits={"temperature": TEMPERATURES})
 def uhc(
     student_logits: Logits, teacher_logits: Outputs, columns: Columns, *, temperature: float = 1.0
 ) -> Terms:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from plait.amalgamation.objective import OBJECTIVES, Columns, Logits, Outputs, Terms, divergence, gathered
+from plait.amalgamation.objective import (
+    OBJECTIVES,
+    TEMPERATURES,
+    Columns,
+    Logits,
+    Outputs,
+    Terms,
+    divergence,
+    gathered,
+)
 
 
-@OBJECTIVES.register("vkd", paper="arXiv:1503.02531", keep="none")
+@OBJECTIVES.register("vkd", paper="arXiv:1503.02531", keep="none", limits={"temperature": TEMPERATURES})
 def vkd(
     student_logits: Logits, teacher_logits: Outputs, columns: Columns, *, temperature: float = 1.0
 ) -> Terms:
@@ -28,4 +37,4 @@ def vkd(
     """
     together = torch.cat([logits.float() for logits in teacher_logits], -1) / temperature
     target = gathered(torch.softmax(together, -1), torch.cat(list(columns)), student_logits.shape[-1])
-    return {"divergence": temperature**2 * divergence(target, student_logits / temperature).mean()}
+    return {"divergence": temperature**2 * divergence(target, student_logits.float() / temperature).mean()}
