@@ -272,8 +272,8 @@ OBJECTIVES: dict[str, Callable[..., dict[str, float]]] = {
 
 
 def temperature_from_passes(logits: Array, mean: Array) -> float:
-    """The best of a fine grid of temperatures."""
-    grid = [math.exp(at / 500) for at in range(int(500 * math.log(0.01)), int(500 * math.log(100)) + 1)]
+    """The best of a fine grid of temperatures between 1/20 and 20."""
+    grid = [math.exp(at / 500) for at in range(int(500 * math.log(0.05)), int(500 * math.log(20)) + 1)]
     return min(
         grid,
         key=lambda t: math.fsum(kl(p, softmax(z / t)) for z, p in zip(logits, mean, strict=True)),
