@@ -1,0 +1,129 @@
+"""What a perturbation is: a pure function that makes the members' hidden states differ, in training alone.
+
+Each says where it acts, takes what it asks for by name from `INPUTS`, and draws member by member: a batch of all
+members gets what M separate passes would have drawn, and one member can be drawn again from its own generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from plait.data import ProblemType
+from plait.ensembles.outputs import SINGLE, at_least_float32
+from plait.ensembles.shapes import Hidden, Mask
+from plait.errors import RecipeError, listed
+from plait.registry import Registry
+
+Perturbation = Callable[..., Tensor]
+PERTURBATIONS: Registry[Perturbation] = Registry("perturbation", "plait.ensembles.perturbations")
+Generators = Sequence[Generator] | None
+
+INPUTS = ("hidden", "members", "mask", "generators", "prediction", "droppable", "blank")
+"""All that a perturbation may ask for.
+
+hidden: what it perturbs, after replication. members: M. mask: real tokens, [B, T] or [M·B, T]. generators: one per
+member, or None for the default one, member after member. prediction: what becomes of the states, a `Prediction`.
+droppable: words that may be dropped, as `mask`. blank: what the embeddings give for the unknown word at each place,
+[B, T, H] or [H]; None for zeros.
+"""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How hidden states become logits, and what those mean.
+
+    Attributes:
+        forward: From states in the layout of `hidden` to logits, members first; no example or member may see another.
+        problem: What the logits mean.
+        counted: The rows of logits that count, [B] or [B, T]; all by default.
+        clean: The logits of the unperturbed states under the same dropout, where they are known.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    problem: ProblemType = SINGLE
+    counted: Mask | None = None
+    clean: Tensor | None = None
+
+
+class Place(StrEnum):
+    """Where a perturbation acts."""
+
+    NONE = "none"
+    DROPOUT = "dropout"
+    EMBEDDINGS = "embeddings"
+    HIDDEN = "hidden"
+
+
+def place(name: str, options: Mapping[str, Any]) -> Place:
+    """Returns where a perturbation acts: its option `at` where it has one, else what it was registered with."""
+    entry = PERTURBATIONS[name]
+    if "at" not in entry.options:
+        return Place(entry.facts["place"])
+    chosen = options.get("at", entry.options["at"].default)
+    if chosen not in (Place.EMBEDDINGS, Place.HIDDEN):
+        raise RecipeError(f"perturbation {entry.name}: at is {chosen!r}; expected embeddings or hidden")
+    return Place(chosen)
+
+
+def check(name: str, **options: Any) -> None:
+    """Raises `RecipeError` with all options of a perturbation that are unknown to it or out of their limits."""
+    entry = PERTURBATIONS[name]
+    entry.check(options)
+    limits = entry.facts.get("limits", {})
+    problems = [
+        f"{option} is {value}; expected {wanted}"
+        for option, value in options.items()
+        if option in limits and value is not None
+        if (wanted := _wrong(value, *limits[option], whole=entry.options[option].annotation is int))
+    ]
+    if problems:
+        raise RecipeError(f"perturbation {entry.name}: {listed(problems)} (perturbation none does nothing)")
+    place(name, options)
+
+
+def perturb(name: str, options: Mapping[str, Any], **inputs: Any) -> Tensor:
+    """Returns the hidden states perturbed by name: of `inputs` each perturbation takes what it asks for."""
+    entry = PERTURBATIONS[name]
+    entry.check(options)
+    return entry.function(**{key: inputs[key] for key in entry.inputs if key in inputs}, **options)
+
+
+def _wrong(value: Any, low: float, high: float, *, whole: bool) -> str:
+    """Returns what was expected of an option that is no number inside its limits; nothing where it is one."""
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low < value < high:
+        return ""
+    kind = "whole number" if whole else "number"
+    return f"a {kind} above {low:g}" + (f" and below {high:g}" if math.isfinite(high) else "")
+
+
+def by_member(hidden: Hidden, members: int) -> Tensor:
+    """Returns [M, B, T, H] of either layout, in at least float32."""
+    values = at_least_float32(hidden)
+    return values if hidden.dim() == 4 else values.unflatten(0, (members, -1))
+
+
+def mask_by_member(mask: Mask | None, like: Tensor) -> Tensor:
+    """Returns a mask [B, T] or [M·B, T] as [M or 1, B, T, 1] in the dtype of the states; ones for none."""
+    if mask is None:
+        return like.new_ones(1, 1, 1, 1)
+    shaped = mask.unsqueeze(0) if mask.shape[0] == like.shape[1] else mask.unflatten(0, like.shape[:2])
+    return shaped.unsqueeze(-1).to(like)
+
+
+def drawn(
+    make: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generators: Generators = None
+) -> Tensor:
+    """Returns `shape[0]` draws, one member after the other, each from its own generator where there are some."""
+    sources: Sequence[Generator | None] = generators or [None] * shape[0]
+    if len(sources) != shape[0]:
+        raise ValueError(f"{len(sources)} generators for {shape[0]} members")
+    options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+    return torch.stack([make(tuple(shape[1:]), generator=source, **options) for source in sources])
