@@ -1,0 +1,347 @@
+"""Teaches the students of every row and judges all ways of combining its teachers: one JSON per row and per student.
+
+Run from the repository root, once for each core:
+
+    python experiments/amalgamation/run.py
+
+Processes that run at once share the work between them, seed by seed, the cheapest rows first. What is finished is
+skipped; what is missing (encoders, teachers, posteriors) is made. A file STOP in work-files/amalgamation ends them
+after the student they are at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from encoders import encoder
+from rows import RESULTS, ROWS, SEEDS, WORK, Row, Teacher, slug, test, transfer
+from sources import claimed, finished, folder_of, make, write
+from torch import Tensor
+
+from plait.amalgamation.corpus import pack
+from plait.amalgamation.distill import Distillation, adapted, classifier_path, make_adapters
+from plait.amalgamation.gate import GATES
+from plait.amalgamation.labels import LabelSpace, union
+from plait.amalgamation.lesson import Choices, Lesson, lesson, tables
+from plait.amalgamation.routing import route
+from plait.amalgamation.targets import concat, hard, soft
+from plait.checkpoints.source import open_checkpoint
+from plait.data import Examples
+from plait.data.streaming import open_texts
+from plait.evaluation import predict_logits
+from plait.statistics.posteriors import Posterior, Settings, score_texts
+from plait.training.heads import Head, open_with
+from plait.training.loop import Schedule, train
+from plait.training.state import seeded
+
+PASSES = 16
+EPOCHS = 6
+BATCH = 16
+RATE = 1e-4
+STOP = WORK / "STOP"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student as the table names it, and how its lesson comes about; without choices it reads the gold labels."""
+
+    name: str
+    choices: Choices | None
+
+
+def taught_by(gate: str, target: str = "hard", *, margin: bool = False, objective: str = "muka") -> Choices:
+    return Choices(gate=gate, target=target, margin=margin, objective=objective)  # type: ignore[arg-type]
+
+
+MAIN = (
+    Student("muka hard", taught_by("muka", margin=True)),
+    Student("vkd", taught_by("energy", "soft", objective="vkd")),
+    Student("uhc", taught_by("energy", "soft", objective="uhc")),
+    Student("energy hard, no margin", taught_by("energy")),
+    Student("muka soft", taught_by("muka", "soft", margin=True)),
+    Student("supervised", None),
+    Student("muka hard, no margin", taught_by("muka")),
+    Student("dfa", taught_by("energy", "soft", objective="dfa")),
+    Student("cfl", taught_by("energy", "soft", objective="cfl")),
+    Student("muka soft, no margin", taught_by("muka", "soft")),
+)
+GATED = tuple(
+    Student(f"{gate} hard, no margin", taught_by(gate))
+    for gate in ("oracle", "max_logit", "entropy", "bald", "mahalanobis")
+)
+FEW = tuple(
+    s
+    for s in MAIN
+    if s.name in {"muka hard", "muka soft", "vkd", "uhc", "energy hard, no margin", "supervised"}
+)
+WITH_GATES = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
+
+
+def students(row: Row) -> tuple[Student, ...]:
+    if row.split == "shared":
+        return FEW
+    return MAIN + (GATED if row.name in WITH_GATES else ())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that the students of one row and seed are made from."""
+
+    space: LabelSpace
+    texts: Examples
+    truth: Tensor
+    posteriors: tuple[Posterior, ...]
+
+
+def score_teacher(row: Row, teacher: Teacher, seed: int) -> Posterior:
+    """Returns what a teacher says of the row's transfer texts; each is asked once, whatever rows it stands in."""
+    corpus = f"{'+'.join(row.data)}-{row.split}-{seed}"
+    folder = WORK / "stores" / corpus / teacher.name
+    checkpoint = open_checkpoint(folder_of(teacher, seed), name=teacher.name)
+    settings = Settings(passes=PASSES, seed=seed, keep="layers", max_length=row.max_length)
+    with waiting(WORK / "claims" / f"{corpus}-{teacher.name}"):
+        store = score_texts(folder, open_texts(transfer(row, seed)), [checkpoint], settings)
+    return store.posterior(teacher.name)
+
+
+@contextmanager
+def waiting(place: Path) -> Iterator[None]:
+    """Waits until no other process works on `place`."""
+    while True:
+        with claimed(place) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(2)
+
+
+@cache
+def stage(name: str, seed: int) -> Stage:
+    """Returns a row's teachers' posteriors, making teachers and posteriors that are missing."""
+    row = ROWS[name]
+    for teacher in row.teachers:
+        with waiting(WORK / "claims" / f"{teacher.name}-{seed}"):
+            if not finished(teacher, seed):
+                make(teacher, seed)
+    space = union({teacher.name: teacher.label_names for teacher in row.teachers})
+    texts = transfer(row, seed)
+    posteriors = tuple(score_teacher(row, teacher, seed) for teacher in row.teachers)
+    return Stage(space, texts, positions(texts, space), posteriors)
+
+
+def positions(texts: Examples, space: LabelSpace) -> Tensor:
+    return torch.tensor([space.names.index(label) for label in texts.labels or ()])
+
+
+@torch.autocast("cpu", torch.bfloat16)
+def predict(model: Any, tokenizer: Any, row: Row) -> Tensor:
+    logits = predict_logits(model, tokenizer, test(row).unlabelled(), max_length=row.max_length)
+    return torch.stack(logits)
+
+
+def accuracy(scores: Tensor, truth: Tensor) -> float:
+    return round(float((scores.argmax(-1) == truth).double().mean()), 6)
+
+
+def judge_row(row: Row, seed: int) -> dict[str, Any]:
+    """Returns everything that needs no student: teachers alone, ensembles, and all gates on the transfer texts."""
+    start, found = time.monotonic(), stage(row.name, seed)
+    truth = positions(test(row), found.space)
+    logits = []
+    for teacher in row.teachers:
+        checkpoint = open_checkpoint(folder_of(teacher, seed))
+        logits.append(predict(checkpoint.model(), checkpoint.tokenizer(), row))
+    return {
+        "row": row.name,
+        "seed": seed,
+        "split": row.split,
+        "labels": list(found.space.names),
+        "texts": {"transfer": len(found.texts), "test": len(truth), "max_length": row.max_length},
+        "teachers": [alone(at, t, logits[at], truth, found.space) for at, t in enumerate(row.teachers)],
+        "ensembles": ensembles(logits, truth, found.space),
+        "gates": gates(found),
+        "passes": PASSES,
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def alone(at: int, teacher: Teacher, logits: Tensor, truth: Tensor, space: LabelSpace) -> dict[str, Any]:
+    padded = space.pad(at, logits.softmax(-1))
+    own = space.known(at)[truth]
+    return {
+        "name": teacher.name,
+        "labels": list(teacher.label_names),
+        "accuracy": accuracy(padded, truth),
+        "accuracy_on_own_labels": accuracy(padded[own], truth[own]),
+    }
+
+
+def ensembles(logits: list[Tensor], truth: Tensor, space: LabelSpace) -> dict[str, float]:
+    """Returns what the teachers reach together at test time, without a student: they all have to be kept."""
+    single = [z.softmax(-1) for z in logits]
+    found = {"concat": accuracy(concat(logits, space), truth)}
+    for gate in ("entropy", "energy", "max_logit"):
+        scores = torch.stack([GATES[gate].function(z) for z in logits], 1)
+        routing = route(scores, temperature=float(GATES[gate].facts["temperature"]))
+        found[f"{gate} hard"] = accuracy(hard(single, routing, space), truth)
+    return found
+
+
+def gates(found: Stage) -> dict[str, Any]:
+    """Returns routing and target accuracy of all gates on the transfer texts, plain and calibrated."""
+    result = {}
+    single = [p.logits.softmax(-1) for p in found.posteriors]
+    mask = torch.stack([found.space.known(at) for at in range(len(single))])
+    for gate in ("muka", "entropy", "energy", "max_logit", "bald", "mahalanobis", "oracle"):
+        for calibrate in ("none",) if gate == "oracle" else ("none", "temperature", "standardize"):
+            choices = Choices(gate=gate, calibrate=calibrate)  # type: ignore[arg-type]
+            taught = lesson(found.posteriors, found.space, choices, found.truth)
+            routing = taught.routing
+            result[gate if calibrate == "none" else f"{gate}, {calibrate}"] = {
+                "routing": round(float(mask[routing.choice, found.truth].double().mean()), 6),
+                "hard": accuracy(hard(single, routing, found.space), found.truth),
+                "soft": accuracy(soft(single, routing, found.space), found.truth),
+                "mean_margin": round(float(routing.margin.mean()), 6),
+                "share": [
+                    round(float((routing.choice == at).double().mean()), 4) for at in range(len(single))
+                ],
+            }
+    return result
+
+
+def lesson_of(student: Student, found: Stage) -> Lesson:
+    """Returns what a student is taught; the supervised one reads the gold labels."""
+    if student.choices is not None:
+        return lesson(found.posteriors, found.space, student.choices, found.truth)
+    plain = lesson(found.posteriors, found.space, Choices(gate="oracle"), found.truth)
+    gold = torch.nn.functional.one_hot(found.truth, len(found.space)).float()
+    return replace(plain, target=gold, weight=torch.ones(len(gold)))
+
+
+def teach(
+    row: Row, seed: int, student: Student, *, length: int = 1, precision: str = "bfloat16"
+) -> Mapping[str, Any]:
+    """Returns how a student does on the held-out texts; the last epoch is taken, as for every other student."""
+    start, found = time.monotonic(), stage(row.name, seed)
+    taught, choices = lesson_of(student, found), student.choices or Choices(gate="oracle")
+    entry = choices.objective_entry
+    schedule = Schedule(EPOCHS * length, RATE, BATCH, seed=seed, precision=precision)  # type: ignore[arg-type]
+    with seeded(seed), tempfile.TemporaryDirectory() as folder:
+        head = Head("sequence_classification", found.space.names, "single_label_classification")
+        model, tokenizer = open_with(encoder("minilm"), head, False)
+        given = tables(found.posteriors, taught, entry)
+        corpus = pack([found.texts.unlabelled()], tokenizer, model.config, row.max_length, given)
+        path = classifier_path(model)
+        objective = Distillation(entry, found.space.columns, path, choices.options)
+        with adapted(model, make_adapters(entry, model, given, path)):
+            log = train(model, corpus, Path(folder), objective=objective, schedule=schedule)
+    scores = predict(model, tokenizer, row)
+    return {
+        "row": row.name,
+        "seed": seed,
+        "student": student.name,
+        "accuracy": accuracy(scores, positions(test(row), found.space)),
+        "target_accuracy": accuracy(taught.target, found.truth),
+        "mean_weight": round(float(taught.weight.mean()), 6),
+        "settings": {
+            "epochs": schedule.epochs,
+            "batch_size": BATCH,
+            "learning_rate": RATE,
+            "precision": precision,
+        },
+        "losses": [round(entry["loss"], 5) for entry in log if "loss" in entry][::4],
+        "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def cell_of(row: Row, seed: int, student: Student) -> Path:
+    name = slug(student.name.replace(",", ""))
+    return RESULTS / "cells" / f"{slug(row.name)}.{seed}.{name}.json"
+
+
+def row_of(row: Row, seed: int) -> Path:
+    return RESULTS / "rows" / f"{slug(row.name)}.{seed}.json"
+
+
+def advance(row: Row, seed: int) -> tuple[int, int]:
+    """Does what nobody else does of a row and seed; returns how many results it made, and how many still lack."""
+    made = lacking = 0
+    if not row_of(row, seed).exists():
+        with claimed(WORK / "claims" / row_of(row, seed).name) as mine:
+            if not mine:
+                return 0, 1
+            if not row_of(row, seed).exists():
+                report = judge_row(row, seed)
+                write(row_of(row, seed), report)
+                made += 1
+                show(row.name, seed, f"concat {report['ensembles']['concat']:.3f}", report["seconds"])
+    for student in students(row):
+        file = cell_of(row, seed, student)
+        if file.exists() or STOP.exists():
+            continue
+        with claimed(WORK / "claims" / file.name) as mine:
+            if not mine:
+                lacking += 1
+            elif not file.exists():
+                cell = teach(row, seed, student)
+                write(file, cell)
+                made += 1
+                show(row.name, seed, f"{student.name} {cell['accuracy']:.3f}", cell["seconds"])
+    return made, lacking
+
+
+def show(row: str, seed: int, what: str, seconds: float) -> None:
+    print(time.strftime("%H:%M:%S"), f"{row} {seed}: {what} ({seconds:.0f} s)", flush=True)
+
+
+def twice(name: str, seed: int, wanted: str) -> None:
+    """Teaches one student twice as long, to see whether the length that all have is enough."""
+    row = ROWS[name]
+    student = next(s for s in students(row) if s.name == wanted)
+    file = RESULTS / "twice" / cell_of(row, seed, student).name
+    if not file.exists():
+        cell = teach(row, seed, student, length=2)
+        write(file, cell)
+        show(name, seed, f"{wanted}, twice as long {cell['accuracy']:.3f}", cell["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument(
+        "--twice", nargs=3, metavar=("ROW", "SEED", "STUDENT"), help="only this, twice as long"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in ("transformers", "plait"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if arguments.twice:
+        row, seed, student = arguments.twice
+        twice(row, int(seed), student)
+        return
+    for seed in arguments.seeds:
+        lacking = 1
+        while lacking and not STOP.exists():
+            lacking = 0
+            for name in arguments.rows:
+                if not STOP.exists():
+                    lacking += advance(ROWS[name], seed)[1]
+                stage.cache_clear()
+            # What others are at is theirs: the next seed begins meanwhile.
+            if lacking and not STOP.exists():
+                break
+
+
+if __name__ == "__main__":
+    main()

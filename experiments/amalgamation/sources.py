@@ -1,0 +1,108 @@
+"""Fine-tunes the teachers of all rows, each on its own labels only; finished ones are skipped.
+
+Run from the repository root, once for each core:
+
+    python experiments/amalgamation/sources.py
+
+Processes that run at once share the work between them, seed by seed, the cheapest rows first. `run.py` makes what it
+lacks by itself. The checkpoints go to work-files/ (not kept in git), one JSON per teacher to
+results/teachers/ beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from encoders import encoder
+from rows import POOLS, RESULTS, ROWS, SEEDS, WORK, Teacher, all_teachers, taught
+
+EPOCHS = 6
+BATCH = 16
+RATE = 1e-4
+LEAST_STEPS = 240  # a teacher of few texts sees them more often
+
+
+def folder_of(teacher: Teacher, seed: int) -> Path:
+    return WORK / "teachers" / f"{teacher.name}-{seed}"
+
+
+def record_of(teacher: Teacher, seed: int) -> Path:
+    return RESULTS / "teachers" / f"{teacher.name}-{seed}.json"
+
+
+def finished(teacher: Teacher, seed: int) -> bool:
+    return (folder_of(teacher, seed) / "plait.json").exists() and record_of(teacher, seed).exists()
+
+
+@contextmanager
+def claimed(place: Path) -> Iterator[bool]:
+    """Yields whether this process is the first to work on `place`; the claim of a dead process does not count."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f".{place.name}.claim").open("a") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
+    """Fine-tunes one teacher; how well it knows its own labels, `run.py` tells."""
+    from plait.training import finetune
+
+    data = taught(teacher, seed)
+    report = finetune(
+        encoder(teacher.encoder),
+        data,
+        folder_of(teacher, seed),
+        labels=teacher.label_names,
+        epochs=epochs(len(data)),
+        learning_rate=RATE,
+        batch_size=BATCH,
+        max_length=POOLS[teacher.data].max_length,
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        checkpoints=False,
+        overwrite=True,
+    )
+    report |= {"base": teacher.encoder, "labels": list(teacher.label_names)}
+    report["data"]["source"] = f"{teacher.data}/train.parquet"
+    write(record_of(teacher, seed), report)
+    print(teacher.name, seed, report["training_loss"], f"{report['seconds']} s", flush=True)
+
+
+def epochs(texts: int) -> int:
+    return max(EPOCHS, round(LEAST_STEPS * BATCH / texts))
+
+
+def write(file: Path, report: object) -> None:
+    """Writes a result, which appears whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.rename(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for seed in arguments.seeds:
+        for teacher in all_teachers(tuple(ROWS[name] for name in arguments.rows)):
+            with claimed(record_of(teacher, seed)) as mine:
+                if mine and not finished(teacher, seed):
+                    make(teacher, seed)
+
+
+if __name__ == "__main__":
+    main()
