@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from plait.amalgamation import gates
 from plait.amalgamation.gate import GATES, INPUTS, GateEntry
+from plait.errors import DataError
 from tests.reference.amalgamation import GATES as REFERENCES
 
 quick = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -126,6 +129,17 @@ def test_extreme_and_flat_outputs_give_finite_scores(name: str, size: float) -> 
     mean = torch.softmax(logits, -1)
     case = Case(logits, mean, entropies(mean), torch.zeros(3, 4), torch.tensor([-1, 0, 3]), torch.ones(4) > 0)
     assert bool(torch.isfinite(case.call(GATES[name])).all())
+
+
+def test_features_that_overflowed_are_refused() -> None:
+    features = torch.tensor([[1.0, float("inf")], [0.0, 1.0]])
+    with pytest.raises(DataError, match="mahalanobis: the features of 1 texts are not finite"):
+        GATES["mahalanobis"].function(features, torch.eye(2))
+
+
+def test_a_gate_is_one_file() -> None:
+    files = {file.stem for file in Path(gates.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(GATES)
 
 
 def test_certain_teachers_are_not_ties() -> None:

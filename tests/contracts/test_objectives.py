@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from plait.amalgamation import adapters
+from plait.amalgamation import adapters, objectives
 from plait.amalgamation.objective import INPUTS, OBJECTIVES, ObjectiveEntry
 from tests.reference.amalgamation import OBJECTIVES as REFERENCES
 
@@ -198,6 +199,36 @@ def test_gradients_are_finite_at_extreme_outputs(name: str, size: float, precisi
     trained = [student, features, layers, *(case.adapters.parameters() if case.adapters else ())]
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in trained)
     assert student.grad is not None
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_mixed_precision_changes_little(name: str) -> None:
+    """Adapters run in bfloat16 then; divergences and distances do not."""
+    g = torch.Generator().manual_seed(4)
+    torch.manual_seed(4)
+    case = Case(
+        student_logits=torch.randn(8, 4, generator=g),
+        target=torch.softmax(torch.randn(8, 4, generator=g), -1),
+        weight=torch.rand(8, generator=g),
+        teacher_logits=[torch.randn(8, 2, generator=g)] * 2,
+        columns=[torch.tensor([0, 1]), torch.tensor([2, 3])],
+        student_features=torch.randn(8, 6, generator=g),
+        teacher_features=[torch.randn(8, 5, generator=g).half()] * 2,
+        student_layers=torch.randn(8, 3, 6, generator=g),
+        teacher_layers=[torch.randn(8, 3, 5, generator=g).half()] * 2,
+        adapters=adapters.build(name, 6, 2, [5, 5], [2, 2]),
+        options={},
+    )
+    wanted = case.values(OBJECTIVES[name])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = case.call(OBJECTIVES[name])
+    assert all(term.dtype == torch.float32 for term in terms.values())
+    assert {k: float(v.detach()) for k, v in terms.items()} == pytest.approx(wanted, rel=0.03, abs=0.01)
+
+
+def test_an_objective_is_one_file() -> None:
+    files = {file.stem for file in Path(objectives.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

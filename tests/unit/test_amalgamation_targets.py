@@ -224,3 +224,25 @@ def test_with_unequal_numbers_of_labels_an_energy_gate_routes_better() -> None:
         return float((route(scores, temperature=1.0).choice == right).double().mean())
 
     assert accuracy("energy") > accuracy("entropy") + 0.1
+
+
+@given(case=cases())
+@quick
+def test_unification_is_the_inner_half_of_vanilla_distillation(case: Case) -> None:
+    """KL(p ‖ q) = KL(α ‖ mass of q on each L_i) + Σ_i α_i KL(p_i ‖ q_i) for disjoint labels; UHC is the last KLs."""
+    sizes = [z.shape[1] for z in case.logits]
+    places = torch.arange(sum(sizes)).split(sizes)
+    student = torch.randn(1, sum(sizes), generator=torch.Generator().manual_seed(sum(sizes)))
+    logits = [z[:1] for z in case.logits]
+    vkd = OBJECTIVES["vkd"].function(student, logits, places)["divergence"]
+    energies = torch.stack([torch.logsumexp(z, -1) for z in logits], -1)
+    shares = torch.softmax(energies, -1)[0]
+    masses = torch.stack([torch.logsumexp(student[:, own], -1) for own in places], -1)
+    outer = (shares * (torch.log_softmax(energies, -1) - torch.log_softmax(masses, -1))[0]).nan_to_num().sum()
+    uhc = OBJECTIVES["uhc"].function
+    inner = torch.stack(
+        [uhc(student, [z], [own])["divergence"] for z, own in zip(logits, places, strict=True)]
+    )
+    torch.testing.assert_close(vkd, outer + (shares * inner).sum(), rtol=1e-4, atol=1e-5)
+    together = uhc(student, logits, places)["divergence"]
+    torch.testing.assert_close(together, inner.sum(), rtol=1e-5, atol=1e-6)

@@ -30,14 +30,20 @@ def disagreement(posteriors: Sequence[Tensor], space: LabelSpace, teachers: Sequ
         space: the union.
         teachers: their names.
     """
-    padded = [space.pad(at, posterior.float()) for at, posterior in enumerate(posteriors)]
     return [
         f"{teachers[i]} and {teachers[j]} both have the label {space.names[label]!r} but use it for different texts "
         f"(agreement {agreement:.2f}; 1 is full, 0 is chance): if they mean different things, give one another name "
         f"with --rename {teachers[j]}.{space.names[label]}=NAME"
         for label, i, j in _shared(space)
-        if (agreement := _agreement(padded[i][:, label], padded[j][:, label])) < LEAST_AGREEMENT
+        if (agreement := _agreement(*(_column(posteriors[at], space, at, label) for at in (i, j))))
+        < LEAST_AGREEMENT
     ]
+
+
+def _column(posterior: Tensor, space: LabelSpace, teacher: int, label: int) -> Tensor:
+    """Returns what a teacher gives one label of the union, on all texts."""
+    own = [at for at, place in enumerate(space.columns[teacher]) if place == label]
+    return posterior[:, own].float().sum(1)
 
 
 def _shared(space: LabelSpace) -> Iterator[tuple[int, int, int]]:

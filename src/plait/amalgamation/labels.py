@@ -140,13 +140,14 @@ def _twins(
     """Yields pairs of labels of two teachers that differ in spelling alone, each pair of spellings once."""
     seen: set[frozenset[str]] = set()
     for one, other in combinations(given, 2):
-        for first in given[one]:
-            for second, own in zip(given[other], labels[other], strict=True):
-                pair = frozenset((first, second))
-                apart = first != second and pair not in seen and first not in given[other]
-                if apart and second not in given[one] and _spelled(first) == _spelled(second):
-                    seen.add(pair)
-                    yield (one, first), (other, second, own)
+        spelled = {_spelled(name): name for name in given[one]}
+        both = {*given[one]} & {*given[other]}
+        for second, own in zip(given[other], labels[other], strict=True):
+            first = spelled.get(_spelled(second), second)
+            pair = frozenset((first, second))
+            if len(pair) == 2 and pair not in seen and not pair & both:
+                seen.add(pair)
+                yield (one, first), (other, second, own)
 
 
 def _spelled(name: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
+from plait.errors import DataError
 
 LEAST_WEIGHT = 1e-6  # of a text about which the teacher says nothing: weights never all vanish
 SAME = 1e-9  # a spread that is less than this share of the scores is rounding
@@ -39,6 +40,7 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
         logits: z, of all texts.
         shrinkage: ρ, between 0 and 1.
     """
+    _check(features)
     points, logs = features.double(), torch.log_softmax(logits.double(), -1)
     weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=LEAST_WEIGHT)
     nearest, centred = logs.argmax(-1), points - points.mean(0)
@@ -53,6 +55,14 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
     distances = torch.stack([((centred - centre) @ shared).square().sum(-1) for centre in centres])
     scores = (centred @ background).square().sum(-1) - distances.amin(0)
     return _scaled(scores)
+
+
+def _check(features: Features) -> None:
+    if bad := int((~torch.isfinite(features).all(-1)).sum()):
+        raise DataError(
+            f"mahalanobis: the features of {bad} texts are not finite (float16 overflows beyond 65504): "
+            "choose a gate that needs none, such as energy"
+        )
 
 
 def _scaled(scores: PerText) -> PerText:
