@@ -204,19 +204,3 @@ def test_the_registry_says_what_there_is():
     assert CONSISTENCIES["ensemble"].options["detach"].default is False
     assert CONSISTENCIES["pairwise"].inputs == ("logits", "problem", "mask")
     assert CONSISTENCIES["ensemble"].facts["paper"] == "arXiv:2204.06625"
-
-
-GOLDEN = torch.tensor([[[1.0, 0.0, -1.0]], [[0.0, 0.5, 0.0]], [[2.0, -1.0, 0.0]], [[0.0, 0.0, 0.0]]]).double()
-
-
-@pytest.mark.parametrize(
-    ("problem", "mean", "pairs"),
-    [
-        ("single_label_classification", 0.29907292366779753, 0.7975277964474602),
-        ("multi_label_classification", 0.24644206610119276, 0.6571788429365143),
-        ("regression", 1.171875, 3.125),
-    ],
-)
-def test_golden_values(problem: str, mean: float, pairs: float):
-    assert float(ensemble(GOLDEN, problem)) == pytest.approx(mean, abs=1e-14)
-    assert float(pairwise(GOLDEN, problem)) == pytest.approx(pairs, abs=1e-14)
