@@ -248,7 +248,7 @@ def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
     """Returns what must be the same for a training to be resumed."""
     left_out = {"output", "report_to", "store"}
     return {
-        "recipe": job.recipe.model_dump(mode="json", exclude=left_out),
+        "recipe": job.resolved().model_dump(mode="json", exclude=left_out),
         "texts": store.record.texts.fingerprint,
         "teachers": {t.name: t.digest for t in store.teachers},
     }
@@ -296,7 +296,7 @@ def describe_result(
             t.name: {"origin": t.origin, "digest": t.digest, "architecture": t.architecture, "labels": list(t.labels)}
             for t in store.teachers
         },
-        "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
         "data": {"source": job.texts.source, "texts": store.count, "skipped": store.skipped},
         "settings": asdict(store.settings),
         "who_taught_what": dict(who),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect as python_inspect
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from plait.amalgamation.gate import GATES
+from plait.amalgamation.objective import OBJECTIVES
+from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
+from plait.errors import RecipeError, did_you_mean
 from plait.merging.manifest import is_merged, read_manifest
 from plait.merging.rule import RULES
-from plait.registry import Entry
+from plait.registry import Entry, Registry, canonical
+from plait.statistics.posteriors import Store, open_store
 from plait.statistics.statistics import load_statistics
 
 
 def inspect(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Returns what lies at a path, as plain data: a merged checkpoint, a plain one, or saved statistics.
+    """Returns what lies at a path, as plain data: a checkpoint (merged, plain, a student), posteriors or statistics.
 
     Raises:
         SourceError: nothing there that Plait understands.
@@ -34,6 +40,8 @@ def inspect(
         }
     if is_merged(place):
         return inspect_merged(place)
+    if (place / "store.json").is_file():
+        return describe_store(open_store(place))
     return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
 
 
@@ -71,25 +79,69 @@ def inspect_checkpoint(origin: str, revision: str | None, *, trust_remote_code: 
         "dtypes": dtypes,
         "base": source.recorded_base,
         "digest": source.digest,
+        **taught(source.folder),
     }
 
 
+def taught(folder: Path) -> dict[str, Any]:
+    """Returns who taught a student what; nothing for other checkpoints."""
+    record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
+    if record.get("made_by") != "amalgamate":
+        return {}
+    kept = ("teachers", "data", "who_taught_what", "epochs", "forward_equivalents", "recipe", "versions")
+    return {name: record[name] for name in kept if name in record}
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Returns a store of posteriors as plain data."""
+    cost = {name: round(forwards, 2) for name, forwards in store.cost.teachers.items()}
+    return {
+        "kind": "posteriors",
+        "output": str(store.folder),
+        "texts": store.count,
+        "skipped": store.skipped,
+        "settings": asdict(store.settings),
+        "teachers": {t.name: {"model": t.origin, "labels": list(t.labels)} for t in store.teachers},
+        "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
+        "megabytes": round(sum(f.stat().st_size for f in store.folder.rglob("*.safetensors")) / 1e6, 2),
+    }
+
+
+KINDS: dict[str, Registry[Any]] = {"method": RULES, "gate": GATES, "objective": OBJECTIVES}
+"""What there is to choose from: merging methods, and the gates and objectives of an amalgamation."""
+
+
 def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
-    """Returns the merging methods (or one of them): summary, what each needs, its options, paper and laws.
+    """Returns the merging methods, gates and objectives (or those of one name): what each does, needs and takes.
+
+    Gates and objectives stand under `gate muka` and `objective muka`.
 
     Raises:
-        RecipeError: no such method (did you mean).
+        RecipeError: no such name (did you mean).
     """
-    entries = [RULES[name]] if name is not None else [RULES[known] for known in RULES]
-    return {entry.name: describe_method(entry) for entry in entries}
+    every = {
+        (known if kind == "method" else f"{kind} {known}"): (kind, registry[known])
+        for kind, registry in KINDS.items()
+        for known in registry
+    }
+    if name is not None:
+        wanted = canonical(name)
+        every = {key: (kind, e) for key, (kind, e) in every.items() if wanted in {e.name, canonical(key)}}
+        if not every:
+            known = {entry for registry in KINDS.values() for entry in registry}
+            raise RecipeError(f"unknown method {name!r}{did_you_mean(name, known)}")
+    return {key: {"kind": kind, **describe_method(entry)} for key, (kind, entry) in every.items()}
 
 
 def describe_method(entry: Entry[Any]) -> dict[str, Any]:
     """Returns one method as plain data, read off its signature and docstring."""
-    needs = {"importances": "data", "grams": "data", "base": "base"}
+    needs = {"importances": "data", "grams": "data", "base": "base", "labels": "labels"}
+    wanted = {needs[name] for name in entry.inputs if name in needs}
+    wanted |= {"passes"} if entry.facts.get("passes") else set()
+    wanted |= {kept} if (kept := entry.facts.get("keep", "none")) != "none" else set()
     return {
         "summary": entry.summary,
-        "needs": sorted({needs[name] for name in entry.inputs if name in needs}),
+        "needs": sorted(wanted),
         "options": {
             o.name: {"type": spelled(o.annotation), "default": o.default} for o in entry.options.values()
         },

@@ -9,6 +9,7 @@ from typing import Any
 
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
+from plait.amalgamation.objective import OBJECTIVES
 from plait.api import planning
 from plait.api.inputs import read
 from plait.checkpoints.source import Checkpoint, open_checkpoint
@@ -25,6 +26,10 @@ MERGED = "merged"
 """The student that is the merge of its teachers."""
 PASSES = 16
 """Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
+DEFAULTS: Mapping[str, Any] = {"gate": "muka", "target": "hard", "margin": True}
+"""What decides where the recipe does not say; the reasons are in docs/amalgamation.md."""
+CONCATENATED: Mapping[str, Any] = {"gate": "energy", "temperature": 1.0, "target": "soft", "margin": False}
+"""What softmax(concat z) is (methods of the VKD family): for reports and agreement where an objective has no gate."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,15 @@ class AmalgamationPlan:
     settings: Settings
     student: str
     validation: Examples | None = None
+
+    def resolved(self) -> AmalgamateRecipe:
+        """Returns the recipe with what was left to Plait spelled out."""
+        chosen = {name: getattr(self.choices, name) for name in ("gate", "target", "margin", "temperature")}
+        if "target" not in self.choices.objective_entry.inputs:
+            chosen = {}
+        return self.recipe.model_copy(
+            update={**chosen, "student": self.student, "passes": self.settings.passes}
+        )
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data."""
@@ -138,10 +152,26 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
     Raises:
         RecipeError: an unknown gate, objective or option (did you mean), or an oracle without labels.
     """
+    gated = "target" in OBJECTIVES[recipe.objective.name].inputs
+    deciding = {
+        "gate": recipe.gate,
+        "temperature": recipe.temperature,
+        "target": recipe.target,
+        "margin": recipe.margin,
+    }
+    given = {name: value for name, value in deciding.items() if value is not None}
+    if given and not gated:
+        raise RecipeError(
+            f"objective {recipe.objective.name} has no gate: it weighs the teachers' logits itself, so it cannot take "
+            f"{', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out, or choose objective muka"
+        )
     choices = Choices(
-        recipe.gate, recipe.temperature, recipe.target, recipe.margin, recipe.posterior, recipe.calibrate,
-        recipe.objective.name, recipe.objective.options,
-    )  # fmt: skip
+        **{**(DEFAULTS if gated else CONCATENATED), **given},
+        posterior=recipe.posterior,
+        calibrate=recipe.calibrate,
+        objective=recipe.objective.name,
+        options=recipe.objective.options,
+    )
     choices.objective_entry.check(choices.options)
     if "labels" in choices.gate_entry.inputs and recipe.text is not None and recipe.text.label is None:
         raise RecipeError(

@@ -41,14 +41,17 @@ def amalgamate(
         str | None,
         typer.Option("--student", help="A model, a teacher's name, or merged; default the teachers' base."),
     ] = None,
-    gate: Annotated[str, typer.Option("--gate", help="Who is competent: see plait methods.")] = "muka",
+    gate: Annotated[
+        str | None, typer.Option("--gate", help="Who is competent, default muka: see plait methods.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the soft gate; default the gate's own.")
     ] = None,
-    target: Annotated[str, typer.Option("--target", help="hard or soft.")] = "hard",
+    target: Annotated[str | None, typer.Option("--target", help="hard (default) or soft.")] = None,
     margin: Annotated[
-        bool, typer.Option("--margin/--no-margin", help="Weigh texts by how clear the choice was.")
-    ] = True,
+        bool | None,
+        typer.Option("--margin/--no-margin", help="Weigh texts by how clear the choice was; default yes."),
+    ] = None,
     posterior: Annotated[
         str, typer.Option("--posterior", help="single (one pass) or mean (of the Monte Carlo passes).")
     ] = "single",
@@ -167,6 +170,7 @@ def posteriors(
 ) -> None:
     """Let teachers score texts: the expensive stage of amalgamate alone; a stopped run goes on where it was."""
     from plait import api
+    from plait.api.inspecting import describe_store
 
     store = api.posteriors(
         pairs(teachers, "teachers"), texts=spec(text, text_column, text_pair_column, None), out=output,
@@ -179,16 +183,3 @@ def posteriors(
         render.as_json(about)
     else:
         render.facts(about)
-
-
-def describe_store(store: Any) -> dict[str, Any]:
-    """Returns a store as plain data."""
-    cost = {name: round(forwards, 2) for name, forwards in store.cost.teachers.items()}
-    return {
-        "output": str(store.folder),
-        "texts": store.count,
-        "skipped": store.skipped,
-        "passes": store.settings.passes,
-        "teachers": {t.name: {"model": t.origin, "labels": list(t.labels)} for t in store.teachers},
-        "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
-    }

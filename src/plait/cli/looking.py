@@ -86,7 +86,7 @@ def methods(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the merging methods, or explain one."""
+    """List the merging methods, gates and objectives, or explain one."""
     from plait import api
 
     found = api.methods(name)
@@ -100,7 +100,8 @@ def methods(
         ]  # fmt: skip
         render.table(rows)
     else:
-        explain(*next(iter(found.items())))
+        for key, about in found.items():
+            explain(key, about)
 
 
 def explain(name: str, method: dict[str, Any]) -> None:

@@ -45,10 +45,10 @@ class AmalgamateRecipe(Strict):
     )
     text: Data | None = Field(default=None, validation_alias=AliasChoices("text", "texts"))
     student: Text | None = None
-    gate: Name = "muka"
+    gate: Name | None = None
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    target: Literal["hard", "soft"] = "hard"
-    margin: bool = True
+    target: Literal["hard", "soft"] | None = None
+    margin: bool | None = None
     posterior: Literal["single", "mean"] = "single"
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: Objective = ObjectiveSpec()

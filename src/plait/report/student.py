@@ -26,8 +26,7 @@ def student_card(report: Mapping[str, Any]) -> str:
         "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- plait\n- amalgamation\n---",
         f"# {PurePath(folder).name}",
         f"{len(report['teachers'])} teachers taught this model {len(report['labels'])} labels from "
-        f"{report['data']['texts']} texts without labels (Plait, gate `{recipe['gate']}`, target `{recipe['target']}`, "
-        f"objective `{recipe['objective']['name']}`).",
+        f"{report['data']['texts']} texts without labels, by Plait: {method(recipe)}.",
         "## Use",
         USE.format(folder=folder),
         "## Who taught what",
@@ -41,6 +40,13 @@ def student_card(report: Mapping[str, Any]) -> str:
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def method(recipe: Mapping[str, Any]) -> str:
+    """Returns in a few words how a student was taught."""
+    name = recipe["objective"]["name"]
+    gate = f" with the gate `{recipe['gate']}`, {recipe['target']} targets" if "gate" in recipe else ""
+    return f"objective `{name}`{gate}"
 
 
 def teachers_table(report: Mapping[str, Any]) -> str:
