@@ -55,8 +55,7 @@ def route(scores: Scores, *, temperature: float) -> Routing:
     """
     if not temperature > 0:
         raise RecipeError(f"gate temperature {temperature}: expected a number above 0")
-    if bad := (~torch.isfinite(scores)).sum(0).tolist() if scores.numel() else []:
-        _refuse(bad)
+    _check(scores)
     return Routing(
         scores,
         torch.softmax(scores.double() / temperature, -1).float(),
@@ -65,9 +64,9 @@ def route(scores: Scores, *, temperature: float) -> Routing:
     )
 
 
-def _refuse(bad: Sequence[int]) -> None:
-    problems = [f"teacher {at} on {count} texts" for at, count in enumerate(bad, 1) if count]
-    if problems:
+def _check(scores: Tensor) -> None:
+    bad = (~torch.isfinite(scores)).sum(0).tolist()
+    if problems := [f"teacher {at} on {count} texts" for at, count in enumerate(bad, 1) if count]:
         raise DataError(
             f"gate scores are not finite for {listed(problems)}: look for overflow or NaN in its logits"
         )
