@@ -3,13 +3,16 @@
     merged = plait.merge({"sst2": "ckpt/sst2", "trec": "ckpt/trec"}, data={"sst2": "sst2.parquet", …}, out="merged")
     merged.predict(["What a film!"])          # every task from one encoder pass
 
-The names below are imported when first used, so that `import plait` stays quick.
+The names below are imported when first used, so that `import plait` stays quick. One thing happens here: transformers is
+told, once it is there, which classes our ensembles are (`plait.autoclasses`).
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from plait import autoclasses
 
 if TYPE_CHECKING:
     from plait.api import (
@@ -52,3 +55,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+autoclasses.install()

@@ -1,0 +1,138 @@
+"""What an ensemble is, in its config.json: the encoder's own configuration, and how the members share it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
+
+from plait.checkpoints.families import FAMILIES
+from plait.errors import RecipeError, did_you_mean
+
+HeadKind = Literal["linear", "tanh"]
+LABELLING = ("id2label", "label2id", "problem_type", "architectures", "num_labels")
+"""Entries of an encoder's configuration that speak of its head; an ensemble has its own."""
+
+
+class EnsembleConfig(PreTrainedConfig):
+    """The configuration of M members over one encoder whose bottom `shared_layers` layers they share."""
+
+    model_type = "plait_ensemble"
+    sub_configs = {"encoder": AutoConfig}  # noqa: RUF012 (the attribute's type is given by transformers)
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | PreTrainedConfig | None = None,
+        members: int = 1,
+        shared_layers: int | Literal["all"] = "all",
+        head: HeadKind = "linear",
+        classifier_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Describes an ensemble.
+
+        Args:
+            encoder: The encoder's configuration, as an object or as the dictionary that `to_dict` makes of it.
+            members: M, at least 1.
+            shared_layers: k, the number of layers from the bottom that all members share; `all` is the depth.
+            head: `linear`, the head of the encoder's own class with one last layer per member; or `tanh`, a
+                projection with tanh and a last layer per member, on the first token or on each token.
+            classifier_dropout: The dropout of the heads; the encoder's own by default.
+            **kwargs: Labels, problem type and whatever else transformers keeps in a configuration.
+
+        Raises:
+            RecipeError: When these contradict each other.
+        """
+        self.encoder = _encoder(encoder)
+        self.members, self.head = members, head
+        depth = self.encoder.num_hidden_layers
+        self.shared_layers = depth if shared_layers == "all" else shared_layers
+        self.classifier_dropout = classifier_dropout
+        _check(self)
+        # A plain attribute: some releases of transformers set it on every configuration.
+        kwargs.setdefault("pad_token_id", getattr(self.encoder, "pad_token_id", None))
+        if kwargs.get("id2label") and not kwargs.get("label2id"):
+            kwargs["label2id"] = {name: int(row) for row, name in kwargs["id2label"].items()}
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Returns the width of the hidden states."""
+        return int(self.encoder.hidden_size)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Returns the depth of one member."""
+        return int(self.encoder.num_hidden_layers)
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Returns the attention heads of a layer."""
+        return int(self.encoder.num_attention_heads)
+
+    @property
+    def vocab_size(self) -> int:
+        """Returns the number of known tokens."""
+        return int(self.encoder.vocab_size)
+
+    @property
+    def type_vocab_size(self) -> int:
+        """Returns the number of token types; 0 where the encoder has none."""
+        return int(getattr(self.encoder, "type_vocab_size", 0) or 0)
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        """Returns the encoder's number of positions."""
+        return getattr(self.encoder, "max_position_embeddings", None)
+
+    @property
+    def initializer_range(self) -> float:
+        """Returns the standard deviation of new weights."""
+        return float(getattr(self.encoder, "initializer_range", 0.02))
+
+    @property
+    def dropout(self) -> float:
+        """Returns the dropout of tanh heads."""
+        rates = (
+            self.classifier_dropout,
+            getattr(self.encoder, "classifier_dropout", None),
+            getattr(self.encoder, "hidden_dropout_prob", None),
+            getattr(self.encoder, "dropout", None),
+        )
+        return float(next((rate for rate in rates if rate is not None), 0.0))
+
+
+def _encoder(given: Mapping[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
+    """Returns the encoder's configuration without what it says of heads."""
+    if given is None:  # transformers asks every configuration for its defaults
+        given = {"model_type": "bert"}
+    table = dict(given.to_dict() if isinstance(given, PreTrainedConfig) else given)
+    kind = str(table.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise RecipeError(f"an ensemble's encoder is of type {kind!r}{did_you_mean(kind, FAMILIES)}")
+    kept = {key: value for key, value in table.items() if key not in (*LABELLING, "transformers_version")}
+    config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(kept)
+    return config
+
+
+def _check(config: EnsembleConfig) -> None:
+    depth, problems = config.num_hidden_layers, []
+    if not _whole(config.members) or config.members < 1:
+        problems.append(f"members is {config.members}; expected 1 or more")
+    if not _whole(config.shared_layers) or not 0 <= config.shared_layers <= depth:
+        problems.append(
+            f"shared_layers is {config.shared_layers}; the encoder has {depth} layers: expected all, or 0 to {depth}"
+        )
+    if config.head not in get_args(HeadKind):
+        problems.append(f"unknown head {config.head!r}{did_you_mean(str(config.head), get_args(HeadKind))}")
+    rate = config.classifier_dropout
+    if rate is not None and not 0 <= rate < 1:
+        problems.append(f"classifier_dropout is {rate}; expected 0 or more and below 1")
+    if problems:
+        raise RecipeError("; ".join(problems))
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,314 @@
+"""Ensembles as transformers models: ordinary outputs from the mean of the members' logits, the members' on request."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, initialization
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+from transformers.models.auto import modeling_auto as auto
+from transformers.utils.generic import ModelOutput
+
+from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.heads import (
+    LinearHeads,
+    MemberLogits,
+    StackedLinear,
+    TanhHeads,
+    drop_pooler, freeze_pooler,
+    without_last_linear,
+)
+from plait.ensembles.losses import task_loss
+from plait.ensembles.passage import Passage, routed
+from plait.ensembles.sharing import Roster, layers_of, share
+
+States = Float[Tensor, "M B T H"]
+Inputs = dict[str, Tensor]
+Perturb = Callable[[States, Callable[[States], MemberLogits]], States]
+"""From the members' hidden states, and from what becomes of any such states, to perturbed ones."""
+
+
+@dataclass
+class EnsembleOutput(ModelOutput):
+    """What an ensemble says: the mean logits, and `member_logits`, [M, B, C] or [M, B, T, C]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    member_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Ensemble(PreTrainedModel):
+    """M members over one encoder; the two classes below say what for.
+
+    `encoder` is the encoder's own class, without its last linear layer (linear heads) or without its head (tanh).
+    """
+
+    config_class = EnsembleConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    per_token: ClassVar[bool]
+    own_classes: ClassVar[Any]
+    output_class: ClassVar[type[ModelOutput]]
+
+    def __init__(self, config: EnsembleConfig) -> None:
+        """Makes the modules of a configuration; a member starts with the encoder's weights and a head of its own."""
+        super().__init__(config)
+        self.num_labels = labels = int(config.num_labels or 0)
+        self.roster = Roster(config.members)
+        own = self.own_classes.from_config(copy.deepcopy(config.encoder))
+        if config.head == "linear":
+            width = without_last_linear(own, config.classifier_dropout)
+            self.heads: nn.Module = LinearHeads(config.members, width, labels)
+        else:
+            own, width = own.base_model, config.hidden_size
+            self.heads = TanhHeads(config.members, width, labels, config.dropout)
+            if config.shared_layers < config.num_hidden_layers:
+                drop_pooler(own)
+        share(own, config.shared_layers, self.roster)
+        self.encoder = own
+        self.layers = layers_of(own.base_model)
+        self.post_init()
+        freeze_pooler(own)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """Returns a saved ensemble; see transformers."""
+        found: Any = super().from_pretrained(*args, **options)
+        # Loading makes every parameter trainable; one without a gradient stops training in several processes.
+        freeze_pooler((found[0] if isinstance(found, tuple) else found).encoder)
+        return found
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, StackedLinear):
+            initialization.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            initialization.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the token embeddings."""
+        found: nn.Module = self.encoder.get_input_embeddings()
+        return found
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token embeddings."""
+        self.encoder.set_input_embeddings(value)
+
+    def forward(  # noqa: PLR0917 (transformers' order)
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        output_members: bool = False,
+        replicate_at: int | None = None,
+        perturb: Perturb | None = None,
+        replay: bool = False,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Returns mean logits, with labels the mean of the members' losses, on request each member's logits.
+
+        Args:
+            input_ids: As every encoder takes them, the next four too.
+            attention_mask: 1 for tokens, 0 for padding.
+            token_type_ids: Where the encoder knows token types.
+            position_ids: Where they are not 0, 1, ….
+            inputs_embeds: Instead of `input_ids`.
+            labels: Classes, numbers or rows of zeros and ones, by the problem type; -100 for tokens left out.
+            output_members: Return an `EnsembleOutput`.
+            replicate_at: The layer from which on each member has rows of its own, so that dropout and `perturb`
+                differ by member: from 0, before the embeddings, to `shared_layers`, the cheapest. By default
+                that in evaluation and 0 in training.
+            perturb: Changes the members' hidden states as they enter layer `replicate_at`.
+            replay: Forget the members' activations and compute them again, member by member, for their
+                gradients: a third more time above the replication, the memory of one member.
+            return_dict: False for a tuple.
+            **kwargs: `output_hidden_states` and `output_attentions`, where nothing is replicated.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
+        depth = self._depth(replicate_at)
+        extra: dict[str, Any] = {}
+        if replay:
+            members = self._replayed(inputs, depth, perturb)
+        elif perturb is None and self._one_pass(depth):
+            members, extra = self._plain(inputs, kwargs)
+        else:
+            members = self._replicated(inputs, depth, perturb)
+        _refuse_unkept(kwargs, extra)
+        logits = members.mean(0)
+        loss = None if labels is None else self._loss(members, labels)
+        found: ModelOutput = (
+            EnsembleOutput(loss=loss, logits=logits, member_logits=members, **extra)
+            if output_members
+            else self.output_class(loss=loss, logits=logits, **extra)
+        )
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return found if wanted else found.to_tuple()
+
+    def embed(self, inputs: Inputs, depth: int = 0) -> Tensor:
+        """Returns the states [B, T, H] at a depth: 0, what the embeddings give, to L, what the last layer gives."""
+        # What follows the last layer runs on states that nobody looks at; one member's is enough.
+        with self._active([0]), routed(Passage(self.layers, stop=depth)) as passage:
+            self.encoder(**inputs)
+        assert passage.reached is not None
+        return passage.reached
+
+    def _depth(self, replicate_at: int | None) -> int:
+        shared: int = self.config.shared_layers
+        if replicate_at is None:
+            return 0 if self.training else shared
+        if not 0 <= replicate_at <= shared:
+            raise ValueError(f"replicate_at is {replicate_at}; expected 0 to {shared}, the shared layers")
+        return replicate_at
+
+    def _one_pass(self, depth: int) -> bool:
+        """Says whether the members differ by nothing but their heads, and draw nothing of their own below them."""
+        return depth == self.layers.depth and (not self.training or self.config.head == "tanh")
+
+    def _plain(self, inputs: Inputs, options: dict[str, Any]) -> tuple[MemberLogits, dict[str, Any]]:
+        outputs = self.encoder(**inputs, **options, return_dict=True)
+        features = self._features(outputs)
+        extra = {name: outputs.get(name) for name in ("hidden_states", "attentions")}
+        logits: Tensor = self.heads(features.expand(self.config.members, *features.shape))
+        return logits, extra
+
+    def _features(self, outputs: Any) -> Tensor:
+        """Returns what the heads look at, a row per example or token."""
+        if self.config.head == "linear":
+            found: Tensor = outputs.logits  # of a class whose last linear layer has been taken out
+            return found
+        states: Tensor = outputs.last_hidden_state
+        return states if self.per_token else states[:, 0]
+
+    def _replicated(self, inputs: Inputs, depth: int, perturb: Perturb | None) -> MemberLogits:
+        everyone = range(self.config.members)
+        if depth == 0 and perturb is None:
+            return self._from_inputs(inputs, everyone)
+        hidden = self._entering(inputs, depth, everyone)
+        if perturb is not None:
+            hidden = perturb(hidden, partial(self._from_states, inputs, depth, everyone))
+        return self._from_states(inputs, depth, everyone, hidden)
+
+    def _replayed(self, inputs: Inputs, depth: int, perturb: Perturb | None) -> MemberLogits:
+        """Returns the same logits, each member's from a segment that autograd computes again when its turn comes."""
+        if depth == 0 and perturb is None:
+            return torch.cat([_again(self._from_inputs, inputs, [m]) for m in range(self.config.members)])
+        shared = None if depth == 0 else self.embed(inputs, depth).unsqueeze(0)
+        found = []
+        for member in range(self.config.members):
+            hidden = self._entering(inputs, 0, [member]) if shared is None else shared
+            if perturb is not None:
+                # Outside the segment: what a perturbation looks for with gradients of its own is not looked for twice.
+                hidden = perturb(hidden, partial(self._from_states, inputs, depth, [member]))
+            found.append(_again(self._from_states, inputs, depth, [member], hidden))
+        return torch.cat(found)
+
+    def _entering(self, inputs: Inputs, depth: int, members: Sequence[int]) -> States:
+        """Returns the members' states at a depth; at 0 each has been through the embeddings by itself."""
+        if depth == 0:
+            states = self.embed(_repeated(inputs, len(members)))
+            return states.reshape(len(members), -1, *states.shape[1:])
+        hidden = self.embed(inputs, depth)
+        return hidden.expand(len(members), *hidden.shape)
+
+    def _from_inputs(self, inputs: Inputs, members: Sequence[int]) -> MemberLogits:
+        with self._active(members):
+            outputs = self.encoder(**_repeated(inputs, len(members)), return_dict=True)
+        return self._logits(outputs, members)
+
+    def _from_states(
+        self, inputs: Inputs, depth: int, members: Sequence[int], hidden: States
+    ) -> MemberLogits:
+        passage = Passage(self.layers, start=depth, hidden=hidden.flatten(0, 1))
+        with self._active(members), routed(passage):
+            outputs = self.encoder(**_repeated(inputs, len(members)), return_dict=True)
+        return self._logits(outputs, members)
+
+    def _logits(self, outputs: Any, members: Sequence[int]) -> MemberLogits:
+        logits: Tensor = self.heads(self._features(outputs).unflatten(0, (len(members), -1)), members)
+        return logits
+
+    @contextmanager
+    def _active(self, members: Sequence[int]) -> Iterator[None]:
+        before, self.roster.active = self.roster.active, tuple(members)
+        try:
+            yield
+        finally:
+            self.roster.active = before
+
+    def _loss(self, members: MemberLogits, labels: Tensor) -> Tensor:
+        problem = "single_label_classification" if self.per_token else self._problem(labels)
+        return task_loss(members, labels, problem)
+
+    def _problem(self, labels: Tensor) -> str:
+        """Returns what the labels mean: as configured, else as transformers reads it from them."""
+        if self.config.problem_type is None:
+            if self.num_labels == 1:
+                self.config.problem_type = "regression"
+            elif labels.is_floating_point():
+                self.config.problem_type = "multi_label_classification"
+            else:
+                self.config.problem_type = "single_label_classification"
+        found: str = self.config.problem_type
+        return found
+
+
+class EnsembleForSequenceClassification(Ensemble):
+    """An ensemble of sequence classifiers, or of regressions."""
+
+    per_token = False
+    own_classes = auto.AutoModelForSequenceClassification
+    output_class = SequenceClassifierOutput
+
+
+class EnsembleForTokenClassification(Ensemble):
+    """An ensemble of taggers."""
+
+    per_token = True
+    own_classes = auto.AutoModelForTokenClassification
+    output_class = TokenClassifierOutput
+
+
+def _repeated(inputs: Inputs, members: int) -> Inputs:
+    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+
+
+def _again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Returns what a function gives, without its activations; random numbers are drawn again as they were."""
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+    return result
+
+
+def _refuse_unkept(options: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Raises when hidden states or attentions are asked of members that have some of their own."""
+    wanted = [n for n in ("output_hidden_states", "output_attentions") if options.get(n) and not extra]
+    if wanted:
+        raise ValueError(
+            f"{' and '.join(wanted)}: the members have layers of their own or draw for themselves; expected a model in "
+            "evaluation whose layers are all shared"
+        )

@@ -1,0 +1,123 @@
+"""Part of an encoder's forward pass: its lower layers alone, or its upper ones from given hidden states on.
+
+The encoder's own forward runs, with masks, positions and whatever else its family needs; the layers that are not
+wanted hand through what they get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.ensembles.sharing import Layers
+
+Forward = Callable[..., Any]
+
+
+class Passage:
+    """One pass from layer `start`, where `hidden` enters if given, to layer `stop`, where it leaves as `reached`.
+
+    Depth 0 is what the embeddings give, depth L what leaves the last layer.
+    """
+
+    def __init__(self, layers: Layers, start: int = 0, stop: int | None = None, hidden: Tensor | None = None):
+        """Plans the pass."""
+        self.layers, self.start, self.hidden = layers, start, hidden
+        self.stop = layers.depth if stop is None else stop
+        self.reached: Tensor | None = None
+        self.index = 0
+
+    def layer(self, own: Forward) -> Forward:
+        """Returns the forward of a layer that asks, at each call, whether its turn has come."""
+
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            index, self.index = self.index, self.index + 1
+            if index == self.start and self.hidden is not None and not self._enters_embeddings():
+                hidden = self.hidden
+            if index == self.stop and self.reached is None:
+                self.reached = hidden
+            if not self.start <= index < self.stop:
+                return self._past(own, hidden, index, args, kwargs)
+            out = own(hidden, *args, **kwargs)
+            self.layers.in_tuples = isinstance(out, tuple)
+            if index + 1 == self.layers.depth:
+                self.reached = out[0] if isinstance(out, tuple) else out
+            return out
+
+        return forward
+
+    def _past(self, own: Forward, hidden: Tensor, index: int, args: Any, kwargs: Any) -> Any:
+        if self.layers.in_tuples is None:
+            self.layers.in_tuples = _gives_tuples(own, hidden, args, kwargs)
+        if index + 1 == self.start == self.layers.depth and self.hidden is not None:
+            hidden = self.hidden
+        return (hidden, None) if self.layers.in_tuples else hidden
+
+    def _enters_embeddings(self) -> bool:
+        return self.start == 0 and self.layers.embeddings is not None
+
+    def embeddings(self, own: Forward) -> Forward:
+        """Returns the forward of the embeddings: empty ones where hidden states enter above them."""
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            if self.hidden is not None and self.start == 0:
+                return self.hidden
+            if self.hidden is None or self.layers.embedded is None:
+                out: Tensor = own(*args, **kwargs)
+                self.layers.embedded = out.shape[-1], out.dtype
+                if self.stop == 0:
+                    self.reached = out
+                return out
+            width, dtype = self.layers.embedded
+            # Masks and positions are made from its shape alone.
+            empty = torch.zeros((), dtype=dtype, device=self.hidden.device)
+            return empty.expand(*self.hidden.shape[:2], width)
+
+        return forward
+
+    def convolution(self, own: Forward) -> Forward:
+        """Returns the forward of DeBERTa's convolution, which belongs to the end of the first layer."""
+
+        def forward(embedded: Tensor, hidden: Tensor, *args: Any) -> Tensor:
+            if self.start > 0 or self.stop == 0:
+                return hidden
+            out: Tensor = own(embedded, hidden, *args)
+            if self.layers.depth == 1:
+                self.reached = out
+            return out
+
+        return forward
+
+
+def _gives_tuples(own: Forward, hidden: Tensor, args: Any, kwargs: Any) -> bool:
+    """Says whether a layer of this family returns a tuple, by calling one; no random number is used up."""
+    devices = [hidden.device] if hidden.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        return isinstance(own(hidden, *args, **kwargs), tuple)
+
+
+@contextmanager
+def routed(passage: Passage) -> Iterator[Passage]:
+    """Makes the encoder take this passage inside; afterwards it runs as a whole again."""
+    modules: list[tuple[nn.Module, Callable[[Forward], Forward]]] = [
+        (layer, passage.layer) for layer in passage.layers.distinct()
+    ]
+    if passage.layers.embeddings is not None:
+        modules.append((passage.layers.embeddings, passage.embeddings))
+    if passage.layers.convolution is not None:
+        modules.append((passage.layers.convolution, passage.convolution))
+    before = [(module, vars(module).get("forward")) for module, _ in modules]
+    for module, wrap in modules:
+        module.forward = wrap(module.forward)
+    try:
+        yield passage
+    finally:
+        for module, forward in before:
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward

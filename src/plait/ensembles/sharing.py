@@ -1,0 +1,212 @@
+"""Bottom layers for all members, tops of their own: made by replacing modules of the encoder's own class.
+
+Nothing of an encoder is written anew. Its class keeps its forward; what a member owns is replaced, in place, by a
+`Private` module that holds a copy per member and gives each its slice of the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from plait.checkpoints.families import FAMILIES
+from plait.errors import RecipeError
+
+GROUPS = "albert_layer_groups"
+"""ALBERT's list of layers: a group is applied several times, and an application counts as a layer."""
+TOPS = ("pooler", "final_norm")
+"""Modules of encoders that follow their last layer."""
+_MEMBER = re.compile(r"\.members\.(\d+)\.")
+_GROUP = re.compile(rf"({GROUPS}\.)(\d+)(\.)")
+
+
+@dataclass
+class Roster:
+    """Whose slices the batch holds at the moment, in order; shared by all private modules of a model."""
+
+    members: int
+    active: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Begins with everybody."""
+        self.active = self.active or tuple(range(self.members))
+
+
+class Private(nn.Module):
+    """One module per member, each for its own slice of the batch: rows 0 to B−1 are the first one's, and so on."""
+
+    def __init__(self, module: nn.Module, roster: Roster) -> None:
+        """Copies `module` for everyone on the roster."""
+        super().__init__()
+        # Encoders read plain attributes of their layers, such as the kind of attention.
+        plain = {k: v for k, v in vars(module).items() if not k.startswith("_") and k != "training"}
+        for name, value in plain.items():
+            setattr(self, name, value)
+        self.roster = roster
+        self.members = nn.ModuleList(copy.deepcopy(module) for _ in range(roster.members))
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the members' modules give for their slices, one after another."""
+        active = self.roster.active
+        if len(active) == 1:
+            return self.members[active[0]](hidden, *args, **kwargs)
+        rows = len(hidden) // len(active)
+        parts = []
+        for place, member in enumerate(active):
+            part = slice(place * rows, (place + 1) * rows)
+            mine = [_part(value, hidden, part) for value in args]
+            named = {name: _part(value, hidden, part) for name, value in kwargs.items()}
+            parts.append(self.members[member](hidden[part], *mine, **named))
+        return _joined(parts)
+
+
+def _part(value: Any, hidden: Tensor, part: slice) -> Any:
+    """Returns the slice of an argument that has a row per example, anything else as it is."""
+    if isinstance(value, tuple | list):
+        return type(value)(_part(item, hidden, part) for item in value)
+    if not isinstance(value, Tensor) or len(hidden) != (len(value) if value.dim() else 0):
+        return value
+    # DeBERTa hands its table of relative positions, [2·buckets, H], to every layer: that has no examples.
+    padding = value.dim() == 2 and not value.is_floating_point() and value.shape == hidden.shape[:2]
+    return value[part] if value.dim() > 2 or padding else value
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, tuple):
+        return tuple(_joined(column) for column in zip(*parts, strict=True))
+    return first
+
+
+class Applications(nn.ModuleList):
+    """ALBERT's groups, indexed by application: each module is kept once and used by several."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], order: Sequence[str]) -> None:
+        """Keeps `modules` under their names; application i uses the one named `order[i]`."""
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.order = tuple(order)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the module of an application."""
+        return self._modules[self.order[index]]
+
+
+@dataclass(eq=False)
+class Layers:
+    """An encoder's layers in the order in which they are applied, and what is known of their calls."""
+
+    applied: tuple[nn.Module, ...]
+    embeddings: nn.Module | None = None
+    convolution: nn.Module | None = None
+    in_tuples: bool | None = None
+    embedded: tuple[int, torch.dtype] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Returns how many layers one pass applies."""
+        return len(self.applied)
+
+    def distinct(self) -> Iterable[nn.Module]:
+        """Returns every module once."""
+        return dict.fromkeys(self.applied)
+
+
+def path_of_layers(base: PreTrainedModel) -> str:
+    """Returns where an encoder keeps its list of layers.
+
+    Raises:
+        RecipeError: When there is no list, or several, of as many modules as the configuration has layers.
+    """
+    family = FAMILIES.get(base.config.model_type)
+    if family is not None:
+        return family.layer.partition(".{}")[0]
+    found: list[str] = [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == base.config.num_hidden_layers
+    ]
+    if len(found) != 1:
+        raise RecipeError(
+            f"the layers of {type(base).__name__} are not found (lists of {base.config.num_hidden_layers} modules: "
+            f"{', '.join(found) or 'none'}); ensembles know {', '.join(sorted(FAMILIES))}"
+        )
+    return found[0]
+
+
+def layers_of(base: PreTrainedModel) -> Layers:
+    """Returns an encoder's layers in the order of their application."""
+    modules = base.get_submodule(path_of_layers(base))
+    assert isinstance(modules, nn.ModuleList)
+    depth = base.config.num_hidden_layers
+    if isinstance(modules, Applications) or not _grouped(base):
+        applied = tuple(modules[i] for i in range(depth))
+    else:
+        applied = tuple(modules[group(base.config, i)] for i in range(depth))
+    parent = base.get_submodule(path_of_layers(base).rpartition(".")[0])
+    return Layers(applied, getattr(base, "embeddings", None), getattr(parent, "conv", None))
+
+
+def _grouped(base: PreTrainedModel) -> bool:
+    return path_of_layers(base).endswith(GROUPS)
+
+
+def group(config: PreTrainedConfig, application: int) -> int:
+    """Returns which of ALBERT's groups an application uses."""
+    return application * int(config.num_hidden_groups) // int(config.num_hidden_layers)
+
+
+def share(model: PreTrainedModel, shared: int, roster: Roster) -> None:
+    """Gives every member its own copy of the layers from `shared` on and of all that follows them, in place."""
+    base: Any = model.base_model
+    if shared == base.config.num_hidden_layers:
+        return
+    _split_groups(base, shared, roster) if _grouped(base) else _split_layers(base, shared, roster)
+    for owner in {base, model}:
+        for name, module in list(owner.named_children()):
+            follows = name in TOPS if owner is base else module is not base
+            if follows and any(True for _ in module.parameters()):
+                setattr(owner, name, Private(module, roster))
+
+
+def _split_layers(base: PreTrainedModel, shared: int, roster: Roster) -> None:
+    modules = base.get_submodule(path_of_layers(base))
+    assert isinstance(modules, nn.ModuleList)
+    for index in range(shared, len(modules)):
+        modules[index] = Private(modules[index], roster)
+
+
+def _split_groups(base: PreTrainedModel, shared: int, roster: Roster) -> None:
+    """Names the members' group g `groups + g`, beside the shared one where that is still used."""
+    parent: Any = base.get_submodule(path_of_layers(base).rpartition(".")[0])
+    config, own = base.config, parent.albert_layer_groups
+    used = [group(config, i) for i in range(config.num_hidden_layers)]
+    order = [str(g if i < shared else g + config.num_hidden_groups) for i, g in enumerate(used)]
+    made = {str(g): own[g] for g in dict.fromkeys(used[:shared])}
+    made |= {str(g + config.num_hidden_groups): Private(own[g], roster) for g in dict.fromkeys(used[shared:])}
+    parent.albert_layer_groups = Applications(made, order)
+    # The transformer looks up a group for each application: with as many groups it finds the application itself.
+    parent.config = copy.copy(config)
+    parent.config.num_hidden_groups = config.num_hidden_layers
+
+
+def original(name: str, config: PreTrainedConfig) -> tuple[str, int | None]:
+    """Returns the name of a parameter in the encoder's own class, and whose it is: a member's or everybody's."""
+    found = _MEMBER.search(name)
+    if found is None:
+        return name, None
+    plain = _MEMBER.sub(".", name, count=1)
+    groups = getattr(config, "num_hidden_groups", None)
+    if groups:
+        plain = _GROUP.sub(lambda match: f"{match[1]}{int(match[2]) - groups}{match[3]}", plain)
+    return plain, int(found[1])
