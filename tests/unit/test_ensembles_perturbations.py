@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from plait.ensembles.outputs import divergence, read
-from plait.ensembles.perturbation import INPUTS, PERTURBATIONS, Place, Prediction, check, perturb, place
+from plait.ensembles.perturbation import (
+    INPUTS,
+    PERTURBATIONS,
+    Place,
+    Prediction,
+    check,
+    member_generators,
+    perturb,
+    perturber,
+    place,
+)
 from plait.ensembles.perturbations.adversarial import adversarial, project
 from plait.ensembles.perturbations.dropout import dropouts, dropping
 from plait.ensembles.perturbations.gaussian import gaussian
@@ -187,6 +197,33 @@ def test_where_a_perturbation_acts():
         Place.NONE, Place.DROPOUT, Place.EMBEDDINGS, Place.HIDDEN, Place.HIDDEN,
     ]  # fmt: skip
     assert place("gaussian", {"at": "embeddings"}) is Place.EMBEDDINGS
+
+
+@pytest.mark.parametrize("name", list(PERTURBATIONS))
+def test_a_bound_perturbation_draws_the_same_for_all_and_one_by_one(name: str):
+    net = Net(PROBLEMS[0])
+    inputs = {"mask": MASK, "droppable": MASK, "problem": PROBLEMS[0], "counted": None}
+    together = perturber(name, {}, generators(1, 2, 3), **inputs)(states(), net)
+    wanted = perturb(name, {}, **samples(name))
+    assert torch.equal(together, wanted)
+    one_by_one = perturber(name, {}, generators(1, 2, 3), **inputs)
+    for j in range(M):
+        alone = one_by_one(states()[j : j + 1], lambda h, j=j: net(h.expand(M, -1, -1, -1))[j : j + 1])
+        torch.testing.assert_close(alone[0], together[j], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bound_perturbation_is_checked_at_once():
+    with pytest.raises(RecipeError, match="perturbation gaussian: strength is 0"):
+        perturber("gaussian", {"strength": 0})
+
+
+def test_members_get_generators_of_their_own_that_a_resumed_run_gets_again():
+    torch.manual_seed(4)
+    first = [torch.randn(3, generator=g) for g in member_generators(3)]
+    torch.manual_seed(4)
+    again = [torch.randn(3, generator=g) for g in member_generators(3)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
 
 
 class TestGaussian:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 import torch
@@ -93,6 +94,39 @@ def perturb(name: str, options: Mapping[str, Any], **inputs: Any) -> Tensor:
     entry = PERTURBATIONS[name]
     entry.check(options)
     return entry.function(**{key: inputs[key] for key in entry.inputs if key in inputs}, **options)
+
+
+def perturber(
+    name: str, options: Mapping[str, Any], generators: Generators = None, **inputs: Any
+) -> Callable[[Hidden, Callable[[Tensor], Tensor]], Hidden]:
+    """Returns a perturbation as the forward pass of an ensemble takes it, for one pass: (hidden, forward) to hidden.
+
+    It may be called once with all members or member after member, [M, B, T, H] or [1, B, T, H]; each gets the next of
+    the generators, so both ways draw the same.
+
+    Args:
+        name: in `PERTURBATIONS`.
+        options: of the perturbation.
+        generators: one per member; see `member_generators`.
+        inputs: `mask`, `droppable` and `blank` of `INPUTS`, `problem` and `counted` of a `Prediction`.
+    """
+    check(name, **options)
+    waiting = iter(generators or ())
+    meaning = {key: inputs.pop(key) for key in ("problem", "counted") if key in inputs}
+
+    def apply(hidden: Hidden, forward: Callable[[Tensor], Tensor]) -> Hidden:
+        members = hidden.shape[0]
+        own = list(islice(waiting, members)) if generators else None
+        given = {"hidden": hidden, "members": members, "generators": own}
+        return perturb(name, options, **given, prediction=Prediction(forward, **meaning), **inputs)
+
+    return apply
+
+
+def member_generators(members: int, device: torch.device | str = "cpu") -> list[Generator]:
+    """Returns a generator per member, seeded from the default one: a run resumed with its state draws the same."""
+    seeds = torch.randint(2**62, (members,)).tolist()
+    return [Generator(device=device).manual_seed(seed) for seed in seeds]
 
 
 def _wrong(value: Any, low: float, high: float, *, whole: bool) -> str:
