@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ torch.set_num_threads(1)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PLAIT_CACHE", str(tmp_path_factory.mktemp("cache")))
     return
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """Commands log to the captured stderr of their own test, which is closed afterwards."""
+    yield
+    ours = logging.getLogger("plait")
+    ours.handlers.clear()
+    ours.propagate = True
 
 
 def write_rows(file: Path, rows: list[dict[str, object]]) -> Path:

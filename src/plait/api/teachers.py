@@ -211,7 +211,8 @@ def settings_of(recipe: AmalgamateRecipe, choices: Choices) -> Settings:
         passes = PASSES if choices.needs_passes else 0
         folder = recipe.store_folder()
         if (folder / "store.json").is_file():
-            passes = max(passes, open_store(folder).settings.passes)
+            found = open_store(folder).settings.passes
+            passes = found if found or not choices.needs_passes else passes
     return Settings(
         passes=passes, seed=recipe.seed, last_layers=recipe.last_layers, dropout=recipe.dropout,
         keep=choices.keep, max_length=recipe.max_length, stop=recipe.stop,
