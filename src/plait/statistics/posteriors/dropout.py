@@ -10,17 +10,30 @@ import xxhash
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from plait.errors import SourceError, listed
+from plait.errors import listed
+
+NO_PASSES = "energy, entropy, max_logit"
+"""Gates that do without Monte Carlo passes."""
+DEAD = (
+    "its passes are all the same, for the teacher has no dropout: give --dropout RATE to inject it, or a gate that "
+    f"needs no passes: {NO_PASSES}"
+)
 
 
-def refuse_batchnorm(model: nn.Module, name: str) -> None:
-    """Raises `SourceError` when train mode would change a model's buffers and mix the texts of a batch."""
+def batchnorm_problem(model: nn.Module) -> str | None:
+    """Returns what forbids train mode: layers that mix the texts of a batch and change their buffers."""
     found = [path for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    if found:
-        raise SourceError(
-            f"{name}: {listed(found)} is a BatchNorm, which in train mode mixes the texts of a batch and changes "
-            "itself; use a gate that needs no passes: energy, entropy, max_logit"
-        )
+    if not found:
+        return None
+    return (
+        f"{listed(found)} is a BatchNorm, which in train mode mixes the texts of a batch and changes itself; use a "
+        f"gate that needs no passes: {NO_PASSES}"
+    )
+
+
+def acts(modules: Iterable[nn.Module]) -> bool:
+    """Says whether any of the modules has a dropout rate above 0."""
+    return any(getattr(module, name) > 0 for module in modules for name in _rates(module))
 
 
 @contextmanager

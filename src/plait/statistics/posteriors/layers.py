@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -105,13 +105,3 @@ def _dropped(output: Any, rate: float) -> Any:
     if isinstance(output, Tensor):
         return F.dropout(output, rate, training=True)
     return (F.dropout(output[0], rate, training=True), *output[1:])
-
-
-def upper_modules(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
-    """Yields the modules of the given layers, of the pooler and of the head."""
-    body = model.base_model
-    for part in (*layers, getattr(body, "pooler", None)):
-        if isinstance(part, nn.Module):
-            yield from part.modules()
-    inside = set(body.modules())
-    yield from (module for module in model.modules() if module not in inside and module is not model)

@@ -130,9 +130,10 @@ def _teachers(found: Record, wanted: Sequence[Teacher]) -> Iterator[str]:
 
 def _all_teachers(found: Record, wanted: Sequence[Teacher]) -> Iterator[str]:
     """Yields that there are other teachers, where what one is asked depends on what all have said."""
-    before, now = ({t.name for t in teachers} for teachers in (found.teachers, wanted))
+    before, now = (sorted(t.name for t in teachers) for teachers in (found.teachers, wanted))
     if len(found.settings.rounds) > 1 and before != now:
-        yield f"teachers, on all of which an early stop depends (found {listed(before)}, wanted {listed(now)})"
+        names = f"found {', '.join(before)}, wanted {', '.join(now)}"
+        yield f"teachers, on all of which an early stop depends ({names})"
 
 
 def _texts(found: TextFacts, wanted: TextFacts) -> Iterator[str]:

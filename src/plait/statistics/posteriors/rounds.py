@@ -32,7 +32,7 @@ def in_rounds(run: Run) -> None:
 
 
 def _finished(run: Run, number: int) -> bool:
-    return all(run.has(run.file(teacher, number), teacher) for teacher in run.teachers)
+    return all(run.has(run.file(teacher, number), teacher, number) for teacher in run.teachers)
 
 
 def _file(run: Run, teacher: Teacher, number: int) -> Path:
@@ -42,9 +42,9 @@ def _file(run: Run, teacher: Teacher, number: int) -> Path:
 def _waits(run: Run, teacher: Teacher, number: int, turn: int) -> bool:
     """Says whether a teacher has this round before it in a shard."""
     file = _file(run, teacher, number)
-    if not run.has(file, teacher):
+    if not run.has(file, teacher, number):
         # A teacher that has been summed up already has had its rounds.
-        return turn == 0 and not run.has(run.file(teacher, number), teacher)
+        return turn == 0 and not run.has(run.file(teacher, number), teacher, number)
     return int(read_facts(file)["turns"]) == turn and len(_open(run, number, turn)) > 0
 
 
@@ -87,7 +87,7 @@ def _summarize(run: Run, number: int) -> None:
     """Sums up the passes of every teacher, and only then removes them."""
     files = [_file(run, teacher, number) for teacher in run.teachers]
     for teacher, file in zip(run.teachers, files, strict=True):
-        if not run.has(run.file(teacher, number), teacher):
+        if not run.has(run.file(teacher, number), teacher, number):
             state, facts = read_shard(file)
             run.write(
                 run.file(teacher, number), teacher, facts["texts"], facts["limit"], facts["forwards"], _summary(state)

@@ -17,7 +17,7 @@ from plait import progress
 from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, Texts
 from plait.errors import DataError
-from plait.statistics.posteriors.files import clear_partial, read_facts, read_shard, write_shard
+from plait.statistics.posteriors.files import clear_partial, read_facts, write_shard
 from plait.statistics.posteriors.record import Record
 from plait.statistics.posteriors.scorer import Scorer, Turn, opened
 from plait.statistics.posteriors.settings import Settings
@@ -68,14 +68,20 @@ class Run:
         return [every[checkpoint.name] for checkpoint in self.checkpoints]
 
     def start(self) -> None:
-        """Writes what the store will be, before anything is in it."""
+        """Writes what the store will be, and the hashes of the texts."""
         self.record.write(self.folder)
         clear_partial(self.folder)
+        numbers = range(self.record.shards)
+        if missing := [n for n in numbers if not texts_file(self.folder, n).exists()]:
+            for _ in self._pieces(missing):
+                pass
 
     def one_by_one(self) -> None:
         """Scores with each teacher, to the end, what it has not scored yet."""
         for checkpoint, teacher in zip(self.checkpoints, self.teachers, strict=True):
-            pending = [n for n in range(self.record.shards) if not self.has(self.file(teacher, n), teacher)]
+            pending = [
+                n for n in range(self.record.shards) if not self.has(self.file(teacher, n), teacher, n)
+            ]
             self.visit(checkpoint, pending, "scoring with", self._score)
             self.finish(teacher)
 
@@ -95,15 +101,16 @@ class Run:
         """Returns where a teacher's shard is, or will be."""
         return teacher_file(self.folder, teacher, number)
 
-    def has(self, file: Path, teacher: Teacher) -> bool:
-        """Says whether a shard is there and is what this run would write.
+    def has(self, file: Path, teacher: Teacher, number: int) -> bool:
+        """Says whether a file of a shard is there and is what this run would write.
 
         Raises:
             DataError: it is damaged, or was made otherwise.
         """
         if not file.exists():
             return False
-        facts, wanted = read_facts(file), self._facts(teacher)
+        key = read_facts(texts_file(self.folder, number))["texts"]
+        facts, wanted = read_facts(file), {**self._facts(teacher), "texts": key}
         differing = [name for name in wanted if facts.get(name) != wanted[name]]
         if differing:
             raise DataError(
@@ -161,11 +168,11 @@ class Run:
 
     def _keep_hashes(self, number: int, hashes: Tensor) -> str:
         """Returns the hash of a shard's texts, which are kept, and compared with those kept before."""
-        file = texts_file(self.folder, number)
+        file, key = texts_file(self.folder, number), xxhash.xxh3_128_hexdigest(hashes.numpy().data)
         if not file.exists():
-            write_shard(file, {"hashes": hashes}, {})
-        elif not torch.equal(read_shard(file)[0]["hashes"], hashes):
+            write_shard(file, {"hashes": hashes}, {"texts": key})
+        elif read_facts(file)["texts"] != key:
             raise DataError(
                 f"{self.texts.source}: changed while it was scored; leave it alone, and score it again"
             )
-        return xxhash.xxh3_128_hexdigest(hashes.numpy().data)
+        return key

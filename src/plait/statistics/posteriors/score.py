@@ -11,6 +11,7 @@ import xxhash
 
 from plait.checkpoints.source import Checkpoint
 from plait.data import Texts
+from plait.statistics.posteriors.ability import check_able
 from plait.statistics.posteriors.files import check_place, check_room, size_of
 from plait.statistics.posteriors.record import FILE, Record, TextFacts, check_same, read_record
 from plait.statistics.posteriors.rounds import in_rounds
@@ -47,6 +48,7 @@ def score_texts(
     """
     folder, settings = Path(folder), settings or Settings()
     check_teachers(teachers)
+    check_able(teachers, settings)
     check_place(folder, FILE)
     wanted = tuple(teacher_of(checkpoint) for checkpoint in teachers)
     facts = text_facts(texts)

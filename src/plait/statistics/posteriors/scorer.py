@@ -16,14 +16,9 @@ from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, collate, encode, length_limit, plan
 from plait.errors import SourceError
 from plait.progress import Tick, nothing
-from plait.statistics.posteriors.dropout import (
-    injected,
-    modes_kept,
-    own_random_numbers,
-    refuse_batchnorm,
-    seed_of,
-)
-from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of, upper_modules
+from plait.statistics.posteriors.ability import acting_modules, unable
+from plait.statistics.posteriors.dropout import DEAD, injected, modes_kept, own_random_numbers, seed_of
+from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of
 from plait.statistics.posteriors.settings import Settings
 from plait.statistics.posteriors.summary import summarize
 
@@ -126,10 +121,7 @@ class Scorer:
         if not self._differs(inputs) and self.settings.dropout is not None:
             self.trunk.injected = self.settings.dropout
         if not self._differs(inputs):
-            raise SourceError(
-                f"{self.name}: its passes are all the same, for the teacher has no dropout: give --dropout RATE to "
-                "inject it, or a gate that needs no passes: energy, entropy, max_logit"
-            )
+            raise SourceError(f"{self.name}: {DEAD}")
         self.meter.applications, self.alive = applications, True
 
     def _differs(self, inputs: Inputs) -> bool:
@@ -189,12 +181,11 @@ def scoring(
         SourceError: a model that train mode would change, or too few layers.
     """
     name = checkpoint.name
-    if settings.passes:
-        refuse_batchnorm(model, name)
+    if problem := unable(model, settings):
+        raise SourceError(f"{name}: {problem}")
     encoder = encoder_of(model) or Encoder((model.base_model,), 1)
-    below = _below(encoder, settings, name)
-    layers = encoder.last(encoder.depth - below) if settings.last_layers is not None else ()
-    acting = tuple(model.modules()) if settings.last_layers is None else tuple(upper_modules(model, layers))
+    below = 0 if settings.last_layers is None else encoder.depth - settings.last_layers
+    acting = acting_modules(model, encoder, settings.last_layers)
     meter = Meter(encoder.depth)
     limit = length_limit(tokenizer, model.config, settings.max_length)
     if settings.max_length is not None and limit < settings.max_length:
@@ -210,17 +201,6 @@ def scoring(
         if settings.keeps("features"):
             stack.enter_context(_watched_head(model, checkpoint, scorer.seen))
         yield scorer
-
-
-def _below(encoder: Encoder, settings: Settings, name: str) -> int:
-    """Returns how many layers are computed once."""
-    if settings.last_layers is None:
-        return 0
-    if settings.last_layers > encoder.depth:
-        raise SourceError(
-            f"{name}: last_layers is {settings.last_layers}, the teacher has {encoder.depth} layers; ask for fewer"
-        )
-    return encoder.depth - settings.last_layers
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import DataError, did_you_mean, listed
-from plait.statistics.posteriors.files import read_shard, shard_name
+from plait.statistics.posteriors.files import read_facts, read_shard, shard_name
 from plait.statistics.posteriors.record import Record, read_record
 from plait.statistics.posteriors.settings import Settings
 from plait.statistics.posteriors.shapes import (
@@ -116,11 +116,6 @@ class Store:
         start = number * self.record.chunk
         hashes = self._hashes(number)
         posteriors = {teacher.name: self._posterior(teacher, number) for teacher in self.teachers}
-        for name, posterior in posteriors.items():
-            if len(posterior.logits) != len(hashes):
-                raise DataError(
-                    f"{self.folder}: shard {number} of {name} is of other texts; delete it, and score again"
-                )
         return Shard(slice(start, start + len(hashes)), hashes, posteriors)
 
     def posterior(self, name: str) -> Posterior:
@@ -138,8 +133,10 @@ class Store:
     def _posterior(self, teacher: Teacher, number: int) -> Posterior:
         file = teacher_file(self.folder, teacher, number)
         tensors, facts = read_shard(file)
-        if facts["teacher"] != teacher.digest:
-            raise DataError(f"{file}: is of other weights than {teacher.name}; delete it, and score again")
+        of_texts = read_facts(texts_file(self.folder, number))
+        if facts["teacher"] != teacher.digest or facts["texts"] != of_texts["texts"]:
+            what = "weights" if facts["teacher"] != teacher.digest else "texts"
+            raise DataError(f"{file}: is of other {what}; delete it, and it is scored again")
         return Posterior(**tensors)
 
 

@@ -103,7 +103,7 @@ def _unfit(teacher: Checkpoint) -> str | None:
     if teacher.kind != "sequence_classification":
         return f"is a model for {teacher.kind.replace('_', ' ')} ({teacher.architecture})"
     if teacher.problem_type == "regression":
-        return "is a regression model"
+        return f"is a regression model (outputs: {teacher.config.num_labels})"
     if teacher.problem_type == "multi_label_classification":
         return "gives a text several labels (multi-label)"
     if len(teacher.labels or ()) < 2:
