@@ -81,7 +81,7 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune sources on text that is already here, merge them several ways, and compare."""
+    """Fine-tune sources on text that is already here, merge them, let teachers teach a student, and compare."""
     from plait.demo import demo as run_demo
 
     report = run_demo(
@@ -114,9 +114,19 @@ def show_demo(report: dict[str, Any], output: Path) -> None:
         title="accuracy on held-back files, one encoder for three tasks",
         right=[*tasks, "mean relative"],
     )
+    show_taught(report["amalgamation"], output)
     render.line(
         f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
     )
     render.line(
         f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/average; plait methods fisher"
     )
+
+
+def show_taught(taught: dict[str, Any], output: Path) -> None:
+    """Prints what teachers with half of the labels each know of all, and what their students do."""
+    scores = {**taught["accuracy"], "for comparison: trained on labels": taught["supervised"]}
+    rows = [{"": name, "accuracy": f"{score:.3f}"} for name, score in scores.items()]
+    title = f"accuracy over all libraries; two teachers know half of them each, {taught['texts']} texts without labels"
+    render.table(rows, title=title, right=["accuracy"])
+    render.line(f"teachers, posteriors and students {output}/amalgamation")

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.demo.texts import harvest, tasks
+from plait.demo.teaching import amalgamation
+from plait.demo.texts import Table, harvest, tasks, unused
 from plait.errors import OutputError, SourceError
 
 logger = logging.getLogger("plait")
@@ -70,10 +71,14 @@ def demo(
     encoder = base or carried_encoder()
     begin = time.monotonic()
     prepare(folder, overwrite=overwrite)
-    files = write_data(folder / "data", train, test, seed)
+    found = harvest(seed)
+    tables = tasks(found, train, test, seed)
+    files = write_data(folder / "data", tables)
     sources = fine_tune(folder / "sources", encoder, files, epochs, seed)
     scored = evaluate_sources(sources, files)
     rows = {label: merge_and_score(folder / "merged", label, encoder, sources, files) for label in METHODS}
+    rest = unused(found, tables["library"][0], seed)
+    taught = amalgamation(folder / "amalgamation", encoder, files["library"], rest, seed)
     report = {
         "base": encoder,
         "seed": seed,
@@ -82,6 +87,7 @@ def demo(
         "methods": {
             label: {**row, "mean relative": mean_relative(row, scored)} for label, row in rows.items()
         },
+        "amalgamation": {**taught, "supervised": scored["library"]},
         "seconds": round(time.monotonic() - begin, 1),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -104,11 +110,11 @@ def prepare(folder: Path, *, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_data(folder: Path, train: int, test: int, seed: int) -> dict[str, dict[str, Path]]:
+def write_data(folder: Path, made: Mapping[str, tuple[Table, Table]]) -> dict[str, dict[str, Path]]:
     """Returns per task its training and test file, filled with docstrings of installed packages."""
     folder.mkdir(exist_ok=True)
     files: dict[str, dict[str, Path]] = {}
-    for task, tables in tasks(harvest(seed), train, test, seed).items():
+    for task, tables in made.items():
         files[task] = {part: folder / f"{task}.{part}.jsonl" for part in ("train", "test")}
         for part, table in zip(("train", "test"), tables, strict=True):
             lines = (

@@ -129,14 +129,26 @@ def words_of(name: str) -> str:
 Table = dict[str, list[str]]
 
 
+def unused(found: Sequence[Docstring], used: Table, seed: int = 0) -> list[str]:
+    """Returns the texts of files for training that a task does not use: nothing but text."""
+    taken = set(used["text"])
+    held_back = held_back_files(found, seed)
+    return [d.text for d in found if d.file not in held_back and d.text not in taken]
+
+
+def held_back_files(found: Sequence[Docstring], seed: int) -> set[str]:
+    """Returns the files whose docstrings are for tests: a quarter of all."""
+    files = sorted({d.file for d in found})
+    return set(random.Random(seed).sample(files, len(files) // 4))
+
+
 def tasks(found: Sequence[Docstring], train: int, test: int, seed: int = 0) -> dict[str, tuple[Table, Table]]:
     """Returns per task a training and a test table, balanced over classes; no file serves both.
 
     Raises:
         DataError: too few docstrings for that many rows.
     """
-    files = sorted({d.file for d in found})
-    held_back = set(random.Random(seed).sample(files, len(files) // 4))
+    held_back = held_back_files(found, seed)
     parts = ([d for d in found if d.file not in held_back], [d for d in found if d.file in held_back])
     return {
         name: (make(parts[0], train, seed), make(parts[1], test, seed + 1))
