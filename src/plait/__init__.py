@@ -3,8 +3,8 @@
     merged = plait.merge({"sst2": "ckpt/sst2", "trec": "ckpt/trec"}, data={"sst2": "sst2.parquet", …}, out="merged")
     merged.predict(["What a film!"])          # every task from one encoder pass
 
-The names below are imported when first used, so that `import plait` stays quick. One thing happens here: transformers is
-told, once it is there, which classes our ensembles are (`plait.autoclasses`).
+The names below are imported when first used, so that `import plait` stays quick. One thing happens here:
+transformers is told, once it is there, which classes our ensembles are (`plait.autoclasses`).
 """
 
 from __future__ import annotations

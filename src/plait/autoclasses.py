@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
@@ -25,18 +26,23 @@ MODELS = "transformers.models.auto.modeling_auto"
 
 def register_configurations(module: ModuleType) -> None:
     """Tells transformers' table of configurations what an ensemble is."""
-    config = importlib.import_module("plait.ensembles.configuration").EnsembleConfig
-    module.AutoConfig.register(config.model_type, config, exist_ok=True)
+    config = _ours("plait.ensembles.configuration", "EnsembleConfig")
+    if config is not None:
+        module.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def register_models(module: ModuleType) -> None:
     """Tells the auto classes which of our classes belongs to which task."""
-    config = importlib.import_module("plait.ensembles.configuration").EnsembleConfig
-    models = importlib.import_module("plait.ensembles.modeling")
+    config = _ours("plait.ensembles.configuration", "EnsembleConfig")
     for task in ("SequenceClassification", "TokenClassification"):
-        getattr(module, f"AutoModelFor{task}").register(
-            config, getattr(models, f"EnsembleFor{task}"), exist_ok=True
-        )
+        model = _ours("plait.ensembles.modeling", f"EnsembleFor{task}")
+        if model is not None:
+            getattr(module, f"AutoModelFor{task}").register(config, model, exist_ok=True)
+
+
+def _ours(module: str, name: str) -> Any:
+    """Returns a class of ours; None where its own module, halfway, asked for transformers: it registers at its end."""
+    return getattr(importlib.import_module(module), name, None)
 
 
 TARGETS: dict[str, Callable[[ModuleType], None]] = {

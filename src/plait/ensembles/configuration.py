@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
+from transformers.models.auto import configuration_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
+from plait import autoclasses
 from plait.checkpoints.families import FAMILIES
 from plait.errors import RecipeError, did_you_mean
 
@@ -136,3 +138,6 @@ def _check(config: EnsembleConfig) -> None:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+autoclasses.register_configurations(configuration_auto)

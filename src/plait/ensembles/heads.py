@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -64,24 +64,31 @@ class TanhHeads(nn.Module):
         return logits
 
 
+def last_linear(own: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """Returns the layer that gives labels in a class of transformers: the last one outside the encoder that fits."""
+    labels = own.config.num_labels
+    fitting = ((n, m) for n, m in _outside(own) if isinstance(m, nn.Linear) and m.out_features == labels)
+    return list(fitting)[-1]
+
+
 def without_last_linear(own: PreTrainedModel, dropout: float | None) -> int:
-    """Takes the linear layer that gives labels out of a class of transformers; returns the width of what it saw.
+    """Takes the layer that gives labels out of a class of transformers; returns the width of what it saw.
 
     The dropout before it is set, where one is given.
     """
-    outside = [
-        (name, module)
-        for child, owner in own.named_children()
-        if owner is not own.base_model
-        for name, module in owner.named_modules(prefix=child)
-    ]
-    for _, module in outside:
+    for _, module in _outside(own):
         if isinstance(module, nn.Dropout) and dropout is not None:
             module.p = dropout
-    labels = own.config.num_labels
-    name, last = [(n, m) for n, m in outside if isinstance(m, nn.Linear) and m.out_features == labels][-1]
+    name, last = last_linear(own)
     own.set_submodule(name, nn.Identity())
     return last.in_features
+
+
+def _outside(own: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the modules of a class that are not its encoder's, in their order."""
+    for child, owner in own.named_children():
+        if owner is not own.base_model:
+            yield from owner.named_modules(prefix=child)
 
 
 def drop_pooler(base: PreTrainedModel) -> None:

@@ -3,49 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, initialization
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 from transformers.models.auto import modeling_auto as auto
 from transformers.utils.generic import ModelOutput
 
+from plait import autoclasses
+from plait.ensembles.answers import EnsembleOutput, refuse_unkept, task_loss
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.heads import (
     LinearHeads,
     MemberLogits,
     StackedLinear,
     TanhHeads,
-    drop_pooler, freeze_pooler,
+    drop_pooler,
+    freeze_pooler,
     without_last_linear,
 )
-from plait.ensembles.losses import task_loss
-from plait.ensembles.passage import Passage, routed
+from plait.ensembles.passage import Inputs, Passage, again, repeated, routed
 from plait.ensembles.sharing import Roster, layers_of, share
 
 States = Float[Tensor, "M B T H"]
-Inputs = dict[str, Tensor]
 Perturb = Callable[[States, Callable[[States], MemberLogits]], States]
 """From the members' hidden states, and from what becomes of any such states, to perturbed ones."""
-
-
-@dataclass
-class EnsembleOutput(ModelOutput):
-    """What an ensemble says: the mean logits, and `member_logits`, [M, B, C] or [M, B, T, C]."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    member_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class Ensemble(PreTrainedModel):
@@ -159,7 +147,7 @@ class Ensemble(PreTrainedModel):
             members, extra = self._plain(inputs, kwargs)
         else:
             members = self._replicated(inputs, depth, perturb)
-        _refuse_unkept(kwargs, extra)
+        refuse_unkept(kwargs, extra)
         logits = members.mean(0)
         loss = None if labels is None else self._loss(members, labels)
         found: ModelOutput = (
@@ -217,7 +205,7 @@ class Ensemble(PreTrainedModel):
     def _replayed(self, inputs: Inputs, depth: int, perturb: Perturb | None) -> MemberLogits:
         """Returns the same logits, each member's from a segment that autograd computes again when its turn comes."""
         if depth == 0 and perturb is None:
-            return torch.cat([_again(self._from_inputs, inputs, [m]) for m in range(self.config.members)])
+            return torch.cat([again(self._from_inputs, inputs, [m]) for m in range(self.config.members)])
         shared = None if depth == 0 else self.embed(inputs, depth).unsqueeze(0)
         found = []
         for member in range(self.config.members):
@@ -225,20 +213,20 @@ class Ensemble(PreTrainedModel):
             if perturb is not None:
                 # Outside the segment: what a perturbation looks for with gradients of its own is not looked for twice.
                 hidden = perturb(hidden, partial(self._from_states, inputs, depth, [member]))
-            found.append(_again(self._from_states, inputs, depth, [member], hidden))
+            found.append(again(self._from_states, inputs, depth, [member], hidden))
         return torch.cat(found)
 
     def _entering(self, inputs: Inputs, depth: int, members: Sequence[int]) -> States:
         """Returns the members' states at a depth; at 0 each has been through the embeddings by itself."""
         if depth == 0:
-            states = self.embed(_repeated(inputs, len(members)))
+            states = self.embed(repeated(inputs, len(members)))
             return states.reshape(len(members), -1, *states.shape[1:])
         hidden = self.embed(inputs, depth)
         return hidden.expand(len(members), *hidden.shape)
 
     def _from_inputs(self, inputs: Inputs, members: Sequence[int]) -> MemberLogits:
         with self._active(members):
-            outputs = self.encoder(**_repeated(inputs, len(members)), return_dict=True)
+            outputs = self.encoder(**repeated(inputs, len(members)), return_dict=True)
         return self._logits(outputs, members)
 
     def _from_states(
@@ -246,7 +234,7 @@ class Ensemble(PreTrainedModel):
     ) -> MemberLogits:
         passage = Passage(self.layers, start=depth, hidden=hidden.flatten(0, 1))
         with self._active(members), routed(passage):
-            outputs = self.encoder(**_repeated(inputs, len(members)), return_dict=True)
+            outputs = self.encoder(**repeated(inputs, len(members)), return_dict=True)
         return self._logits(outputs, members)
 
     def _logits(self, outputs: Any, members: Sequence[int]) -> MemberLogits:
@@ -294,21 +282,9 @@ class EnsembleForTokenClassification(Ensemble):
     output_class = TokenClassifierOutput
 
 
-def _repeated(inputs: Inputs, members: int) -> Inputs:
-    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+ENSEMBLES: Mapping[str, type[Ensemble]] = {
+    "sequence_classification": EnsembleForSequenceClassification,
+    "token_classification": EnsembleForTokenClassification,
+}
 
-
-def _again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Returns what a function gives, without its activations; random numbers are drawn again as they were."""
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
-    return result
-
-
-def _refuse_unkept(options: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Raises when hidden states or attentions are asked of members that have some of their own."""
-    wanted = [n for n in ("output_hidden_states", "output_attentions") if options.get(n) and not extra]
-    if wanted:
-        raise ValueError(
-            f"{' and '.join(wanted)}: the members have layers of their own or draw for themselves; expected a model in "
-            "evaluation whose layers are all shared"
-        )
+autoclasses.register_models(auto)

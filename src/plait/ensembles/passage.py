@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from plait.ensembles.sharing import Layers
 
 Forward = Callable[..., Any]
+Inputs = dict[str, Tensor]
 
 
 class Passage:
@@ -121,3 +123,14 @@ def routed(passage: Passage) -> Iterator[Passage]:
                 del module.forward
             else:
                 module.forward = forward
+
+
+def repeated(inputs: Inputs, members: int) -> Inputs:
+    """Returns the inputs once for every member, one member after another."""
+    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+
+
+def again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Returns what a function gives, without its activations; random numbers are drawn again as they were."""
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False)
+    return result

@@ -200,12 +200,27 @@ def _split_groups(base: PreTrainedModel, shared: int, roster: Roster) -> None:
     parent.config.num_hidden_groups = config.num_hidden_layers
 
 
+def unrolled(name: str, base: PreTrainedModel) -> list[str]:
+    """Returns a parameter's names in an encoder with a group for each application; elsewhere its own name."""
+    modules = base.get_submodule(path_of_layers(base))
+    found = _GROUP.search(name)
+    if found is None or not isinstance(modules, Applications):
+        return [name]
+    uses = (i for i, key in enumerate(modules.order) if key == found[2])
+    return [_GROUP.sub(lambda match, i=i: f"{match[1]}{i}{match[3]}", name) for i in uses]
+
+
+def without_member(name: str) -> str:
+    """Returns a parameter's name without whose it is."""
+    return _MEMBER.sub(".", name, count=1)
+
+
 def original(name: str, config: PreTrainedConfig) -> tuple[str, int | None]:
     """Returns the name of a parameter in the encoder's own class, and whose it is: a member's or everybody's."""
     found = _MEMBER.search(name)
     if found is None:
         return name, None
-    plain = _MEMBER.sub(".", name, count=1)
+    plain = without_member(name)
     groups = getattr(config, "num_hidden_groups", None)
     if groups:
         plain = _GROUP.sub(lambda match: f"{match[1]}{int(match[2]) - groups}{match[3]}", plain)

@@ -1,0 +1,47 @@
+"""What an ensemble gives back: outputs as transformers has them, and the members' loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils.generic import ModelOutput
+
+from plait.ensembles.heads import MemberLogits
+
+
+@dataclass
+class EnsembleOutput(ModelOutput):
+    """What an ensemble says: the mean logits, and `member_logits`, [M, B, C] or [M, B, T, C]."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    member_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def task_loss(members: MemberLogits, labels: Tensor, problem: str) -> Tensor:
+    """Returns (1/M) Σ_j task(z_j, y): cross-entropy, binary cross-entropy or squared error, as transformers' heads.
+
+    Each member is a batch of the same size with the same labels, so the mean over all rows is the mean over members.
+    """
+    expected = labels.expand(len(members), *labels.shape)
+    if problem == "regression":
+        return F.mse_loss(members.reshape(len(members), -1), expected.reshape(len(members), -1).to(members))
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(members, expected.to(members))
+    return F.cross_entropy(members.flatten(0, -2), expected.flatten())
+
+
+def refuse_unkept(options: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Raises when hidden states or attentions are asked of members that have some of their own."""
+    wanted = [n for n in ("output_hidden_states", "output_attentions") if options.get(n) and not extra]
+    if wanted:
+        raise ValueError(
+            f"{' and '.join(wanted)}: the members have layers of their own or draw for themselves; expected a model in "
+            "evaluation whose layers are all shared"
+        )

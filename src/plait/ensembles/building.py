@@ -1,0 +1,200 @@
+"""New ensembles: from one encoder with new heads, or from checkpoints that become its members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from plait.checkpoints.compare import config_differences, shape_differences
+from plait.checkpoints.source import Checkpoint
+from plait.ensembles.configuration import EnsembleConfig, HeadKind
+from plait.ensembles.folding import configuration, labelled, projection
+from plait.ensembles.heads import last_linear
+from plait.ensembles.modeling import ENSEMBLES, Ensemble
+from plait.ensembles.sharing import original
+from plait.errors import MergeError, RecipeError, did_you_mean, listed
+from plait.training.heads import quiet
+
+Shared = Mapping[str, Tensor] | Callable[[str], Tensor | None]
+"""Merged tensors by their name in the bare encoder; what is not there is averaged over the sources."""
+
+
+def new_ensemble(
+    base: Checkpoint,
+    *,
+    members: int,
+    labels: Sequence[str] | None,
+    kind: str = "sequence_classification",
+    problem_type: str | None = None,
+    shared_layers: int | Literal["all"] = "all",
+    head: HeadKind = "linear",
+    classifier_dropout: float | None = None,
+    seed: int = 0,
+) -> Ensemble:
+    """Returns an ensemble whose members all start as `base`, each with a new head.
+
+    Args:
+        base: An encoder, bare or with any head.
+        members: M.
+        labels: The names of the outputs; None for a regression.
+        kind: `sequence_classification` or `token_classification`.
+        problem_type: What the outputs mean, as transformers says it.
+        shared_layers: How many layers from the bottom are everybody's.
+        head: The form of the heads.
+        classifier_dropout: Their dropout; the encoder's own by default.
+        seed: Decides the heads, and what `base` lacks.
+
+    Raises:
+        RecipeError: When the options contradict each other or the encoder.
+    """
+    names = tuple(labels or ("LABEL_0",))
+    config = EnsembleConfig(
+        encoder=base.config, members=members, shared_layers=shared_layers, head=head,
+        classifier_dropout=classifier_dropout, problem_type=problem_type if labels else "regression",
+        id2label=dict(enumerate(names)), architectures=[_class(kind).__name__],
+    )  # fmt: skip
+    with _seeded(seed), quiet():
+        own = _class(kind).own_classes.from_pretrained(
+            base.folder, config=labelled(config), dtype=torch.float32, local_files_only=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        model = _class(kind)(config)
+    _copy(model, own.state_dict(), None)
+    model.eval()
+    return model
+
+
+def from_checkpoints(
+    sources: Sequence[Checkpoint],
+    *,
+    shared_layers: int | Literal["all"] = "all",
+    shared: Shared | None = None,
+    head: HeadKind = "linear",
+) -> Ensemble:
+    """Returns an ensemble of fine-tuned checkpoints: one shared bottom, every top and head its own.
+
+    The heads fit as they are: linear heads are the last layers, tanh heads projection and last layer. Where all layers
+    are shared, what lies between encoder and last layer is shared too with linear heads, and averaged.
+
+    Args:
+        sources: Classifiers of one architecture and with the same labels, in any order.
+        shared_layers: How many layers from the bottom become everybody's.
+        shared: What they become, such as merged tensors; their average by default.
+        head: The form of the heads; tanh where the family's own head has it.
+
+    Raises:
+        MergeError: When the sources cannot be members of one ensemble: everything that stands against it.
+        RecipeError: When an option does not fit them.
+    """
+    _check(sources)
+    first = sources[0]
+    names = first.labels or ("LABEL_0",)
+    config = EnsembleConfig(
+        encoder=first.config, members=len(sources), shared_layers=shared_layers, head=head,
+        problem_type=first.problem_type, id2label=dict(enumerate(names)),
+        architectures=[_class(first.kind).__name__],
+    )  # fmt: skip
+    model = _class(first.kind)(config)
+    if head == "tanh":
+        projection(config, model.per_token)
+    for member, source in enumerate(sources):
+        own = source.model(dtype=torch.float32)
+        state = own.state_dict()
+        _copy(model, state, member, share=1 / len(sources))
+        _take_head(model, own, state, member, _rows(first, source))
+    _put_shared(model, shared, first.prefix)
+    model.eval()
+    return model
+
+
+def _class(kind: str) -> type[Ensemble]:
+    if kind not in ENSEMBLES:
+        raise RecipeError(f"an ensemble cannot be of kind {kind!r}{did_you_mean(kind, ENSEMBLES)}")
+    return ENSEMBLES[kind]
+
+
+@torch.no_grad()
+def _copy(model: Ensemble, state: Mapping[str, Tensor], member: int | None, share: float = 1.0) -> None:
+    """Copies an ordinary model's weights: to its member, or to all for None; adds a share of them to what is shared."""
+    prefix = "" if model.config.head == "linear" else f"{_prefix(model)}."
+    for name, target in model.encoder.state_dict().items():
+        plain, owner = original(name, model.config.encoder)
+        if owner is None and member:
+            target.add_(state[prefix + plain], alpha=share)
+        elif owner is None or member in (None, owner):
+            target.copy_(state[prefix + plain] * (share if owner is None else 1.0))
+
+
+def _prefix(model: Ensemble) -> str:
+    return str(model.encoder.base_model_prefix)
+
+
+@torch.no_grad()
+def _take_head(
+    model: Ensemble, own: PreTrainedModel, state: Mapping[str, Tensor], member: int, rows: list[int]
+) -> None:
+    heads: Any = model.heads
+    place = last_linear(own)[0]
+    heads.out.weight[member] = state[f"{place}.weight"][rows]
+    heads.out.bias[member] = state[f"{place}.bias"][rows]
+    if model.config.head == "tanh":
+        place = projection(configuration(model), model.per_token)
+        heads.dense.weight[member] = state[f"{place}.weight"]
+        heads.dense.bias[member] = state[f"{place}.bias"]
+
+
+@torch.no_grad()
+def _put_shared(model: Ensemble, shared: Shared | None, prefix: str) -> None:
+    if shared is None:
+        return
+    for name, target in model.encoder.state_dict().items():
+        plain, owner = original(name, model.config.encoder)
+        body = plain.removeprefix(f"{prefix}.") if model.config.head == "linear" else plain
+        found = shared(body) if callable(shared) else shared.get(body)
+        if owner is None and found is not None:
+            target.copy_(found)
+
+
+def _rows(first: Checkpoint, other: Checkpoint) -> list[int]:
+    """Returns where each label of the first source stands in another one's head."""
+    if first.labels is None or other.labels is None:
+        return [0]
+    return [other.labels.index(label) for label in first.labels]
+
+
+def _check(sources: Sequence[Checkpoint]) -> None:
+    if not sources:
+        raise RecipeError("members is 0; expected 1 or more checkpoints")
+    first = sources[0]
+    problems = [f"{s.name} has no head of a task (kind {s.kind})" for s in sources if s.kind not in ENSEMBLES]
+    for other in sources[1:]:
+        problems += _differences(first, other)
+    if not problems:
+        problems = [*config_differences(sources), *shape_differences(sources)]
+    if problems:
+        raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
+
+
+def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    facts = (
+        ("architecture", first.architecture, other.architecture),
+        ("problem_type", first.problem_type, other.problem_type),
+    )
+    for what, mine, theirs in facts:
+        if mine != theirs:
+            yield f"{what} differs ({first.name}: {mine}, {other.name}: {theirs})"
+    if set(first.labels or ()) != set(other.labels or ()):
+        said = f"{first.name}: {', '.join(first.labels or ())}; {other.name}: {', '.join(other.labels or ())}"
+        yield f"labels differ ({said}); expected the same names in any order"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
