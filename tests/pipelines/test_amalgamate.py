@@ -196,6 +196,46 @@ def test_evaluate_knows_the_labels_by_name(place: Path, teachers: dict[str, str]
     assert found.tasks["model"].metrics["accuracy"] in [i / 8 for i in range(9)]
 
 
+def test_evaluate_shows_the_teachers(
+    place: Path, teachers: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s"
+    told: dict[str, Any] = {
+        "texts": texts(20),
+        "student": place / "base",
+        "rename": {"sports.Tech": "Sci/Tech"},
+    }
+    plait.amalgamate(teachers, out=out, **told, **QUICK)
+    rows = [
+        {"text": t, "label": ("World", "Business", "Sports", "Sci/Tech")[i % 4]}
+        for i, t in enumerate(texts(40))
+    ]
+    found = plait.evaluate(out, rows).tasks["model"]
+    assert set(found.sources) == {"news", "sports", "all teachers, logits side by side"}
+    # A teacher of two of four labels cannot be right on the others.
+    assert found.sources["news"]["accuracy"] <= 0.5
+    hand = torch.tensor([
+        [float(one["score"]) for one in sorted(rows, key=lambda r: str(r["label"]))]
+        for rows in _by_hand(place / "sports", [str(row["text"]) for row in rows])
+    ])  # fmt: skip
+    names = sorted(SPORTS)
+    best = [names[i].replace("Tech", "Sci/Tech") for i in hand.argmax(-1).tolist()]
+    right = sum(guess == row["label"] for guess, row in zip(best, rows, strict=True)) / 40
+    assert found.sources["sports"]["accuracy"] == pytest.approx(right)
+    alone = plait.evaluate(out, rows, sources=False).tasks["model"]
+    assert alone.sources == {}
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows))
+    assert command("evaluate", out, "--data", file) == 0
+    assert "logits side by side: accuracy" in capsys.readouterr().out
+
+
+def _by_hand(model: Path, given: list[str]) -> Any:
+    from transformers import pipeline
+
+    return pipeline("text-classification", model=str(model), top_k=None)(given, truncation=True)
+
+
 def test_labels_of_the_texts_are_for_study(place: Path, teachers: dict[str, str], tmp_path: Path) -> None:
     rows = [{"text": t, "topic": UNION[i % 4]} for i, t in enumerate(texts(24))]
     file = tmp_path / "rows.json"

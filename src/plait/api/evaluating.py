@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from plait.api.inputs import read
+from plait.api.rivals import teacher_scores
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, Kind, ProblemType
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
@@ -36,9 +37,10 @@ def evaluate(
     """Returns scores on labelled data, absolute and relative to each source on the same rows.
 
     Args:
-        model: a merged checkpoint, or a plain one (folder or Hub id).
+        model: a merged checkpoint, a student, or a plain one (folder or Hub id).
         data: task -> data (a file, a Dataset, columns); for a model with one task the data alone.
-        sources: whether to score the sources of a merged checkpoint too, where they can still be found.
+        sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
+            still be found.
         batch_size: texts at a time.
         max_length: tokens a text is cut at.
         examples: a random subset of this size; default all.
@@ -64,7 +66,9 @@ def evaluate(
         primary = primary_of(plain.kind, plain.problem_type)
         chosen = read_data(entry)
         metrics = score(plain.model(), plain.tokenizer(), chosen)
-        return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen))})
+        settings = {"batch_size": batch_size, "max_length": max_length, "trust_remote_code": trust_remote_code}
+        known = teacher_scores(plain.folder, chosen, **settings) if sources else {}
+        return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen), known)})
     merged = model if isinstance(model, Merged) else Merged(model)
     named = name_data(data, merged.tasks)
     return Evaluation(

@@ -58,6 +58,9 @@ def evaluate(
         render.as_json(found.to_dict())
         return
     render.table(found.rows(), right=("score", "source", "relative", "examples"))
+    for scores in found.tasks.values():
+        for name, metrics in scores.sources.items() if len(scores.sources) > 1 else ():
+            render.line(f"  {name}: {scores.primary} {metrics[scores.primary]:.3f}")
     if found.mean_relative is not None and len(found.tasks) > 1:
         render.line(f"mean relative to the sources: {100 * found.mean_relative:.1f} %")
 

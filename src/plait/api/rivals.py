@@ -1,0 +1,85 @@
+"""What a student is measured against: each of its teachers alone, and all of them at once, on the same rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.amalgamation.labels import LabelSpace, union
+from plait.amalgamation.targets import concat
+from plait.checkpoints.files import read_json
+from plait.checkpoints.source import open_checkpoint
+from plait.data import Examples, align_labels
+from plait.errors import PlaitError
+from plait.evaluation import predict_logits, score
+
+logger = logging.getLogger("plait")
+TOGETHER = "all teachers, logits side by side"
+
+
+def teacher_scores(
+    folder: Path, examples: Examples, *, batch_size: int, max_length: int | None, trust_remote_code: bool
+) -> dict[str, dict[str, float]]:
+    """Returns the scores of each teacher of a student over the union of labels, and of all with their logits joined.
+
+    A teacher gives no probability to labels it does not have. Teachers that are gone or have changed are left out, with
+    a warning; the joined logits then are, too. A checkpoint that was not taught has no teachers.
+    """
+    record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
+    if record.get("made_by") != "amalgamate":
+        return {}
+    told = record["teachers"]
+    space = union({name: t["labels"] for name, t in told.items()}, record["recipe"].get("rename"))
+    aligned = align_labels(examples, space.names, problem_type="single_label_classification")
+    logits = {
+        name: _logits(name, about, examples, batch_size, max_length, trust_remote_code)
+        for name, about in told.items()
+    }
+    return scores_of(logits, space, aligned)
+
+
+def scores_of(
+    logits: Mapping[str, Tensor | None], space: LabelSpace, aligned: Examples
+) -> dict[str, dict[str, float]]:
+    """Returns the scores that teachers' logits give over the union, those of all together last."""
+    found = {
+        name: space.pad(at, rows.softmax(-1))
+        for at, (name, rows) in enumerate(logits.items())
+        if rows is not None
+    }
+    known = [rows for rows in logits.values() if rows is not None]
+    if len(known) == len(logits):
+        found[TOGETHER] = concat(known, space)
+    return {name: score(list(rows.log()), aligned) for name, rows in found.items()}
+
+
+def _logits(  # noqa: PLR0917 - what predicting takes
+    name: str,
+    about: Mapping[str, Any],
+    examples: Examples,
+    batch_size: int,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> Tensor | None:
+    """Returns a teacher's logits, or None (with a warning) when it is gone or its weights have changed."""
+    try:
+        teacher = open_checkpoint(about["origin"], name=name, trust_remote_code=trust_remote_code)
+        if teacher.digest != about["digest"]:
+            logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])
+            return None
+        rows = predict_logits(
+            teacher.model(),
+            teacher.tokenizer(),
+            examples.unlabelled(),
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+    except PlaitError as error:
+        logger.warning("teacher %s cannot be scored: %s", name, error)
+        return None
+    return torch.stack(rows)
