@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from plait.ensembles import perturbations
 from plait.ensembles.outputs import divergence, read
 from plait.ensembles.perturbation import (
     INPUTS,
@@ -190,6 +192,13 @@ def test_all_bad_options_are_named_at_once():
     check("dropout", rate=None)
     with pytest.raises(ValueError, match="2 generators for 3 members"):
         gaussian(states(), M, generators=generators(1, 2))
+
+
+def test_a_perturbation_is_one_file():
+    files = {f.stem: f.read_text() for f in Path(perturbations.__path__[0]).glob("*.py")}
+    del files["__init__"]
+    assert set(files) == set(PERTURBATIONS)
+    assert all(PERTURBATIONS[name].function.__module__.endswith(f".{name}") for name in files)
 
 
 def test_where_a_perturbation_acts():

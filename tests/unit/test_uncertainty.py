@@ -94,6 +94,17 @@ def test_all_scores_of_a_model():
     assert u.uncertainty(table, labels)["excess_aurc"] > 0
 
 
+def test_several_labels_are_so_many_questions():
+    p, y = np.array([[0.9, 0.2], [0.4, 0.7]]), np.array([[1.0, 0.0], [1.0, 0.0]])
+    table, truth = u.yes_or_no(p, y)
+    assert truth.tolist() == [1, 0, 1, 0]
+    found = u.uncertainty(table, truth)
+    assert found["nll"] == pytest.approx(-math.log(0.9 * 0.8 * 0.4 * 0.3) / 4)
+    assert found["brier"] == pytest.approx(2 * (0.01 + 0.04 + 0.36 + 0.49) / 4)
+    with pytest.raises(DataError, match="expected one shape for both"):
+        u.yes_or_no(p, [1, 0])
+
+
 def test_confidence_that_knows_nothing_has_the_error_rate_as_its_area():
     losses = np.random.default_rng(2).random(50) < 0.3
     assert u.risk_coverage(np.ones(50), losses).area == pytest.approx(losses.mean())

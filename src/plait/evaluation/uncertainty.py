@@ -57,6 +57,21 @@ def uncertainty(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, float]
     }
 
 
+def yes_or_no(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
+    """Returns several labels [N, C] as N·C questions: probabilities of no and yes, and the answers 0 or 1.
+
+    With that, `uncertainty(*yes_or_no(p, y))` scores a model of several labels.
+
+    Raises:
+        DataError: When there is not one label for each probability.
+    """
+    table, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    if table.shape != truth.shape:
+        raise DataError(f"probabilities {table.shape} and labels {truth.shape}; expected one shape for both")
+    yes = table.reshape(-1)
+    return np.stack([1 - yes, yes], axis=1), (truth.reshape(-1) > 0.5).astype(int)
+
+
 def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Returns −(1/N) Σ_i log p_i(y_i); a probability of 0 counts as the least float64."""
     table, truth = _labelled(probabilities, labels)
