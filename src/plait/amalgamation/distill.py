@@ -46,7 +46,7 @@ class Distillation:
             "target": batch.get("target"),
             "weight": batch.get("weight"),
             "columns": [torch.tensor(places) for places in self.columns],
-            "adapters": getattr(model, ADAPTERS, None),
+            "adapters": getattr(_inner(model), ADAPTERS, None),
             **{name: _numbered(batch, name) for name in self.entry.inputs if name.startswith("teacher_")},
         }
         return self.entry.function(**{name: given[name] for name in self.entry.inputs}, **self.options)
@@ -54,12 +54,18 @@ class Distillation:
     def _student(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns the student's logits, and its features and layers where the objective wants them."""
         layers = "student_layers" in self.entry.inputs
-        with _watched(model.get_submodule(self.classifier)) as seen:
+        with _watched(_inner(model).get_submodule(self.classifier)) as seen:
             output = model(**inputs, output_hidden_states=layers)
         found = {"student_logits": output.logits, "student_features": seen[0]}
         if layers:
             found["student_layers"] = pooled(output.hidden_states, inputs["attention_mask"])
         return found
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Returns the student itself: with several processes it comes wrapped."""
+    wrapped = getattr(model, "module", None)
+    return wrapped if isinstance(wrapped, nn.Module) else model
 
 
 def pooled(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
