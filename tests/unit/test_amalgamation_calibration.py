@@ -42,6 +42,7 @@ def test_the_temperature_is_that_of_a_fine_search() -> None:
     ("logits", "mean", "wanted"),
     [
         (torch.zeros(3, 2), torch.full((3, 2), 0.5), 1.0),
+        (torch.full((3, 2), 5.0), torch.tensor([[0.3, 0.7]]).repeat(3, 1), 1.0),
         (torch.zeros(0, 2), torch.zeros(0, 2), 1.0),
         (torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), 0.01),
         (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]]), 100.0),

@@ -17,5 +17,4 @@ def bald(mean: Probabilities, expected_entropy: PerText) -> PerText:
         mean: p̄, the mean of the passes' probabilities.
         expected_entropy: (1/K) Σ_k H(p_k) in nats.
     """
-    information = (entropy_of(mean) - expected_entropy.double()).clamp(min=0)
-    return certainty(information, mean.shape[-1])
+    return certainty(entropy_of(mean) - expected_entropy.double(), mean.shape[-1])
