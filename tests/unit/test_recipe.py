@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from plait.errors import RecipeError
-from plait.recipe import parse_recipe, read_recipe, to_yaml
+from plait.recipe import AmalgamateRecipe, parse_recipe, read_recipe, to_yaml
 
 EXAMPLE = """
 combine: merge
@@ -121,3 +121,37 @@ def test_numbers_that_yaml_takes_for_texts() -> None:
         {"sources": {"a": "x"}, "output": "o", "method": {"name": "ties", "scale": "1e-1", "scope": "model"}}
     )
     assert recipe.resolved_method().options == {"scale": 0.1, "scope": "model"}
+
+
+def test_an_amalgamation() -> None:
+    content = {
+        "combine": "amalgamate", "teachers": {"a": "x", "b": {"model": "y", "revision": "r"}},
+        "texts": "t.txt", "objective": "uhc", "gate": "max-logit", "output": "out/student",
+    }  # fmt: skip
+    recipe = parse_recipe(content)
+    assert isinstance(recipe, AmalgamateRecipe)
+    assert recipe.sources["b"].revision == "r"
+    assert recipe.text is not None
+    assert (recipe.text.path, recipe.gate, recipe.objective.name) == ("t.txt", "max_logit", "uhc")
+    assert recipe.store_folder() == Path("out/student.posteriors")
+    assert parse_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gaet": "muka"}, "unknown key 'gaet' (did you mean 'gate'?"),
+        ({"sources": {"a": {"modle": "x"}}}, "unknown key 'sources.a.modle' (did you mean 'model'?"),
+        ({"target": "sofd"}, "target is 'sofd' (did you mean 'soft'?"),
+        ({"temperature": 0}, "temperature"),
+        ({"passes": -1}, "passes"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"epochs": float("nan")}, "epochs"),
+        ({"held_back": 1}, "held_back"),
+    ],
+)
+def test_an_amalgamation_refused(change: dict[str, object], message: str) -> None:
+    content = {"combine": "amalgamate", "sources": {"a": "x"}, "output": "o", **change}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(content)
+    assert message in str(caught.value)
