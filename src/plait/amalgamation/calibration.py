@@ -27,7 +27,6 @@ def temperature_from_passes(logits: Logits, mean: Probabilities) -> float:
         mean: p̄.
     """
     scores, goal = logits.double(), mean.double()
-    goal = goal / goal.sum(-1, keepdim=True)
     scores = scores - scores.mean(-1, keepdim=True)
     if not len(scores) or not bool((scores != 0).any()):
         return 1.0
