@@ -36,11 +36,11 @@ class Pool:
 
 
 POOLS = {
-    "trec": Pool(2000, 2000, 32),
-    "search_snippets": Pool(1600, 1600, 40),
-    "ag_news": Pool(1400, 1400, 48),
-    "dbpedia14": Pool(1400, 1400, 48),
-    "newsgroups20": Pool(2000, 2000, 96),
+    "trec": Pool(1600, 1600, 32),
+    "search_snippets": Pool(1200, 1200, 40),
+    "ag_news": Pool(1000, 1000, 48),
+    "dbpedia14": Pool(1000, 1000, 48),
+    "newsgroups20": Pool(1000, 1000, 64),
 }
 
 

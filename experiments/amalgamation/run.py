@@ -15,8 +15,7 @@ import argparse
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from encoders import encoder
 from rows import RESULTS, ROWS, SEEDS, WORK, Row, Teacher, slug, test, transfer
-from sources import claimed, finished, folder_of, make, write
+from sources import claim_of, claimed, finished, folder_of, make, waiting, write
 from torch import Tensor
 
 from plait.amalgamation.corpus import pack
@@ -45,7 +44,7 @@ from plait.training.loop import Schedule, train
 from plait.training.state import seeded
 
 PASSES = 16
-EPOCHS = 6
+EPOCHS = 5
 BATCH = 16
 RATE = 1e-4
 STOP = WORK / "STOP"
@@ -67,30 +66,31 @@ MAIN = (
     Student("muka hard", taught_by("muka", margin=True)),
     Student("vkd", taught_by("energy", "soft", objective="vkd")),
     Student("uhc", taught_by("energy", "soft", objective="uhc")),
-    Student("energy hard, no margin", taught_by("energy")),
-    Student("muka soft", taught_by("muka", "soft", margin=True)),
-    Student("supervised", None),
-    Student("muka hard, no margin", taught_by("muka")),
+    Student("mahalanobis hard", taught_by("mahalanobis", margin=True)),
     Student("dfa", taught_by("energy", "soft", objective="dfa")),
     Student("cfl", taught_by("energy", "soft", objective="cfl")),
+    Student("supervised", None),
+    Student("mahalanobis soft", taught_by("mahalanobis", "soft", margin=True)),
+    Student("muka soft", taught_by("muka", "soft", margin=True)),
+    Student("energy hard", taught_by("energy", margin=True)),
+    Student("muka hard, no margin", taught_by("muka")),
+    Student("mahalanobis hard, no margin", taught_by("mahalanobis")),
+    Student("energy hard, no margin", taught_by("energy")),
     Student("muka soft, no margin", taught_by("muka", "soft")),
 )
 GATED = tuple(
-    Student(f"{gate} hard, no margin", taught_by(gate))
-    for gate in ("oracle", "max_logit", "entropy", "bald", "mahalanobis")
+    Student(f"{gate} hard, no margin", taught_by(gate)) for gate in ("oracle", "max_logit", "entropy", "bald")
 )
-FEW = tuple(
-    s
-    for s in MAIN
-    if s.name in {"muka hard", "muka soft", "vkd", "uhc", "energy hard, no margin", "supervised"}
-)
+_FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
+FEW = tuple(student for student in MAIN if student.name in _FEW)
 WITH_GATES = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
 
 
-def students(row: Row) -> tuple[Student, ...]:
+def students(row: Row, later: bool) -> tuple[Student, ...]:
+    """Returns the students of the main table, or those of the other tables, which come later."""
     if row.split == "shared":
-        return FEW
-    return MAIN + (GATED if row.name in WITH_GATES else ())
+        return FEW if later else ()
+    return (GATED if row.name in WITH_GATES else ()) if later else MAIN
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,12 @@ def score_teacher(row: Row, teacher: Teacher, seed: int) -> Posterior:
     return store.posterior(teacher.name)
 
 
-@contextmanager
-def waiting(place: Path) -> Iterator[None]:
-    """Waits until no other process works on `place`."""
-    while True:
-        with claimed(place) as mine:
-            if mine:
-                yield
-                return
-        time.sleep(2)
-
-
 @cache
 def stage(name: str, seed: int) -> Stage:
     """Returns a row's teachers' posteriors, making teachers and posteriors that are missing."""
     row = ROWS[name]
     for teacher in row.teachers:
-        with waiting(WORK / "claims" / f"{teacher.name}-{seed}"):
+        with waiting(claim_of(teacher, seed)):
             if not finished(teacher, seed):
                 make(teacher, seed)
     space = union({teacher.name: teacher.label_names for teacher in row.teachers})
@@ -273,31 +262,26 @@ def row_of(row: Row, seed: int) -> Path:
     return RESULTS / "rows" / f"{slug(row.name)}.{seed}.json"
 
 
-def advance(row: Row, seed: int) -> tuple[int, int]:
-    """Does what nobody else does of a row and seed; returns how many results it made, and how many still lack."""
-    made = lacking = 0
-    if not row_of(row, seed).exists():
+def advance(row: Row, seed: int, later: bool) -> None:
+    """Does what nobody else is doing of a row and seed."""
+    wanted = students(row, later)
+    if wanted and not row_of(row, seed).exists():
         with claimed(WORK / "claims" / row_of(row, seed).name) as mine:
             if not mine:
-                return 0, 1
+                return
             if not row_of(row, seed).exists():
                 report = judge_row(row, seed)
                 write(row_of(row, seed), report)
-                made += 1
                 show(row.name, seed, f"concat {report['ensembles']['concat']:.3f}", report["seconds"])
-    for student in students(row):
+    for student in wanted:
         file = cell_of(row, seed, student)
         if file.exists() or STOP.exists():
             continue
         with claimed(WORK / "claims" / file.name) as mine:
-            if not mine:
-                lacking += 1
-            elif not file.exists():
+            if mine and not file.exists():
                 cell = teach(row, seed, student)
                 write(file, cell)
-                made += 1
                 show(row.name, seed, f"{student.name} {cell['accuracy']:.3f}", cell["seconds"])
-    return made, lacking
 
 
 def show(row: str, seed: int, what: str, seconds: float) -> None:
@@ -307,7 +291,7 @@ def show(row: str, seed: int, what: str, seconds: float) -> None:
 def twice(name: str, seed: int, wanted: str) -> None:
     """Teaches one student twice as long, to see whether the length that all have is enough."""
     row = ROWS[name]
-    student = next(s for s in students(row) if s.name == wanted)
+    student = next(s for s in (*MAIN, *GATED) if s.name == wanted)
     file = RESULTS / "twice" / cell_of(row, seed, student).name
     if not file.exists():
         cell = teach(row, seed, student, length=2)
@@ -330,17 +314,16 @@ def main() -> None:
         row, seed, student = arguments.twice
         twice(row, int(seed), student)
         return
+    # Seed by seed; the students of the main table before the others.
     for seed in arguments.seeds:
-        lacking = 1
-        while lacking and not STOP.exists():
-            lacking = 0
-            for name in arguments.rows:
+        for later in (False, True):
+            for name in (
+                *arguments.rows,
+                *arguments.rows,
+            ):  # again: another process may have been at work on a row
                 if not STOP.exists():
-                    lacking += advance(ROWS[name], seed)[1]
+                    advance(ROWS[name], seed, later)
                 stage.cache_clear()
-            # What others are at is theirs: the next seed begins meanwhile.
-            if lacking and not STOP.exists():
-                break
 
 
 if __name__ == "__main__":

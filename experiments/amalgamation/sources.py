@@ -15,6 +15,7 @@ import argparse
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,10 @@ def record_of(teacher: Teacher, seed: int) -> Path:
     return RESULTS / "teachers" / f"{teacher.name}-{seed}.json"
 
 
+def claim_of(teacher: Teacher, seed: int) -> Path:
+    return WORK / "claims" / f"{teacher.name}-{seed}"
+
+
 def finished(teacher: Teacher, seed: int) -> bool:
     return (folder_of(teacher, seed) / "plait.json").exists() and record_of(teacher, seed).exists()
 
@@ -52,6 +57,17 @@ def claimed(place: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def waiting(place: Path) -> Iterator[None]:
+    """Waits until no other process works on `place`."""
+    while True:
+        with claimed(place) as mine:
+            if mine:
+                yield
+                return
+        time.sleep(2)
 
 
 def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
@@ -99,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for seed in arguments.seeds:
         for teacher in all_teachers(tuple(ROWS[name] for name in arguments.rows)):
-            with claimed(record_of(teacher, seed)) as mine:
+            with claimed(claim_of(teacher, seed)) as mine:
                 if mine and not finished(teacher, seed):
                     make(teacher, seed)
 

@@ -1,0 +1,307 @@
+"""Builds results/table.md and results/amalgamation.svg from what `run.py` has finished.
+
+python experiments/amalgamation/table.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RIVALS = ("vkd", "uhc", "dfa", "cfl")
+OURS = (
+    "muka hard",
+    "muka soft",
+    "muka hard, no margin",
+    "muka soft, no margin",
+    "energy hard",
+    "energy hard, no margin",
+    "mahalanobis hard",
+    "mahalanobis soft",
+    "mahalanobis hard, no margin",
+)
+GATES = ("muka", "entropy", "energy", "max_logit", "bald", "mahalanobis", "oracle")
+GATED = tuple(f"{gate} hard, no margin" for gate in ("muka", "energy", *GATES[1:2], *GATES[3:]))
+Cells = dict[tuple[str, int], dict[str, dict[str, Any]]]
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob("[!.]*.json"))]
+
+
+def by_row(found: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [entry for entry in found if entry["row"] == name]
+
+
+def show(values: Sequence[float]) -> str:
+    """Returns mean ± standard deviation in per cent, and how many seeds where that is not 3."""
+    if not values:
+        return "–"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}" + ("" if len(values) == 3 else f" ({len(values)})")
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines]]
+
+
+class Results:
+    """All finished cells, and the order of the rows."""
+
+    def __init__(self) -> None:
+        self.rows, self.cells = read("rows"), read("cells")
+        seen = {entry["row"] for entry in (*self.rows, *self.cells)}
+        self.names = [name for name in order() if name in seen]
+
+    def of(self, split: str) -> list[str]:
+        """Returns the rows of the disjoint or of the shared split."""
+        return [name for name in self.names if name.endswith(" shared") == (split == "shared")]
+
+    def student(self, row: str, student: str) -> dict[int, float]:
+        """Returns accuracy by seed."""
+        return {c["seed"]: c["accuracy"] for c in by_row(self.cells, row) if c["student"] == student}
+
+    def values(self, row: str, student: str) -> list[float]:
+        """Returns the accuracy of each seed."""
+        return list(self.student(row, student).values())
+
+    def differences(self, row: str, student: str, other: str) -> list[float]:
+        """Returns the differences of two students of equal teachers, texts and seed."""
+        a, b = self.student(row, student), self.student(row, other)
+        return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+
+    def gate(self, row: str, gate: str, what: str) -> list[float]:
+        """Returns a gate's routing or target accuracy of each seed."""
+        return [entry["gates"][gate][what] for entry in by_row(self.rows, row) if gate in entry["gates"]]
+
+
+def order() -> list[str]:
+    from rows import ROWS
+
+    return list(ROWS)
+
+
+def main_table(found: Results, split: str) -> list[str]:
+    names = [s for s in (*RIVALS, *OURS) if any(found.values(row, s) for row in found.of(split))]
+    header = ["row", "best teacher", "teachers' mean", "concat ensemble", *names, "supervised"]
+    lines = []
+    for row in found.of(split):
+        entries = by_row(found.rows, row)
+        alone = [[t["accuracy"] for t in entry["teachers"]] for entry in entries]
+        best = max(
+            (statistics.mean(found.values(row, s)) for s in names if found.values(row, s)), default=0.0
+        )
+        lines.append(
+            [
+                row,
+                show([max(each) for each in alone]),
+                show([statistics.mean(each) for each in alone]),
+                show([entry["ensembles"]["concat"] for entry in entries]),
+                *(bold(found.values(row, s), best) for s in names),
+                show(found.values(row, "supervised")),
+            ]
+        )
+    return markdown(header, lines)
+
+
+def bold(values: Sequence[float], best: float) -> str:
+    shown = show(values)
+    return f"**{shown}**" if values and statistics.mean(values) == best else shown
+
+
+def gate_table(found: Results, what: str) -> list[str]:
+    lines = [[row, *(show(found.gate(row, gate, what)) for gate in GATES)] for row in found.of("disjoint")]
+    return markdown(["row", *GATES], lines)
+
+
+def calibrated(found: Results) -> list[str]:
+    names = [
+        f"{gate}, {how}"
+        for gate in ("muka", "entropy", "energy", "max_logit")
+        for how in ("temperature", "standardize")
+    ]
+    lines = [[row, *(show(found.gate(row, gate, "hard")) for gate in names)] for row in found.of("disjoint")]
+    return markdown(["row", *names], lines)
+
+
+def gated(found: Results) -> list[str]:
+    rows = [row for row in found.of("disjoint") if found.values(row, GATED[-1])]
+    return markdown(["row", *GATED], [[row, *(show(found.values(row, s)) for s in GATED)] for row in rows])
+
+
+def against(found: Results) -> list[str]:
+    """Returns each of ours against the best rival of each row, in points, over equal teachers and seeds."""
+    lines = []
+    for student in OURS:
+        cells = [student]
+        for row in found.of("disjoint"):
+            cells.append(behind(found, row, student))
+        lines.append(cells)
+    return markdown(["", *found.of("disjoint")], lines)
+
+
+def behind(found: Results, row: str, student: str) -> str:
+    pairs = {rival: found.differences(row, student, rival) for rival in RIVALS}
+    pairs = {rival: values for rival, values in pairs.items() if values}
+    if not pairs:
+        return "–"
+    rival, values = min(pairs.items(), key=lambda item: statistics.mean(item[1]))
+    mean = 100 * statistics.mean(values)
+    noise = 100 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    spread = "" if noise is None else f" ± {noise:.1f}"
+    return f"{mean:+.1f}{spread} ({rival}, {len(values)})"
+
+
+def ranking(found: Results) -> list[str]:
+    """Returns the students over the rows that all of them have finished, best first."""
+    names = (*RIVALS, *OURS, "supervised")
+    pairs = [
+        (row, seed)
+        for row in found.of("disjoint")
+        for seed in (0, 1, 2)
+        if all(seed in found.student(row, name) for name in names)
+    ]
+    if not pairs:
+        return ["No row is finished."]
+    lines = []
+    for name in names:
+        values = [found.student(row, name)[seed] for row, seed in pairs]
+        rivals = [max(found.student(row, rival)[seed] for rival in RIVALS) for row, seed in pairs]
+        worst = min(value - rival for value, rival in zip(values, rivals, strict=True))
+        lines.append([name, f"{100 * statistics.mean(values):.2f}", f"{100 * worst:+.1f}"])
+    lines.sort(key=lambda line: -float(line[1]))
+    head = f"mean of {len(pairs)} rows and seeds"
+    return markdown(["student", head, "worst, against that cell's best rival"], lines)
+
+
+def level(found: Results) -> list[str]:
+    lines = []
+    for cell in read("twice"):
+        once = found.student(cell["row"], cell["student"]).get(cell["seed"])
+        lines.append(
+            [
+                f"{cell['row']}, seed {cell['seed']}: {cell['student']}",
+                "–" if once is None else f"{100 * once:.1f}",
+                f"{100 * cell['accuracy']:.1f}",
+            ]
+        )
+    return markdown(["", "as long as all", "twice as long"], lines)
+
+
+def teachers(found: Results) -> list[str]:
+    scores: dict[str, dict[int, dict[str, Any]]] = {}
+    for entry in found.rows:
+        for teacher in entry["teachers"]:
+            scores.setdefault(teacher["name"], {})[entry["seed"]] = teacher
+    lines = [
+        [
+            name,
+            str(len(next(iter(seeds.values()))["labels"])),
+            show([t["accuracy_on_own_labels"] for t in seeds.values()]),
+        ]
+        for name, seeds in sorted(scores.items())
+    ]
+    return markdown(
+        ["teacher (data, labels by rank, encoder)", "labels", "accuracy on texts of its labels"], lines
+    )
+
+
+PREAMBLE = """# Teachers with different labels teach one student
+
+Accuracy over the union of labels on held-out texts, in per cent: mean ± standard deviation over seeds (in brackets how
+many seeds, where not 3; a seed draws the split, the teachers and the student). Teachers, student and test see different
+texts. All students are MiniLM-L6 trained alike and differ in nothing but the objective; no option of any method was
+tuned. Bold is the best of the students that see no label; *supervised* reads the gold labels of the transfer texts.
+`muka hard` and `muka soft` weight texts by the margin, as the paper does.
+"""
+
+SECTIONS = (
+    ("Students", lambda found: main_table(found, "disjoint")),
+    ("Over all rows that are complete", ranking),
+    ("Ours less the best rival of each row", against),
+    (
+        "Gates: how often the chosen teacher knows the text's label (transfer texts)",
+        lambda f: gate_table(f, "routing"),
+    ),
+    ("Gates: how often the hard target is the true label (transfer texts)", lambda f: gate_table(f, "hard")),
+    ("Calibrated gates: how often the hard target is the true label", calibrated),
+    ("Students of other gates (hard targets, no margin)", gated),
+    (
+        "The papers' shared split: the student learns from the teachers' own texts",
+        lambda f: main_table(f, "shared"),
+    ),
+    ("Is the training long enough?", level),
+    ("Teachers", teachers),
+)
+
+
+def page(found: Results) -> str:
+    parts = [PREAMBLE]
+    for title, build in SECTIONS:
+        parts.append(f"## {title}\n\n" + "\n".join(build(found)) + "\n")
+    return "\n".join(parts)
+
+
+def draw(found: Results, file: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "plait"
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in found.of("disjoint") if found.values(row, "vkd")]
+    columns = min(5, max(1, len(rows)))
+    lines = -(-len(rows) // columns)
+    names = [*RIVALS, *OURS][::-1]
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.0 * columns + 1.4, 2.6 * lines), sharey=True, squeeze=False
+    )
+    for axis, row in zip(axes.flat, rows, strict=False):
+        for height, name in enumerate(names):
+            values = [100 * v for v in found.values(row, name)]
+            color = "#c2410c" if name in RIVALS else "#0f766e"
+            axis.plot(
+                values, [height] * len(values), "o", color=color, alpha=0.35, markersize=5, markeredgewidth=0
+            )
+            if values:
+                axis.plot(
+                    statistics.mean(values), height, "|", color=color, markersize=13, markeredgewidth=2.5
+                )
+        for values, style in (
+            ([e["ensembles"]["concat"] for e in by_row(found.rows, row)], ":"),
+            (found.values(row, "supervised"), "-"),
+        ):
+            if values:
+                axis.axvline(100 * statistics.mean(values), color="#475569", linewidth=0.9, linestyle=style)
+        axis.set_title(row, loc="left", fontsize=9)
+        axis.grid(axis="x", alpha=0.25)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    for axis in list(axes.flat)[len(rows) :]:
+        axis.set_visible(False)
+    axes[0, 0].set_yticks(range(len(names)), names)
+    figure.suptitle(
+        "accuracy over the union of labels, %; lines: the teachers together (dotted), gold labels (solid)",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(file, facecolor="white", metadata={"Date": None})
+
+
+def main() -> None:
+    found = Results()
+    if not found.cells:
+        raise SystemExit("no finished cells in results/cells; run experiments/amalgamation/run.py first")
+    text = page(found)
+    (RESULTS / "table.md").write_text(text)
+    draw(found, RESULTS / "amalgamation.svg")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
