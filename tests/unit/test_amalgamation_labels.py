@@ -144,6 +144,18 @@ def test_one_teacher_may_tell_spellings_apart(caplog: pytest.LogCaptureFixture) 
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("names", [["tech", "Tech"], ["Tech", "tech"]])
+def test_a_spelling_that_both_have_is_no_twin(names: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    union({"a": names, "b": ["tech", "Art"]})
+    union({"a": ["Tech", "Art"], "b": names})
+    assert caplog.text == ""
+
+
+def test_the_longest_teacher_is_meant() -> None:
+    with pytest.raises(RecipeError, match="teacher 'a.b' has no label 'x'"):
+        union({"a": ["c", "d"], "a.b": ["c", "e"]}, {"a.b.x": "new"})
+
+
 def test_signs_alone_are_not_one_spelling(caplog: pytest.LogCaptureFixture) -> None:
     union({"a": ["+", "x"], "b": ["-", "y"]})
     assert caplog.text == ""
