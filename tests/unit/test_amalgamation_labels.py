@@ -152,7 +152,7 @@ def test_a_spelling_that_both_have_is_no_twin(names: list[str], caplog: pytest.L
 
 
 def test_the_longest_teacher_is_meant() -> None:
-    with pytest.raises(RecipeError, match="teacher 'a.b' has no label 'x'"):
+    with pytest.raises(RecipeError, match=r"teacher 'a\.b' has no label 'x'"):
         union({"a": ["c", "d"], "a.b": ["c", "e"]}, {"a.b.x": "new"})
 
 
