@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from plait.ensembles import perturbations
 from plait.ensembles.outputs import divergence, read
@@ -300,6 +301,27 @@ class TestDropout:
             rows = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
             assert len({tuple(row.tolist()) for row in rows}) == 6
         assert [getattr(owner, name) for owner, name in dropouts(model)] == before
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_no_layer_keeps_a_rate_of_its_own(self, family: str, monkeypatch: pytest.MonkeyPatch):
+        """Attention too: its rate is a layer's in most families, a plain number in ModernBERT."""
+        model, ids, seen = tiny(family, "body").train(), torch.tensor([[6, 17, 18, 9, 8]]), []
+        drop, attend = functional.dropout, functional.scaled_dot_product_attention
+
+        def dropout(x: Tensor, p: float = 0.5, *args: object, **kwargs: object) -> Tensor:
+            seen.append(("layer", p))
+            return drop(x, p, *args, **kwargs)
+
+        def attention(*args: object, dropout_p: float = 0.0, **kwargs: object) -> Tensor:
+            seen.append(("attention", dropout_p))
+            return attend(*args, dropout_p=dropout_p, **kwargs)
+
+        monkeypatch.setattr(functional, "dropout", dropout)
+        monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
+        with dropping(model, 0.25):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        assert seen
+        assert {rate for _, rate in seen} == {0.25}
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_model_that_drops_nothing_is_refused(self, family: str):
