@@ -5,37 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
-
-import torch
-from torch import Tensor
 
 from plait.amalgamation.corpus import pack
 from plait.amalgamation.distill import Distillation, classifier_path
 from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
 from plait.amalgamation.student import Learned, Pupil, held_back, teach
-from plait.api.merging import describe_sources, is_file, run_merge, versions
+from plait.api.merging import is_file, versions
+from plait.api.scoring import score, true_labels
+from plait.api.starting import MERGED, starting_point
 from plait.api.students import Student, write_student
-from plait.api.teachers import (
-    MERGED,
-    AmalgamationPlan,
-    check_output,
-    merge_of,
-    open_corpus,
-    open_teachers,
-    plan,
-)
-from plait.errors import DataError, RecipeError, did_you_mean, listed
+from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
 from plait.evaluation import evaluate_model
-from plait.recipe import AmalgamateRecipe, parse_as
-from plait.statistics.posteriors import Posterior, Settings, Store, score_texts
+from plait.recipe import AmalgamateRecipe
+from plait.statistics.posteriors import Posterior, Store
 from plait.training.heads import Head, open_with
 from plait.training.loop import Judge, Schedule
 from plait.training.state import check_accelerate, check_state, seeded, training_state
@@ -89,27 +77,6 @@ def amalgamate(
     )
 
 
-def amalgamation_recipe(
-    teachers: Mapping[str, Any],
-    *,
-    out: str | Path,
-    texts: Any,
-    student: str | Path | None,
-    validation: Any,
-    options: Mapping[str, Any],
-) -> AmalgamateRecipe:
-    """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
-    content = {
-        "sources": describe_sources(teachers),
-        "text": texts if is_file(texts) else None,
-        "validation": validation if is_file(validation) else None,
-        "student": None if student is None else str(student),
-        "output": str(out),
-        **options,
-    }
-    return parse_as(AmalgamateRecipe, content, "amalgamate")
-
-
 def run_amalgamation(
     recipe: AmalgamateRecipe,
     *,
@@ -144,84 +111,12 @@ def run_amalgamation(
     return Student(Path(recipe.output))
 
 
-def posteriors(
-    teachers: Mapping[str, Any],
-    *,
-    texts: Any,
-    out: str | Path,
-    overwrite: bool = False,
-    trust_remote_code: bool = False,
-    limit: int | None = None,
-    **settings: Any,
-) -> Store:
-    """Returns the store that `amalgamate(…, store=out)` makes as its first stage; a stopped run goes on where it was.
-
-    Args:
-        teachers: name -> classifier (folder or Hub id), in order.
-        texts: unlabelled texts: a file, a `datasets.Dataset`, a list of texts.
-        out: the folder of the store.
-        overwrite: whether a store of other teachers, texts or settings is replaced.
-        trust_remote_code: whether a teacher may run its own code.
-        limit: a random subset of this size.
-        settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (none, features or layers), `stop`,
-            `batch_size`, `max_length`.
-
-    Raises:
-        PlaitError: anything a user can mend.
-    """
-    recipe = amalgamation_recipe(
-        teachers, out=out, texts=texts, student=None, validation=None,
-        options={"trust_remote_code": trust_remote_code, "limit": limit, "seed": settings.get("seed", 0)},
-    )  # fmt: skip
-    known = [f.name for f in fields(Settings)]
-    if unknown := [name for name in settings if name not in known]:
-        raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    chosen = Settings(**{"max_length": recipe.max_length, **settings})
-    opened = open_corpus(recipe, None if is_file(texts) else texts)
-    store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)
-    logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
-    return store
-
-
-def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> Store:
-    """Returns the teachers' posteriors, scored now as far as the store does not hold them.
-
-    A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew.
-    """
-    make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
-    try:
-        return make()
-    except DataError as error:
-        if not overwrite:
-            raise
-        logger.info("%s; it is made anew", error)
-        return make(overwrite=True)
-
-
-def true_labels(job: AmalgamationPlan) -> Tensor | None:
-    """Returns the texts' own labels as positions in the union, −1 for others, where their column is named."""
-    places = {name: at for at, name in enumerate(job.space.names)}
-    found: list[int] = []
-    for chunk in job.texts.chunks():
-        if chunk.labels is None:
-            return None
-        names = chunk.label_names
-        for label in chunk.labels:
-            name = names[label] if names and isinstance(label, int) else label
-            found.append(places.get(str(name), -1))
-    if max(found) < 0:
-        raise DataError(
-            f"{job.texts.source}: none of its labels is one of the union ({listed(job.space.names)})"
-        )
-    return torch.tensor(found)
-
-
 def open_pupil(
     job: AmalgamationPlan, posteriors: Sequence[Posterior], taught: Lesson
 ) -> tuple[Pupil, PreTrainedTokenizerBase]:
     """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
     recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
-    with starting_point(job) as start:
+    with starting_point(recipe, job.student) as start:
         model, tokenizer = open_with(start, head, recipe.trust_remote_code)
     model.config.problem_type = SINGLE
     entry = job.choices.objective_entry
@@ -230,18 +125,6 @@ def open_pupil(
     )
     objective = Distillation(entry, job.space.columns, classifier_path(model), job.choices.options)
     return Pupil(model, corpus, objective), tokenizer
-
-
-@contextmanager
-def starting_point(job: AmalgamationPlan) -> Iterator[str]:
-    """Yields the model that the student starts from; the average of the teachers is made for the moment."""
-    if job.student != MERGED:
-        yield job.student
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / MERGED
-        run_merge(merge_of(job.recipe, place))
-        yield str(place)
 
 
 def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
@@ -310,4 +193,4 @@ def describe_result(
     }  # fmt: skip
 
 
-__all__ = ["amalgamate", "check_output", "plan", "posteriors", "run_amalgamation"]
+__all__ = ["amalgamate", "check_output", "plan", "run_amalgamation"]

@@ -10,20 +10,19 @@ from typing import Any
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
 from plait.amalgamation.objective import OBJECTIVES
-from plait.api import planning
 from plait.api.inputs import read
+from plait.api.merging import describe_sources, is_file
+from plait.api.starting import student_of
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, open_texts
 from plait.data.streaming import Texts
 from plait.errors import DataError, OutputError, RecipeError, listed
 from plait.merging.manifest import is_merged
-from plait.recipe import AmalgamateRecipe, DataSpec, MergeRecipe
+from plait.recipe import AmalgamateRecipe, DataSpec, parse_as
 from plait.statistics.posteriors import Settings, open_store
 from plait.statistics.posteriors.teacher import check_teachers
 
-MERGED = "merged"
-"""The student that is the merge of its teachers."""
 PASSES = 16
 """Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
 DEFAULTS: Mapping[str, Any] = {"gate": "muka", "target": "hard", "margin": True}
@@ -254,36 +253,22 @@ def labelled(data: Any, space: LabelSpace) -> Examples:
     return found
 
 
-def student_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> str:
-    """Returns where the student starts: a model, a teacher's model, `merged`, or the base that all teachers record.
-
-    Raises:
-        RecipeError: no student is given and the teachers do not record one base.
-        MergeError: the merge of the teachers is asked for, and they cannot be merged.
-    """
-    if recipe.student == MERGED and MERGED not in recipe.sources:
-        planning.plan(merge_of(recipe, recipe.output))
-        return MERGED
-    if recipe.student is not None:
-        chosen = recipe.sources.get(recipe.student)
-        return recipe.student if chosen is None else chosen.model
-    bases = sorted({t.recorded_base or "" for t in teachers})
-    if len(bases) != 1 or not bases[0]:
-        what = (
-            f"record different bases ({', '.join(filter(None, bases))})" if any(bases) else "record no base"
-        )
-        raise RecipeError(
-            f"no student given, and the teachers {what}: give --student MODEL, a teacher's name, or merged"
-        )
-    return bases[0]
-
-
-def merge_of(recipe: AmalgamateRecipe, output: str | Path) -> MergeRecipe:
-    """Returns the recipe of the teachers' average, from which a student may start."""
-    sources: Mapping[str, Any] = {
-        name: {"model": t.model, "revision": t.revision} for name, t in recipe.sources.items()
+def amalgamation_recipe(
+    teachers: Mapping[str, Any],
+    *,
+    out: str | Path,
+    texts: Any,
+    student: str | Path | None,
+    validation: Any,
+    options: Mapping[str, Any],
+) -> AmalgamateRecipe:
+    """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
+    content = {
+        "sources": describe_sources(teachers),
+        "text": texts if is_file(texts) else None,
+        "validation": validation if is_file(validation) else None,
+        "student": None if student is None else str(student),
+        "output": str(out),
+        **options,
     }
-    return MergeRecipe.model_validate({
-        "sources": sources, "method": "average", "output": str(output),
-        "trust_remote_code": recipe.trust_remote_code,
-    })  # fmt: skip
+    return parse_as(AmalgamateRecipe, content, "amalgamate")

@@ -101,7 +101,8 @@ def amalgamate(
 ) -> None:
     """Teach one student all that several classifiers know, from texts without labels."""
     from plait import api
-    from plait.api.amalgamating import amalgamation_recipe, run_amalgamation
+    from plait.api.amalgamating import run_amalgamation
+    from plait.api.teachers import amalgamation_recipe
 
     fields: dict[str, Any] = {
         "gate": gate, "temperature": temperature, "target": target, "margin": margin, "posterior": posterior,

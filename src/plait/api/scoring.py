@@ -1,0 +1,92 @@
+"""The expensive stage of an amalgamation: what every teacher says of every text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.api.merging import is_file
+from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_corpus, open_teachers
+from plait.errors import DataError, RecipeError, did_you_mean, listed
+from plait.statistics.posteriors import Settings, Store, score_texts
+
+logger = logging.getLogger("plait")
+
+
+def posteriors(
+    teachers: Mapping[str, Any],
+    *,
+    texts: Any,
+    out: str | Path,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    **settings: Any,
+) -> Store:
+    """Returns the store that `amalgamate(…, store=out)` makes as its first stage; a stopped run goes on where it was.
+
+    Args:
+        teachers: name -> classifier (folder or Hub id), in order.
+        texts: unlabelled texts: a file, a `datasets.Dataset`, a list of texts.
+        out: the folder of the store.
+        overwrite: whether a store of other teachers, texts or settings is replaced.
+        trust_remote_code: whether a teacher may run its own code.
+        limit: a random subset of this size.
+        settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (none, features or layers), `stop`,
+            `batch_size`, `max_length`.
+
+    Raises:
+        PlaitError: anything a user can mend.
+    """
+    recipe = amalgamation_recipe(
+        teachers, out=out, texts=texts, student=None, validation=None,
+        options={"trust_remote_code": trust_remote_code, "limit": limit, "seed": settings.get("seed", 0)},
+    )  # fmt: skip
+    known = [f.name for f in fields(Settings)]
+    if unknown := [name for name in settings if name not in known]:
+        raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    chosen = Settings(**{"max_length": recipe.max_length, **settings})
+    opened = open_corpus(recipe, None if is_file(texts) else texts)
+    store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)
+    logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
+    return store
+
+
+def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> Store:
+    """Returns the teachers' posteriors, scored now as far as the store does not hold them.
+
+    A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew.
+    """
+    make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
+    try:
+        return make()
+    except DataError as error:
+        if not overwrite:
+            raise
+        logger.info("%s; it is made anew", error)
+        return make(overwrite=True)
+
+
+def true_labels(job: AmalgamationPlan) -> Tensor | None:
+    """Returns the texts' own labels as positions in the union, −1 for others, where their column is named."""
+    places = {name: at for at, name in enumerate(job.space.names)}
+    found: list[int] = []
+    for chunk in job.texts.chunks():
+        if chunk.labels is None:
+            return None
+        names = chunk.label_names
+        for label in chunk.labels:
+            name = names[label] if names and isinstance(label, int) else label
+            found.append(places.get(str(name), -1))
+    if max(found) < 0:
+        raise DataError(
+            f"{job.texts.source}: none of its labels is one of the union ({listed(job.space.names)})"
+        )
+    return torch.tensor(found)
