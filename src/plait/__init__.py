@@ -17,6 +17,7 @@ from plait import autoclasses
 if TYPE_CHECKING:
     from plait.api import (
         amalgamate,
+        ensemble,
         estimate,
         evaluate,
         export,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PlaitError",
     "amalgamate",
+    "ensemble",
     "estimate",
     "evaluate",
     "export",

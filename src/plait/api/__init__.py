@@ -1,6 +1,13 @@
 """What Plait does, as functions: the command line calls these and prints what they return."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 from plait.api.amalgamating import amalgamate
+from plait.api.ensembles import SavedEnsemble, is_ensemble
+from plait.api.ensembling import ensemble
 from plait.api.evaluating import evaluate
 from plait.api.exporting import export
 from plait.api.inspecting import inspect, methods
@@ -12,18 +19,23 @@ from plait.api.training import finetune
 from plait.merging.merged import Merged
 
 
-def load(folder: str) -> Merged:
-    """Returns a merged checkpoint: `.tasks`, `.task(name)`, `.predict(texts, task=…)`, `.tokenizer`, `.manifest`.
+def load(folder: str | Path) -> Any:
+    """Returns a merged checkpoint (`.tasks`, `.task(name)`, `.predict(texts, task=…)`, `.tokenizer`), or an ensemble.
+
+    An ensemble is a transformers model; its tokenizer comes from `AutoTokenizer`, as with all of them.
 
     Raises:
-        SourceError: not a merged checkpoint, or a damaged one.
+        SourceError: neither of them, or a damaged one.
     """
+    if is_ensemble(folder):
+        return SavedEnsemble(Path(folder)).model
     return Merged(folder)
 
 
 __all__ = [
     "amalgamate",
     "check",
+    "ensemble",
     "estimate",
     "evaluate",
     "export",

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from plait.api.ensemble_scores import saved_scores
+from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.api.rivals import teacher_scores
 from plait.checkpoints.source import open_checkpoint
@@ -31,13 +33,14 @@ def evaluate(
     max_length: int | None = None,
     examples: int | None = None,
     seed: int = 0,
+    out_of_scope: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Evaluation:
     """Returns scores on labelled data, absolute and relative to each source on the same rows.
 
     Args:
-        model: a merged checkpoint, a student, or a plain one (folder or Hub id).
+        model: a merged checkpoint, an ensemble, a student, or a plain one (folder or Hub id).
         data: task -> data (a file, a Dataset, columns); for a model with one task the data alone.
         sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
             still be found.
@@ -45,6 +48,7 @@ def evaluate(
         max_length: tokens a text is cut at.
         examples: a random subset of this size; default all.
         seed: of the subset.
+        out_of_scope: texts that belong to no class, which an ensemble should doubt.
         revision: of a Hub id.
         trust_remote_code: whether a checkpoint may run its own code.
 
@@ -58,6 +62,16 @@ def evaluate(
     def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
         return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
 
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+    if is_ensemble(model):
+        (task, entry), *others = name_data(data, ("model",), free=True).items()
+        if others:
+            raise RecipeError(f"{model} is an ensemble for one task: give --data once")
+        strange = None if out_of_scope is None else read_data(out_of_scope)
+        found = saved_scores(str(model), read_data(entry), strange, members=sources, **settings)
+        return Evaluation(str(model), {task: found})
+    if out_of_scope is not None:
+        raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
     if not isinstance(model, Merged) and not is_merged(model):
         plain = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
         (task, entry), *others = name_data(data, ("model",), free=True).items()
@@ -66,7 +80,7 @@ def evaluate(
         primary = primary_of(plain.kind, plain.problem_type)
         chosen = read_data(entry)
         metrics = score(plain.model(), plain.tokenizer(), chosen)
-        settings = {"batch_size": batch_size, "max_length": max_length, "trust_remote_code": trust_remote_code}
+        settings |= {"trust_remote_code": trust_remote_code}
         known = teacher_scores(plain.folder, chosen, **settings) if sources else {}
         return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen), known)})
     merged = model if isinstance(model, Merged) else Merged(model)

@@ -1,45 +1,87 @@
-"""One task of a merged checkpoint as an ordinary transformers checkpoint."""
+"""One task of a merged checkpoint, or what an ensemble folds into, as an ordinary transformers checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from plait.api.ensembles import SavedEnsemble, full_disk, is_ensemble, open_ensemble
 from plait.checkpoints.source import quiet_loading
-from plait.checkpoints.writer import atomic_folder
+from plait.checkpoints.writer import atomic_folder, check_target
+from plait.ensembles.folding import fold, one_member
 from plait.errors import OutputError, RecipeError
 from plait.merging.merged import Merged, has_tokenizer, plain_state
 
 
 def export(
-    merged: str | Path | Merged, out: str | Path, *, task: str | None = None, overwrite: bool = False
+    merged: str | Path | Merged,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    member: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Returns the folder written: a checkpoint that `AutoModel…from_pretrained` and `pipeline` read without Plait.
 
     Args:
-        merged: a merged checkpoint.
+        merged: a merged checkpoint, or an ensemble.
         out: the folder to write.
         task: which task; may be left out when there is only one.
+        member: which member of an ensemble; all of them folded into one model by default.
         overwrite: whether an existing output is replaced.
 
     Raises:
-        SourceError: not a merged checkpoint.
-        RecipeError: no such task, or several and none chosen.
+        SourceError: neither a merged checkpoint nor an ensemble.
+        RecipeError: no such task, or several and none chosen; no such member, or members that do not fold.
         OutputError: the output exists.
     """
+    if is_ensemble(merged):
+        return export_ensemble(SavedEnsemble(Path(str(merged))), Path(out), member, overwrite=overwrite)
+    if member is not None:
+        raise RecipeError(f"--member {member}: {merged} is no ensemble")
     source = merged if isinstance(merged, Merged) else Merged(merged)
     if task is None and len(source.tasks) != 1:
         raise RecipeError(
             f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
         )
     model = source.task(task or source.tasks[0])
-    target, place = Path(out).resolve(), source.folder.resolve()
-    if target in {place, *place.parents} or place in target.parents:
-        raise OutputError(
-            f"output {out} and the merged checkpoint {source.folder} overlap: choose another output"
-        )
+    check_apart(Path(out), source.folder)
     with atomic_folder(Path(out), overwrite=overwrite) as folder:
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))
         if has_tokenizer(source.folder):
             source.tokenizer.save_pretrained(folder)
     return Path(out)
+
+
+def check_apart(out: Path, folder: Path) -> None:
+    """Raises `OutputError` where an output would replace or hold what it is made from."""
+    target, place = out.resolve(), folder.resolve()
+    if target in {place, *place.parents} or place in target.parents:
+        raise OutputError(f"output {out} and {folder}, which is read, overlap: choose another output")
+
+
+def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, overwrite: bool) -> Path:
+    """Returns the folder written: all members folded into one ordinary checkpoint, or one of them.
+
+    Raises:
+        RecipeError: no such member, or members that are more than a mean of weights.
+        OutputError: the output exists, or cannot be written.
+    """
+    check_apart(out, saved.folder)
+    check_target(out, overwrite=overwrite)
+    count = len(saved.folders)
+    if count > 1 and member is None:
+        raise RecipeError(
+            f"{saved.folder} holds {count} separate models, which do not fold into one; export one of them "
+            f"(--member 0 to {count - 1})"
+        )
+    if member is not None and not 0 <= member < saved.config.members * count:
+        last = saved.config.members * count - 1
+        raise RecipeError(f"member is {member}; {saved.folder} has {last + 1}: expected 0 to {last}")
+    chosen = member or 0
+    model = saved.model if count == 1 else open_ensemble(saved.folders[chosen], saved.kind)
+    plain = fold(model) if member is None else one_member(model, member if count == 1 else 0)
+    with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
+        plain.save_pretrained(folder)
+        saved.tokenizer.save_pretrained(folder)
+    return out

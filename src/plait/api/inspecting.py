@@ -10,8 +10,12 @@ from typing import Any
 
 from plait.amalgamation.gate import GATES
 from plait.amalgamation.objective import OBJECTIVES
+from plait.api.ensembles import SavedEnsemble, is_ensemble
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
+from plait.ensembles.consistency import CONSISTENCIES
+from plait.ensembles.method import METHODS
+from plait.ensembles.perturbation import PERTURBATIONS
 from plait.errors import RecipeError, did_you_mean
 from plait.merging.manifest import is_merged, read_manifest
 from plait.merging.rule import RULES
@@ -40,6 +44,8 @@ def inspect(
         }
     if is_merged(place):
         return inspect_merged(place)
+    if is_ensemble(place):
+        return inspect_ensemble(SavedEnsemble(place))
     if (place / "store.json").is_file():
         return describe_store(open_store(place))
     return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
@@ -60,6 +66,34 @@ def inspect_merged(folder: Path) -> dict[str, Any]:
         "megabytes": round(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6, 2),
         "scores": dict(manifest.scores),
         "versions": dict(manifest.versions),
+    }
+
+
+def inspect_ensemble(saved: SavedEnsemble) -> dict[str, Any]:
+    """Returns what an ensemble is, how it was made and what it is worth, as plain data."""
+    config = saved.config
+    kept = (
+        "parameters",
+        "megabytes",
+        "forward_equivalents",
+        "sources",
+        "data",
+        "epochs",
+        "validation",
+        "recipe",
+    )
+    return {
+        "kind": "ensemble",
+        "method": saved.method,
+        "members": saved.members,
+        "separate_models": len(saved.folders) if len(saved.folders) > 1 else None,
+        "family": config.encoder.model_type,
+        "layers": config.num_hidden_layers,
+        "shared_layers": config.shared_layers if len(saved.folders) == 1 else None,
+        "head": config.head,
+        "labels": list(saved.labels or ()),
+        "problem_type": saved.problem if saved.kind == "sequence_classification" else None,
+        **{name: saved.report[name] for name in (*kept, "versions") if name in saved.report},
     }
 
 
@@ -107,8 +141,15 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
-KINDS: dict[str, Registry[Any]] = {"method": RULES, "gate": GATES, "objective": OBJECTIVES}
-"""What there is to choose from: merging methods, and the gates and objectives of an amalgamation."""
+KINDS: dict[str, Registry[Any]] = {
+    "method": RULES,
+    "gate": GATES,
+    "objective": OBJECTIVES,
+    "ensemble": METHODS,
+    "perturbation": PERTURBATIONS,
+    "consistency": CONSISTENCIES,
+}
+"""What there is to choose from: merging methods, gates and objectives of an amalgamation, and what an ensemble has."""
 
 
 def methods(name: str | None = None) -> dict[str, dict[str, Any]]:

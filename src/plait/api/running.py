@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.api import amalgamating, merging, planning
-from plait.recipe import AmalgamateRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
+from plait.api import amalgamating, ensembling, merging, planning
+from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
 
-Given = str | Path | Mapping[str, Any] | MergeRecipe | AmalgamateRecipe
+Given = str | Path | Mapping[str, Any] | Recipe
 
 
 def as_recipe(recipe: Given) -> Recipe:
     """Returns a recipe from a YAML file, a mapping or a recipe."""
-    if isinstance(recipe, MergeRecipe | AmalgamateRecipe):
+    if isinstance(recipe, MergeRecipe | AmalgamateRecipe | EnsembleRecipe):
         return recipe
     return read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
 
@@ -33,6 +33,9 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
     if isinstance(found, AmalgamateRecipe):
         amalgamating.check_output(found, overwrite=overwrite)
         return amalgamating.plan(found).describe()
+    if isinstance(found, EnsembleRecipe):
+        ensembling.check_output(found, overwrite=overwrite)
+        return ensembling.plan(found).describe()
     if not overwrite:
         planning.check_output(found, overwrite=False)
     return planning.plan(found).describe()
@@ -41,7 +44,7 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
 def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
 
-    A merge gives a `Merged` checkpoint, an amalgamation a `Student`.
+    A merge gives a `Merged` checkpoint, an amalgamation a `Student`, an ensemble a `SavedEnsemble`.
 
     Args:
         recipe: a YAML file, a mapping or a parsed recipe.
@@ -54,4 +57,6 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     found = as_recipe(recipe)
     if isinstance(found, AmalgamateRecipe):
         return amalgamating.run_amalgamation(found, overwrite=overwrite, resume=resume)
+    if isinstance(found, EnsembleRecipe):
+        return ensembling.run_ensemble(found, overwrite=overwrite, resume=resume)
     return merging.run_merge(found, overwrite=overwrite)

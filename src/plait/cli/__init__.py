@@ -20,7 +20,7 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     """Returns the exit code of one command line."""
     import typer
 
-    from plait.cli import amalgamating, looking, making, training  # noqa: F401 - registers their commands
+    from plait.cli import amalgamating, ensembling, looking, making, training  # noqa: F401 - registers their commands
     from plait.cli.app import app
 
     configure_logging(quiet="--quiet" in arguments or "-q" in arguments)

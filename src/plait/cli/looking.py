@@ -27,11 +27,14 @@ from plait.cli.arguments import (
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A merged checkpoint, or a plain one.")],
+    model: Annotated[str, typer.Argument(help="A merged checkpoint, an ensemble, or a plain one.")],
     data: Names = None,
     sources: Annotated[
-        bool, typer.Option("--sources/--no-sources", help="Score the sources beside it.")
+        bool, typer.Option("--sources/--no-sources", help="Score the sources or members beside it.")
     ] = True,
+    out_of_scope: Annotated[
+        str | None, typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?")
+    ] = None,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
     ] = None,
@@ -53,6 +56,7 @@ def evaluate(
     found = api.evaluate(
         model, entry, sources=sources, examples=examples, batch_size=batch_size, max_length=max_length, seed=seed,
         revision=revision, trust_remote_code=trust_remote_code,
+        out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
     )  # fmt: skip
     if json:
         render.as_json(found.to_dict())

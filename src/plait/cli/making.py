@@ -126,11 +126,12 @@ def show_plan(plan: dict[str, Any], *, json: bool) -> None:
 
 
 def show_result(result: Any, *, json: bool) -> None:
-    """Prints what a recipe made: a merged checkpoint, or a student."""
+    """Prints what a recipe made: a merged checkpoint, a student, or an ensemble."""
     from plait.cli.amalgamating import show_student
+    from plait.cli.ensembling import show_ensemble
 
-    show = show_merged if hasattr(result, "manifest") else show_student
-    show(result, json=json)
+    shows: dict[str, Any] = {"Merged": show_merged, "Student": show_student, "SavedEnsemble": show_ensemble}
+    shows[type(result).__name__](result, json=json)
 
 
 def show_merged(merged: Any, *, json: bool) -> None:
@@ -220,13 +221,16 @@ def estimate(
 
 @app.command()
 def export(
-    merged: Annotated[str, typer.Argument(help="A merged checkpoint.")],
+    merged: Annotated[str, typer.Argument(help="A merged checkpoint, or an ensemble.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
-    task: Annotated[str | None, typer.Option("--task", help="Which task.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Which task of a merged checkpoint.")] = None,
+    member: Annotated[
+        int | None, typer.Option("--member", help="Which member of an ensemble; default all, folded.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one task of a merged checkpoint as an ordinary transformers checkpoint."""
+    """Write one task of a merged checkpoint, or an ensemble, as an ordinary transformers checkpoint."""
     from plait import api
 
-    render.line(str(api.export(merged, output, task=task, overwrite=overwrite)))
+    render.line(str(api.export(merged, output, task=task, member=member, overwrite=overwrite)))

@@ -1,6 +1,7 @@
 """Recipes: frozen descriptions of one job, validated before anything is loaded; YAML in and out."""
 
 from plait.recipe.amalgamate import AmalgamateRecipe, ObjectiveSpec, TeacherSpec
+from plait.recipe.ensemble import ChoiceSpec, EnsembleRecipe
 from plait.recipe.fields import DataSpec, number
 from plait.recipe.merge import ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
 from plait.recipe.parsing import COMBINES, Recipe, parse_as, parse_recipe, read_recipe, to_yaml
@@ -9,7 +10,9 @@ __all__ = [
     "COMBINES",
     "ESTIMATION",
     "AmalgamateRecipe",
+    "ChoiceSpec",
     "DataSpec",
+    "EnsembleRecipe",
     "MergeRecipe",
     "MethodSpec",
     "ObjectiveSpec",

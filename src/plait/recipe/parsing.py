@@ -11,12 +11,17 @@ from pydantic import ValidationError
 
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
+from plait.recipe.ensemble import EnsembleRecipe
 from plait.recipe.fields import DataSpec, Strict
 from plait.recipe.merge import MergeRecipe, SourceSpec
 
-Recipe = MergeRecipe | AmalgamateRecipe
+Recipe = MergeRecipe | AmalgamateRecipe | EnsembleRecipe
 R = TypeVar("R", bound=Strict)
-COMBINES: dict[str, type[Recipe]] = {"merge": MergeRecipe, "amalgamate": AmalgamateRecipe}
+COMBINES: dict[str, type[Recipe]] = {
+    "merge": MergeRecipe,
+    "amalgamate": AmalgamateRecipe,
+    "ensemble": EnsembleRecipe,
+}
 
 
 def _problem(model: type[Strict], error: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one return a kind of problem
@@ -33,6 +38,8 @@ def _problem(model: type[Strict], error: Mapping[str, Any]) -> str:  # noqa: PLR
         case "literal_error":
             options = [word.strip("' ") for word in context["expected"].replace(" or ", ", ").split(",")]
             return f"{where} is {found!r}{did_you_mean(str(found), options)}"
+        case "value_error" if not where:  # of the recipe as a whole
+            return str(context["error"])
         case "value_error":
             return f"{where} is {found!r}: {context['error']}"
         case "model_type" | "model_attributes_type" | "dict_type":

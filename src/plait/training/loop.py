@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from plait import progress
-from plait.errors import DataError, listed
+from plait.errors import DataError, RecipeError, listed
 from plait.training.heads import quiet
+from plait.training.processes import processes
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,11 @@ class TaskLoss:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: linear warm-up over the share `warmup` of the steps, then linear decay."""
+    """How long and how fast: linear warm-up over the share `warmup` of the steps, then linear decay.
+
+    A step sees `batch_size` examples however they are divided: over processes, and into `accumulate` parts one after
+    another, for which less memory is needed.
+    """
 
     epochs: float = 3.0
     learning_rate: float = 5e-5
@@ -71,6 +76,22 @@ class Schedule:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     report_to: str = "none"
+    accumulate: int = 1
+
+    @property
+    def part(self) -> int:
+        """Returns the examples that one process sees at once.
+
+        Raises:
+            RecipeError: When the batch cannot be divided.
+        """
+        parts = self.accumulate * processes()
+        if self.batch_size % parts:
+            raise RecipeError(
+                f"batch_size is {self.batch_size}; expected a multiple of {parts} (accumulate {self.accumulate} in "
+                f"{processes()} processes)"
+            )
+        return self.batch_size // parts
 
 
 class Sampler(torch.utils.data.Sampler[int]):
@@ -228,7 +249,8 @@ def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
-        per_device_train_batch_size=plan.batch_size,
+        per_device_train_batch_size=plan.part,
+        gradient_accumulation_steps=plan.accumulate,
         warmup_steps=round(plan.warmup * steps),
         lr_scheduler_type="linear",
         weight_decay=plan.weight_decay,

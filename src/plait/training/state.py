@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from plait.errors import PlaitError, listed
+from plait.training.processes import first
 
 
 @contextmanager
@@ -24,12 +25,12 @@ def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     It stays only where it is to be kept and holds a checkpoint to resume from.
     """
     folder = out.parent / f".{out.name}.training"
-    if not resume:
+    if not resume and first():
         shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     finally:
-        if not keep or not any(folder.glob("checkpoint-*")):
+        if first() and (not keep or not any(folder.rglob("checkpoint-*"))):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -43,6 +44,8 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
         raise PlaitError(
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
         )
+    if not first():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(dict(run)) + "\n")
 

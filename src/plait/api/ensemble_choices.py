@@ -1,0 +1,155 @@
+"""What a recipe of an ensemble chooses: method, perturbation, models, labels and sharing, each checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plait.api.inputs import read
+from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.data import Examples
+from plait.ensembles.building import _check as check_sources
+from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.method import Build, Choice, refuse_unused
+from plait.ensembles.modeling import ENSEMBLES
+from plait.ensembles.perturbation import PERTURBATIONS, Place
+from plait.ensembles.training import Noise
+from plait.errors import DataError, RecipeError
+from plait.merging.manifest import is_merged
+from plait.recipe import EnsembleRecipe
+from plait.training.heads import Head, head_for
+
+MEMBERS = 4
+"""Members where nobody says how many."""
+
+
+def choice_of(recipe: EnsembleRecipe) -> Choice:
+    """Returns the method, after checking every name and option; what it would ignore is refused."""
+    named = recipe.method
+    shares = {"shared_layers": None if recipe.shared_layers == "all" else recipe.shared_layers}
+    given = {"consistency": recipe.consistency, "alpha": recipe.alpha, "members": recipe.members}
+    refuse_unused(named.name, given)
+    regulariser = recipe.consistency
+    choice = Choice(
+        named.name,
+        named.options,
+        "ensemble" if regulariser is None else regulariser.name,
+        {} if regulariser is None else regulariser.options,
+        1.0 if recipe.alpha is None else float(recipe.alpha),
+    )
+    if choice.build is not Build.SHARED or choice.lone:
+        sources = {"from": recipe.sources, "replicate_at": recipe.replicate_at, **shares}
+        stray = [name for name, value in sources.items() if value is not None]
+        if stray:
+            raise RecipeError(
+                f"method {choice.name} does not use {', '.join(stray)}; leave "
+                f"{'it' if len(stray) == 1 else 'them'} out, or choose method camero, shared or one"
+            )
+    return choice
+
+
+def noise_of(recipe: EnsembleRecipe) -> Noise:
+    """Returns the perturbation: dropout by default; `strength` is an option of those that have one.
+
+    Raises:
+        RecipeError: an unknown perturbation or option, one out of its limits, or a strength that is given twice.
+    """
+    chosen = recipe.perturbation
+    lone = Choice(recipe.method.name, recipe.method.options)
+    plain = lone.build is not Build.SHARED or (lone.lone and not lone.passes)
+    name = ("none" if plain else "dropout") if chosen is None else chosen.name
+    options: dict[str, Any] = {} if chosen is None else chosen.options
+    if recipe.strength is not None:
+        if "strength" in options:
+            raise RecipeError("strength is given twice, by itself and as an option of the perturbation")
+        word = "rate" if "rate" in PERTURBATIONS[name].options else "strength"
+        options = {**options, word: recipe.strength}
+    return Noise(name, options, recipe.replicate_at)
+
+
+def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig) -> None:
+    """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
+    if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build in (Build.JOINT, Build.FACTORS):
+        raise RecipeError(
+            f"method {choice.name} trains with dropout alone; found perturbation {noise.name}: expected none or dropout"
+        )
+    rates = [
+        value
+        for name, value in vars(config.encoder).items()
+        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    own = noise.place is Place.DROPOUT and noise.options.get("rate") is None
+    if own and not any([*rates, config.classifier_dropout or 0.0]):
+        raise RecipeError(
+            f"perturbation {noise.name}: this encoder drops nothing (its config says 0), so members would not differ; "
+            "give a rate (--set rate=0.1), or choose another perturbation"
+        )
+
+
+def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
+    """Returns the base, or the models that become members, opened."""
+    found = tuple(
+        open_checkpoint(model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+        for model in recipe.starts
+    )
+    if merged := [source.origin for source in found if is_merged(source.folder)]:
+        raise RecipeError(
+            f"{', '.join(merged)}: a merged checkpoint has several heads; plait export one task of it first"
+        )
+    if recipe.sources is not None:
+        check_sources(found)
+    return found
+
+
+def training_data(recipe: EnsembleRecipe, data: Any) -> Examples | None:
+    """Returns what to train on; None where existing models are put together and not trained."""
+    given = recipe.data if data is None else data
+    if given is not None:
+        return read(given, limit=recipe.limit, seed=recipe.seed)
+    if recipe.sources is not None and recipe.epochs == 0:
+        return None
+    raise DataError("no data given: an ensemble needs --data FILE with texts and labels to train on")
+
+
+def head_of(recipe: EnsembleRecipe, sources: tuple[Checkpoint, ...], examples: Examples | None) -> Head:
+    """Returns what the members answer: what the data asks for, or what the given models do already."""
+    first = sources[0]
+    if recipe.sources is not None:
+        return Head(first.kind, first.labels, first.problem_type)  # type: ignore[arg-type]
+    assert examples is not None
+    if recipe.epochs == 0:
+        raise RecipeError("epochs is 0; expected more: the heads of new members know nothing yet")
+    head = head_for(examples, None, recipe.problem_type)
+    if head.kind not in ENSEMBLES:
+        raise DataError(
+            f"{examples.source}: holds data for {head.kind.replace('_', ' ')}; ensembles classify texts or tokens"
+        )
+    return head
+
+
+def members_of(recipe: EnsembleRecipe, choice: Choice) -> int:
+    """Returns M: as given, as many as there are models, or the default."""
+    if recipe.sources is not None:
+        count = len(recipe.sources)
+        if recipe.members not in (None, count):
+            raise RecipeError(f"members is {recipe.members}, and {count} models are given; leave members out")
+        return count
+    if choice.lone and not choice.passes:
+        return 1
+    found = MEMBERS if recipe.members is None else recipe.members
+    if found < 1:
+        raise RecipeError(f"members is {found}; expected 1 or more")
+    return found
+
+
+def config_of(recipe: EnsembleRecipe, first: Checkpoint, head: Head, members: int) -> EnsembleConfig:
+    """Returns the configuration of what is trained.
+
+    Raises:
+        RecipeError: more shared layers than there are, or another option out of its limits.
+    """
+    names = head.names or ("LABEL_0",)
+    return EnsembleConfig(
+        encoder=first.config, members=members, shared_layers=recipe.shared_layers, head=recipe.head,
+        classifier_dropout=recipe.classifier_dropout, problem_type=head.problem_type,
+        id2label=dict(enumerate(names)),
+    )  # fmt: skip

@@ -1,0 +1,230 @@
+"""The first stage of an ensemble: models, data, sharing and method, opened and checked; no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.amalgamation.student import held_back
+from plait.api.ensemble_choices import (
+    check_noise,
+    choice_of,
+    config_of,
+    head_of,
+    members_of,
+    noise_of,
+    open_sources,
+    training_data,
+)
+from plait.api.inputs import read
+from plait.checkpoints.naming import skeleton
+from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.writer import check_target
+from plait.data import Examples, align_labels
+from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.consistency import rate
+from plait.ensembles.counting import Size, inference_cost, size, training_cost
+from plait.ensembles.factors import add_factors, factor_parameters
+from plait.ensembles.folding import projection
+from plait.ensembles.method import Build, Choice
+from plait.ensembles.modeling import ENSEMBLES
+from plait.ensembles.training import Noise
+from plait.errors import DataError, OutputError
+from plait.recipe import EnsembleRecipe
+from plait.training.heads import Head, check_labelled
+from plait.training.loop import Schedule
+
+
+@dataclass(frozen=True)
+class EnsemblePlan:
+    """A validated ensemble: what it starts from, what its members share, how they are trained and on what."""
+
+    recipe: EnsembleRecipe
+    sources: tuple[Checkpoint, ...]
+    head: Head
+    members: int
+    config: EnsembleConfig
+    choice: Choice
+    noise: Noise
+    depth: int
+    examples: Examples | None = None
+    held: Examples | None = None
+    given: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Returns what the members classify: sequences or tokens."""
+        return self.head.kind
+
+    @property
+    def problem(self) -> Any:
+        """Returns what the logits mean."""
+        return self.head.problem_type or "single_label_classification"
+
+    @property
+    def alone(self) -> bool:
+        """Says whether what is trained has members of its own: several in one model."""
+        return self.choice.lone or self.choice.build in (Build.SEPARATE, Build.JOINT)
+
+    def schedule(self) -> Schedule:
+        """Returns how long and how fast."""
+        recipe = self.recipe
+        return Schedule(
+            recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup, recipe.weight_decay,
+            seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to, accumulate=recipe.accumulate,
+        )  # fmt: skip
+
+    def resolved(self) -> EnsembleRecipe:
+        """Returns the recipe with what was left to Plait spelled out."""
+        choice, noise = self.choice, self.noise
+        uses = choice.entry.inputs
+        chosen: dict[str, Any] = {
+            "members": self.members,
+            "perturbation": {"name": noise.name, **noise.options},
+            "strength": None,
+            "replicate_at": self.depth,
+        }
+        if "regulariser" in uses:
+            chosen["consistency"] = {"name": choice.consistency, **choice.consistency_options}
+        if {"regulariser", "alpha"} & set(uses):
+            chosen["alpha"] = choice.alpha
+        content = {**self.recipe.model_dump(mode="json", exclude_none=True), **chosen}
+        return EnsembleRecipe.model_validate({k: v for k, v in content.items() if v is not None})
+
+    def sizes(self) -> dict[str, int]:
+        """Returns how many parameters are saved, how many a prediction depends on, and those of separate models."""
+        found = size(self.config, self.kind)
+        if self.choice.build is Build.FACTORS:
+            model: Any = skeleton(ENSEMBLES[self.kind], self.config, self.sources[0].origin)
+            add_factors(model, 0.0)
+            found = Size(factor_parameters(model), factor_parameters(model), found.separate)
+        if not self.alone:
+            return {"saved": found.parameters, "live": found.live, "separate": found.separate}
+        several = 1 if self.choice.lone else self.members
+        return {
+            "saved": several * found.parameters,
+            "live": several * found.live,
+            "separate": self.members * found.parameters,
+        }
+
+    def costs(self) -> dict[str, float]:
+        """Returns forward passes of one encoder per example: of a training step, of all epochs, of a prediction."""
+        depth, recipe = self.config.num_hidden_layers, self.recipe
+        trained = 1 if self.choice.lone else self.members
+        step = training_cost(trained, depth, self.depth, replay=recipe.replay)
+        step += self.noise.extra_cost() * trained * (1 - self.depth / depth)
+        shared = 0 if self.choice.build is not Build.SHARED else self.config.shared_layers
+        asked = self.members if self.choice.passes else inference_cost(trained, depth, shared)
+        costs = {"training_step": step, "training": step * recipe.epochs, "prediction": asked}
+        return {name: round(float(value), 3) for name, value in costs.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the plan as plain data."""
+        recipe, choice, sizes = self.recipe, self.choice, self.sizes()
+        regularised = "regulariser" in choice.entry.inputs
+        return {
+            "combine": "ensemble",
+            **({"base": recipe.base} if recipe.base else {"from": list(recipe.sources or ())}),
+            "method": {"name": choice.name, **choice.options},
+            "members": self.members,
+            "architecture": self.sources[0].architecture,
+            "layers": self.config.num_hidden_layers,
+            "shared_layers": None if self.alone else self.config.shared_layers,
+            "head": self.config.head,
+            "labels": list(self.head.names or ()),
+            "problem_type": self.problem if self.kind == "sequence_classification" else None,
+            "perturbation": {"name": self.noise.name, **self.noise.options},
+            "replicate_at": self.depth,
+            "consistency": {"name": choice.consistency, **choice.consistency_options} if regularised else None,
+            "alpha": choice.alpha if {"regulariser", "alpha"} & set(choice.entry.inputs) else None,
+            "examples": None if self.examples is None else len(self.examples),
+            "validation": None if self.held is None else len(self.held),
+            "parameters": sizes,
+            "megabytes": round(sizes["saved"] * 4 / 1e6, 2),
+            "forward_equivalents": self.costs(),
+            "output": recipe.output,
+        }  # fmt: skip
+
+
+def check_output(recipe: EnsembleRecipe, *, overwrite: bool) -> None:
+    """Raises `OutputError` when the output exists or would replace what the ensemble is made from."""
+    check_target(recipe.output, overwrite=overwrite)
+    target = Path(recipe.output).resolve()
+    read_from = [*recipe.starts, *(d.path for d in (recipe.data, recipe.validation) if d is not None)]
+    for place in read_from:
+        found = Path(place).expanduser()
+        if found.exists() and (
+            target in {found.resolve(), *found.resolve().parents}
+            or (found.is_dir() and found.resolve() in target.parents)
+        ):
+            raise OutputError(
+                f"output {recipe.output} and {place}, which is read, overlap: choose another output"
+            )
+
+
+def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> EnsemblePlan:
+    """Returns the validated plan of an ensemble; reads headers, configs and data, no weights.
+
+    Args:
+        recipe: what to do.
+        data: labelled data in memory, instead of the recipe's file.
+        validation: the same to choose the epoch by.
+
+    Raises:
+        RecipeError: an unknown method, perturbation, regulariser or option, or options that contradict each other.
+        SourceError: a model that is missing, corrupt, or of no use here.
+        MergeError: models that cannot be members of one ensemble.
+        DataError: data that is missing, empty, without labels, with labels that a head does not have, or smaller than
+            a batch.
+    """
+    choice, noise = choice_of(recipe), noise_of(recipe)
+    sources = open_sources(recipe)
+    examples = training_data(recipe, data)
+    head = head_of(recipe, sources, examples)
+    members = members_of(recipe, choice)
+    config = config_of(recipe, sources[0], head, 1 if _alone(choice) else members)
+    rate(choice.consistency, choice.alpha, members)
+    if recipe.sources is not None and recipe.head == "tanh":
+        projection(config, head.kind == "token_classification")
+    check_noise(noise, choice, config)
+    depth = 0 if _alone(choice) or choice.build is Build.FACTORS else noise.depth(config.shared_layers)
+    given = recipe.validation if validation is None else validation
+    rows, held = divided(recipe, examples, given, head)
+    return EnsemblePlan(
+        recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None
+    )
+
+
+def _alone(choice: Choice) -> bool:
+    return choice.lone or choice.build in (Build.SEPARATE, Build.JOINT)
+
+
+def divided(
+    recipe: EnsembleRecipe, examples: Examples | None, validation: Any, head: Head
+) -> tuple[Examples | None, Examples | None]:
+    """Returns what to train on and what to judge on, labels as the head counts them."""
+    told: Mapping[str, Any] = {"kind": head.kind, "problem_type": head.problem_type}
+    held = None if validation is None else _labelled(validation, "validate")
+    held = None if held is None else align_labels(held, head.names, **told)
+    if examples is None:
+        return None, held
+    check_labelled(examples, "train")
+    rows = align_labels(examples, head.names, **told)
+    if held is None:
+        kept, back = held_back(len(rows), recipe.held_back, recipe.seed)
+        held = rows.select(back.tolist()) if len(back) else None
+        rows = rows.select(kept.tolist())
+    if recipe.epochs and len(rows) < recipe.batch_size:
+        raise DataError(
+            f"{examples.source}: {len(rows)} examples to train on, less than a batch of {recipe.batch_size}; "
+            "give more, or a smaller --batch-size"
+        )
+    return rows, held
+
+
+def _labelled(data: Any, purpose: str) -> Examples:
+    found = read(data)
+    check_labelled(found, purpose)
+    return found

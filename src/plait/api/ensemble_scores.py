@@ -1,0 +1,242 @@
+"""What an ensemble is worth: its members alone and together, how they differ, and what they know they do not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.api.ensembles import SavedEnsemble
+from plait.data import Examples, Kind, ProblemType, align_labels, read_examples
+from plait.data.labels import IGNORED
+from plait.ensembles.diversity import diversity, mean_logits, mean_probabilities, mutual_information
+from plait.ensembles.outputs import means
+from plait.ensembles.perturbations.dropout import dropping
+from plait.errors import DataError
+from plait.evaluation import predict_logits, primary_metric, score
+from plait.evaluation.uncertainty import out_of_scope, uncertainty, yes_or_no
+from plait.report.scores import TaskScores
+from plait.training.heads import check_labelled
+
+Logits = Sequence[Tensor]
+"""Per example the logits of all members: [M, C], or [M, words, C]."""
+
+
+class Members(nn.Module):
+    """Seen as one model whose logits are those of all members, [B, M·C] or [B, T, M·C]: one pass a batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Any,
+        asked: Mapping[str, Any] | None = None,
+        passes: int | None = None,
+        rate: float | None = None,
+    ) -> None:
+        """Takes a model that gives `member_logits`.
+
+        Args:
+            model: The model.
+            config: Its encoder's configuration: how long a text may be.
+            asked: What its forward pass is told.
+            passes: Passes with dropout, each a member.
+            rate: Their dropout rate; the model's own by default.
+        """
+        super().__init__()
+        self.model, self.config, self.asked, self.passes, self.rate = model, config, asked or {}, passes, rate
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Returns the logits, members side by side."""
+        if self.passes is None:
+            members: Tensor = self._once(inputs)
+        else:
+            self.model.train()
+            members = torch.cat([self._once(inputs) for _ in range(self.passes)])
+        return {"logits": members.movedim(0, -2).flatten(-2)}
+
+    def _once(self, inputs: dict[str, Tensor]) -> Tensor:
+        found: Tensor = self.model(**inputs, output_members=True, **self.asked).member_logits
+        return found
+
+
+def member_logits(
+    speakers: Iterable[Members],
+    tokenizer: Any,
+    examples: Examples,
+    *,
+    labels: int,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Returns per example the logits of all members of all models, in order."""
+    tables: list[list[Tensor]] = []
+    for speaker in speakers:
+        drops = nullcontext() if speaker.passes is None else dropping(speaker.model, speaker.rate)
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), drops:
+            torch.manual_seed(seed)
+            told: Any = speaker
+            tables.append(
+                predict_logits(told, tokenizer, examples, batch_size=batch_size, max_length=max_length)
+            )
+    split = [[row.unflatten(-1, (-1, labels)).movedim(-2, 0) for row in table] for table in tables]
+    return [torch.cat(row) for row in zip(*split, strict=True)]
+
+
+def speakers_of(saved: SavedEnsemble) -> Iterable[Members]:
+    """Yields a saved ensemble's models, ready to be asked, one in memory at a time."""
+    recipe = saved.report.get("recipe", {})
+    rate = recipe.get("perturbation", {}).get("rate")
+    for model in saved.models():
+        yield Members(model, saved.config.encoder, passes=saved.passes, rate=rate)
+
+
+def saved_logits(
+    saved: SavedEnsemble, examples: Examples, *, batch_size: int, max_length: int | None
+) -> Logits:
+    """Returns per example what each member of a saved ensemble says; as long a text as it was trained with."""
+    trained = saved.report.get("recipe", {}).get("max_length")
+    return member_logits(
+        speakers_of(saved), saved.tokenizer, examples, labels=int(saved.config.num_labels or 1),
+        batch_size=batch_size, max_length=trained if max_length is None else max_length,
+    )  # fmt: skip
+
+
+def saved_scores(
+    folder: str,
+    examples: Examples,
+    strange: Examples | None = None,
+    *,
+    members: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> TaskScores:
+    """Returns the scores of a saved ensemble on labelled examples.
+
+    Args:
+        folder: where it lies.
+        examples: with labels.
+        strange: texts that belong to no class.
+        members: whether each member is scored alone too.
+        batch_size: texts at a time.
+        max_length: tokens a text is cut at; as in its training by default.
+
+    Raises:
+        DataError: no labels, or labels that the heads do not have.
+        SourceError: a damaged ensemble.
+    """
+    saved = SavedEnsemble(Path(folder))
+    check_labelled(examples, "evaluate")
+    kind: Any = saved.kind
+    aligned = align_labels(examples, saved.labels, kind=kind, problem_type=saved.problem)
+    ask: Any = partial(saved_logits, saved, batch_size=batch_size, max_length=max_length)
+    logits = ask(aligned)
+    found = scores(logits, aligned, kind, saved.problem)
+    doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()), saved.problem)
+    return replace(found, metrics={**found.metrics, **doubted}, sources=found.sources if members else {})
+
+
+def scores(logits: Logits, examples: Examples, kind: Kind, problem: ProblemType) -> TaskScores:
+    """Returns the scores of members together and alone, and how they differ; labels are the head's already."""
+    together = scored([row.mean(0) for row in logits], examples, problem)
+    members = {
+        f"member {m}": scored([row[m] for row in logits], examples, problem) for m in range(len(logits[0]))
+    }
+    table, labels = labelled_rows(logits, examples)
+    together |= mixture(table, labels, problem)
+    together |= diversity(table, None if problem == "regression" else labels, problem)
+    return TaskScores(together, primary_metric(kind, problem), len(examples), members)
+
+
+def scored(logits: Logits, examples: Examples, problem: ProblemType) -> dict[str, float]:
+    """Returns the task's metrics of one answer per example, and how far its probabilities can be trusted."""
+    found = score(logits, examples, problem)
+    if problem == "regression":
+        return found
+    table, labels = labelled_rows([row.unsqueeze(0) for row in logits], examples)
+    return {**found, **doubts(means(table[0].double(), problem), labels, problem)}
+
+
+def doubts(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
+    """Returns NLL, Brier score, calibration error and what selective prediction risks."""
+    given = probabilities.numpy(), labels.numpy()
+    return uncertainty(*(yes_or_no(*given) if problem == "multi_label_classification" else given))
+
+
+def mixture(table: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
+    """Returns NLL and calibration error of the members' mean probabilities, in place of their mean logits."""
+    if problem == "regression":
+        return {}
+    found = doubts(mean_probabilities(table, problem), labels, problem)
+    return {f"mean_probability_{name}": found[name] for name in ("nll", "calibration_error")}
+
+
+def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Returns logits [M, N, C] and labels of the examples, or of the labelled words within the length limit."""
+    labels = examples.labels or ()
+    if examples.kind != "token_classification":
+        return torch.stack(list(logits), 1), torch.tensor(
+            [list(v) if isinstance(v, tuple) else v for v in labels]
+        )
+    table = torch.cat(list(logits), 1)
+    tags = torch.tensor([tag for row in labels for tag in row])
+    kept = (tags != IGNORED) & ~table[0].isneginf().all(-1)
+    return table[:, kept], tags[kept]
+
+
+def strangers(inside: Logits, outside: Logits, problem: ProblemType) -> dict[str, float]:
+    """Returns how well doubt tells texts that belong to no class from those that do.
+
+    Raises:
+        DataError: labels that do not exclude each other, or tokens.
+    """
+    if problem != "single_label_classification" or inside[0].dim() != 2:
+        raise DataError("--out-of-scope needs a classifier of texts with one label each")
+    table = torch.stack([*inside, *outside], 1)
+    flags = [False] * len(inside) + [True] * len(outside)
+    found = out_of_scope(means(mean_logits(table), problem), flags, mutual_information(table))
+    return {**found, "out_of_scope_texts": float(len(outside))}
+
+
+def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
+    """Returns per text a label with its probability, several, a value, or a label for each word."""
+    examples = read_examples(texts).unlabelled()
+    logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
+    say = SAYINGS["token" if saved.kind == "token_classification" else saved.problem]
+    return [say(row, saved.labels or ()) for row in logits]
+
+
+def _class(row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    best = row.mean(0).softmax(-1).max(-1)
+    agree = float((row.argmax(-1) == best.indices).double().mean())
+    return {"label": labels[int(best.indices)], "score": float(best.values), "agreement": agree}
+
+
+def _several(row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    chances = row.mean(0).sigmoid().tolist()
+    return {
+        "labels": [name for name, p in zip(labels, chances, strict=True) if p > 0.5],
+        "scores": dict(zip(labels, chances, strict=True)),
+    }
+
+
+def _value(row: Tensor, _: Sequence[str]) -> dict[str, Any]:
+    return {"value": float(row.mean()), "spread": float(row.std(correction=0))}
+
+
+def _words(row: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+    return [_class(row[:, word], labels) for word in range(row.shape[1])]
+
+
+SAYINGS: Mapping[str, Callable[[Tensor, Sequence[str]], Any]] = {
+    "single_label_classification": _class,
+    "multi_label_classification": _several,
+    "regression": _value,
+    "token": _words,
+}

@@ -1,0 +1,186 @@
+"""An ensemble on disk: a transformers model of ours with its record, or separate models side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from plait.checkpoints.files import first_line, read_json
+from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.writer import atomic_folder
+from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.modeling import Ensemble
+from plait.errors import OutputError, SourceError
+from plait.report.ensemble import ensemble_card
+from plait.training.heads import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEMBERS = "members"
+"""Where separate models lie."""
+FULL = ("No space left", "PytorchStreamWriter", "unexpected pos")
+
+
+def is_ensemble(place: Any) -> bool:
+    """Says whether an ensemble of ours lies at a place, in one model or in several."""
+    if not isinstance(place, str | Path):
+        return False
+    config, record = Path(place) / "config.json", Path(place) / "plait.json"
+    if config.is_file():
+        return bool(read_json(config).get("model_type") == EnsembleConfig.model_type)
+    return (Path(place) / MEMBERS).is_dir() and record.is_file()
+
+
+@dataclass(frozen=True)
+class SavedEnsemble:
+    """A trained ensemble: `.model` is a transformers model; `.labels`, `.report`, `.predict(texts)`."""
+
+    folder: Path
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """Returns how it was made, what it cost, and its scores; nothing where the record is gone."""
+        place = self.folder / "plait.json"
+        return dict(read_json(place)) if place.is_file() else {}
+
+    @property
+    def method(self) -> str:
+        """Returns the method that made it."""
+        return str(self.report.get("recipe", {}).get("method", {}).get("name", "camero"))
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Returns where its models lie: one, or one per member where they are separate."""
+        several = self.folder / MEMBERS
+        if not several.is_dir():
+            return (self.folder,)
+        return tuple(sorted(several.iterdir(), key=lambda place: int(place.name)))
+
+    @cached_property
+    def config(self) -> EnsembleConfig:
+        """Returns the configuration, of the first where models are separate."""
+        found: EnsembleConfig = EnsembleConfig.from_pretrained(self.folders[0])
+        return found
+
+    @property
+    def kind(self) -> str:
+        """Returns what its heads classify: sequences or tokens."""
+        names = self.config.architectures or ["Sequence"]
+        return "token_classification" if "Token" in names[0] else "sequence_classification"
+
+    @property
+    def problem(self) -> Any:
+        """Returns what its logits mean."""
+        known = self.config.problem_type
+        single = "regression" if self.config.num_labels == 1 else "single_label_classification"
+        return known or (single if self.kind == "sequence_classification" else "single_label_classification")
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Returns the names of its labels; None for a regression."""
+        names: dict[Any, str] = dict(self.config.id2label or {})
+        return None if self.problem == "regression" else tuple(names[i] for i in sorted(names))
+
+    @property
+    def passes(self) -> int | None:
+        """Returns how many passes with dropout its answers are; None where its members are its own."""
+        recipe = self.report.get("recipe", {})
+        return int(recipe["members"]) if self.method == "mc_dropout" else None
+
+    @property
+    def members(self) -> int:
+        """Returns M."""
+        return self.passes or self.config.members * len(self.folders)
+
+    def models(self) -> Iterator[Ensemble]:
+        """Yields its models, one in memory at a time."""
+        for place in self.folders:
+            yield open_ensemble(place, self.kind)
+
+    @cached_property
+    def model(self) -> Ensemble:
+        """Returns the model in memory, in eval mode.
+
+        Raises:
+            SourceError: it is separate models, or damaged.
+        """
+        if len(self.folders) > 1:
+            raise SourceError(
+                f"{self.folder} holds {len(self.folders)} separate models: load one of them, such as {self.folders[0]}"
+            )
+        return open_ensemble(self.folders[0], self.kind)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns its tokenizer."""
+        from transformers import AutoTokenizer
+
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folders[0], local_files_only=True)
+        return found
+
+    def predict(self, texts: Any, *, batch_size: int = 32) -> list[Any]:
+        """Returns per text what the members say together, and the share of them that say so alone."""
+        from plait.api.ensemble_scores import answers
+
+        return answers(self, texts, batch_size=batch_size)
+
+
+def open_ensemble(folder: Path, kind: str) -> Ensemble:
+    """Returns one model in memory, in eval mode.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    from plait.ensembles.modeling import ENSEMBLES
+
+    try:
+        with quiet_loading():
+            model: Ensemble = ENSEMBLES[kind].from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SourceError(f"{folder}: the ensemble cannot be opened: {first_line(error)}") from error
+    model.eval()
+    return model
+
+
+def write_ensemble(
+    models: Sequence[Ensemble],
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    report: Mapping[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes one model, or separate ones under `members`, with record and card; all of it appears at once.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet():
+        for number, model in enumerate(models):
+            place = folder if len(models) == 1 else folder / MEMBERS / str(number)
+            model.save_pretrained(place)
+            tokenizer.save_pretrained(place)
+        record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        (folder / "plait.json").write_text(record, encoding="utf-8")
+        (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")
+
+
+@contextmanager
+def full_disk(out: Path) -> Iterator[None]:
+    """Turns what a full disk makes of saving inside into `OutputError`, whichever library notices it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in FULL):
+            raise
+        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error

@@ -1,0 +1,282 @@
+"""The ensemble, stage by stage: plan > build > train > score > write."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
+from plait.api.ensemble_scores import Members, member_logits, scores
+from plait.api.ensembles import SavedEnsemble, full_disk, write_ensemble
+from plait.api.merging import is_file, versions
+from plait.checkpoints.writer import check_space
+from plait.data import Examples, encode
+from plait.ensembles.building import from_checkpoints, new_ensemble
+from plait.ensembles.fitting import Fit, Fitted, fit
+from plait.ensembles.method import Build
+from plait.ensembles.modeling import Ensemble
+from plait.ensembles.training import Ensembling, words_of
+from plait.merging import parts
+from plait.merging.engine import combine
+from plait.merging.rule import RULES
+from plait.recipe import EnsembleRecipe, parse_as
+from plait.report.scores import TaskScores
+from plait.training.processes import first, together
+from plait.training.state import check_accelerate, check_state, seeded, training_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("plait")
+
+
+def ensemble(
+    base: str | Path | None = None,
+    *,
+    data: Any = None,
+    out: str | Path,
+    sources: Sequence[str | Path] | None = None,
+    validation: Any = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> SavedEnsemble:
+    """Returns an ensemble trained on labelled data and written to `out`; `.model` is a transformers model.
+
+    Args:
+        base: the encoder that all members start from (folder or Hub id).
+        data: labelled data: a file, a `datasets.Dataset`, columns.
+        out: the folder to write.
+        sources: fine-tuned models that become the members, instead of `base`.
+        validation: labelled data that decides which epoch is kept; a tenth of `data` is held back without it.
+        overwrite: whether an existing output is replaced, once the new one is complete.
+        resume: go on with a training that was stopped.
+        options: all other fields of a recipe: `members`, `shared_layers`, `head`, `method`, `perturbation`,
+            `strength`, `replicate_at`, `consistency`, `alpha`, `replay`, `accumulate`, `limit`, `held_back`, `epochs`,
+            `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`, `seed`, `problem_type`,
+            `classifier_dropout`, `revision`, `report_to`, `trust_remote_code`.
+
+    Raises:
+        PlaitError: anything a user can mend; nothing has been written then.
+    """
+    recipe = ensemble_recipe(
+        base, data=data, out=out, sources=sources, validation=validation, options=options
+    )
+    return run_ensemble(
+        recipe,
+        data=None if is_file(data) else data,
+        validation=None if is_file(validation) else validation,
+        overwrite=overwrite,
+        resume=resume,
+    )
+
+
+def ensemble_recipe(
+    base: str | Path | None,
+    *,
+    data: Any,
+    out: str | Path,
+    sources: Sequence[str | Path] | None,
+    validation: Any,
+    options: Mapping[str, Any],
+) -> EnsembleRecipe:
+    """Returns the recipe that these arguments of `ensemble` spell; data in memory stays outside."""
+    content = {
+        "base": None if base is None else str(base),
+        "sources": None if sources is None else [str(source) for source in sources],
+        "data": data if is_file(data) else None,
+        "validation": validation if is_file(validation) else None,
+        "output": str(out),
+        **options,
+    }
+    return parse_as(EnsembleRecipe, content, "ensemble")
+
+
+def run_ensemble(
+    recipe: EnsembleRecipe,
+    *,
+    data: Any = None,
+    validation: Any = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> SavedEnsemble:
+    """Returns the ensemble of a recipe; `data` and `validation` are what it has in memory instead of in files."""
+    started = time.monotonic()
+    if first():
+        check_output(recipe, overwrite=overwrite)
+    check_accelerate()
+    job = plan(recipe, data, validation)
+    job.schedule().part  # noqa: B018 (a batch that cannot be divided is said before anything is loaded)
+    out = Path(os.path.realpath(recipe.output))
+    announce(job, out)
+    with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
+        tokenizer = tokenizer_of(job)
+        check_state(state, identity(job))
+        fitted = fit(fit_of(job, tokenizer, state, resume=resume))
+        report = describe_result(job, fitted)
+        if job.held is not None:
+            report["validation"] = judged(job, tokenizer, fitted).to_dict()
+        report["seconds"] = round(time.monotonic() - started, 1)
+        if first():
+            write_ensemble(fitted.models, tokenizer, out, report, overwrite=overwrite)
+            shutil.rmtree(state, ignore_errors=True)
+        together()
+    return SavedEnsemble(Path(recipe.output))
+
+
+def announce(job: EnsemblePlan, out: Path) -> None:
+    """Says what will be made, how large it will be and what it costs; stops where the disk is too small for it."""
+    sizes, costs = job.sizes(), job.costs()
+    logger.info(
+        "%s: %d members, %s parameters (%.1f MB) instead of %s, %g forward passes per example and epoch",
+        job.choice.name, job.members, f"{sizes['saved']:,}", sizes["saved"] * 4 / 1e6, f"{sizes['separate']:,}",
+        costs["training_step"],
+    )  # fmt: skip
+    place = next(folder for folder in out.parents if folder.exists())
+    # The result, and the state of one epoch: weights and two moments of the optimiser.
+    check_space(place, sizes["saved"] * 4 * (4 if job.recipe.epochs else 1))
+
+
+def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of the base, or of the first model."""
+    source = job.sources[0]
+    tokenizer = source.tokenizer()
+    if job.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
+        # Words that come one by one are not continuations of the word before.
+        from transformers import AutoTokenizer
+
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.folder, add_prefix_space=True, local_files_only=True
+        )
+        return found
+    return tokenizer
+
+
+def identity(job: EnsemblePlan) -> dict[str, Any]:
+    """Returns what must be the same for a training to be resumed."""
+    left_out = {"output", "report_to"}
+    return {
+        "recipe": job.resolved().model_dump(mode="json", exclude=left_out),
+        "data": None if job.examples is None else job.examples.fingerprint,
+        "sources": [source.digest for source in job.sources],
+    }
+
+
+def fit_of(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool) -> Fit:
+    """Returns what training needs."""
+    recipe = job.recipe
+    examples = job.examples or Examples((), labels=(), kind=job.head.kind)
+    encoded = encode(
+        examples, tokenizer, max_length=recipe.max_length, problem_type=job.head.problem_type,
+        config=job.config.encoder,
+    )  # fmt: skip
+    objective = Ensembling(
+        job.choice, job.noise, job.depth, job.problem, job.kind == "token_classification",
+        words_of(tokenizer), recipe.replay,
+    )  # fmt: skip
+    held = job.held
+    judge = None if held is None else partial(judgement, job, tokenizer, held)
+    best = None if held is None else scores_name(job)
+    return Fit(
+        partial(build, job), job.members if not job.choice.lone else 1, encoded, objective, job.schedule(),
+        state, judge, best, resume,
+    )  # fmt: skip
+
+
+def build(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
+    """Returns an ensemble before training: new heads on the base, or the given models with one bottom."""
+    recipe = job.recipe
+    if recipe.sources is not None:
+        return from_checkpoints(
+            job.sources, shared_layers=recipe.shared_layers, shared=merged_bottom(job), head=recipe.head
+        )
+    return new_ensemble(
+        job.sources[0],
+        members=members,
+        labels=job.head.names,
+        kind=job.kind,
+        problem_type=job.head.problem_type,
+        shared_layers=recipe.shared_layers,
+        head=recipe.head,
+        classifier_dropout=recipe.classifier_dropout,
+        seed=seed,
+    )
+
+
+def merged_bottom(job: EnsemblePlan) -> dict[str, Any]:
+    """Returns the average of the sources' encoders, which the merge engine makes; one of them is as it is."""
+    names = [name for name in job.sources[0].body if all(name in s.body for s in job.sources)]
+    bodies = [parts.body(source) for source in job.sources]
+    import torch
+
+    return dict(combine(bodies, names, RULES["average"], dtype=torch.float32))
+
+
+def scores_name(job: EnsemblePlan) -> str:
+    """Returns the score that decides which epoch is kept."""
+    from plait.api.evaluating import primary_of
+
+    return primary_of(job.kind, job.head.problem_type)
+
+
+def asked(job: EnsemblePlan, *, trained: bool) -> dict[str, Any]:
+    """Returns what a forward pass of the trained thing is told: factors tell members apart from the first layer on."""
+    return {} if trained or job.choice.build is not Build.FACTORS else {"replicate_at": 0}
+
+
+def judgement(job: EnsemblePlan, tokenizer: Any, held: Examples, model: Any) -> dict[str, float]:
+    """Returns what all members together score on the rows held back."""
+    speaker = Members(model, job.config.encoder, asked(job, trained=False))
+    return dict(scored_by([speaker], job, tokenizer, held).metrics)
+
+
+def judged(job: EnsemblePlan, tokenizer: Any, fitted: Fitted) -> TaskScores:
+    """Returns the scores of the result on the rows held back."""
+    assert job.held is not None
+    passes = job.members if job.choice.passes else None
+    rate = job.noise.options.get("rate")
+    told = [Members(m, job.config.encoder, passes=passes, rate=rate) for m in fitted.models]
+    return scored_by(told, job, tokenizer, job.held)
+
+
+def scored_by(speakers: Sequence[Members], job: EnsemblePlan, tokenizer: Any, held: Examples) -> TaskScores:
+    """Returns the scores of what some models say."""
+    logits = member_logits(
+        speakers, tokenizer, held, labels=int(job.config.num_labels or 1), batch_size=32,
+        max_length=job.recipe.max_length,
+    )  # fmt: skip
+    return scores(logits, held, job.head.kind, job.problem)
+
+
+def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
+    """Returns what is written beside the model: what it is made of, how, on what, and what that cost."""
+    told = job.describe()
+    kept = ("members", "layers", "shared_layers", "labels", "parameters", "megabytes", "forward_equivalents")
+    examples = job.examples
+    return {
+        "made_by": "ensemble",
+        "base": job.recipe.base,
+        "kind": job.kind,
+        "separate": len(fitted.models) > 1,
+        **{name: told[name] for name in kept},
+        "sources": [{"origin": s.origin, "digest": s.digest} for s in job.sources],
+        "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
+        "data": {
+            "source": None if examples is None else examples.source,
+            "examples": 0 if examples is None else len(examples),
+            "validation": 0 if job.held is None else len(job.held),
+            "held_back": job.held is not None and not job.given,
+        },
+        "epochs": list(fitted.epochs),
+        "losses": list(fitted.losses),
+        "versions": versions(),
+    }
+
+
+__all__ = ["check_output", "ensemble", "ensemble_recipe", "plan", "run_ensemble"]

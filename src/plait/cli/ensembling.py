@@ -1,0 +1,205 @@
+"""Command of the ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli import render
+from plait.cli.app import app
+from plait.cli.arguments import (
+    Json,
+    LabelColumn,
+    Overwrite,
+    PairColumn,
+    Quiet,
+    Revision,
+    Seed,
+    TextColumn,
+    Trust,
+    pairs,
+    spec,
+)
+from plait.cli.making import parse_yaml, show_plan
+from plait.errors import RecipeError
+
+
+@app.command()
+def ensemble(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="BASE, an encoder; or after --from all models but the first.")
+    ] = None,
+    first: Annotated[
+        str | None, typer.Option("--from", help="A B C: fine-tuned models that become the members.")
+    ] = None,
+    data: Annotated[str | None, typer.Option("--data", help="FILE with texts and labels.")] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", help="FILE with labels that chooses the epoch.")
+    ] = None,
+    members: Annotated[int | None, typer.Option("--members", help="M, default 4.")] = None,
+    shared_layers: Annotated[
+        str, typer.Option("--shared-layers", help="all, or how many from the bottom.")
+    ] = "all",
+    head: Annotated[str, typer.Option("--head", help="linear or tanh.")] = "linear",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="camero, shared, single, separate, one, codistillation, batchensemble, mc-dropout.",
+        ),
+    ] = "camero",
+    perturbation: Annotated[
+        str | None,
+        typer.Option("--perturbation", help="dropout (default), gaussian, adversarial, word-dropout, none."),
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option("--strength", help="Of the perturbation; default its own.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="OPTION=VALUE of the perturbation, or METHOD.OPTION=VALUE."),
+    ] = None,
+    replicate_at: Annotated[
+        int | None, typer.Option("--replicate-at", help="The first layer that members see differently.")
+    ] = None,
+    consistency: Annotated[
+        str | None, typer.Option("--consistency", help="ensemble (default), pairwise or none.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Weight of the regulariser, default 1.")
+    ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="One member's activations in memory; a third more time.")
+    ] = False,
+    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Parts that a step is cut in.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="A random subset of the data.")] = None,
+    held_back: Annotated[
+        float,
+        typer.Option(
+            "--held-back", min=0.0, max=0.9, help="Share that chooses the epoch without validation."
+        ),
+    ] = 0.1,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")] = 16,
+    max_length: Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")] = 128,
+    warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0)] = 0.01,
+    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    problem_type: Annotated[
+        str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
+    ] = None,
+    seed: Seed = 0,
+    report_to: Annotated[
+        str, typer.Option("--report-to", help="A tracker that transformers knows.")
+    ] = "none",
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    overwrite: Overwrite = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train M models for the price of one: shared layers, perturbed members, one file."""
+    from plait import api
+    from plait.api.ensembling import ensemble_recipe, run_ensemble
+
+    base, sources = starts(models, first)
+    columns = (text_column, text_pair_column, label_column)
+    fields: dict[str, Any] = {
+        "members": members, "shared_layers": layers(shared_layers), "head": head, "replay": replay,
+        **chosen(method, perturbation, options), "strength": strength, "replicate_at": replicate_at,
+        "consistency": consistency, "alpha": alpha, "accumulate": accumulate, "limit": limit,
+        "held_back": held_back, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
+        "max_length": max_length, "warmup": warmup, "weight_decay": weight_decay, "precision": precision,
+        "problem_type": problem_type, "seed": seed, "report_to": report_to, "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    recipe = ensemble_recipe(
+        base, sources=sources, out=output, options=fields,
+        data=None if data is None else spec(data, *columns),
+        validation=None if validation is None else spec(validation, *columns),
+    )  # fmt: skip
+    if dry_run:
+        show_plan(api.check(recipe, overwrite=overwrite), json=json)
+        return
+    show_ensemble(run_ensemble(recipe, overwrite=overwrite, resume=resume), json=json)
+
+
+def starts(models: list[str] | None, first: str | None) -> tuple[str | None, list[str] | None]:
+    """Returns the base, or the models after `--from`.
+
+    Raises:
+        RecipeError: no base, or several.
+    """
+    given = list(models or ())
+    if first is not None:
+        return None, [first, *given]
+    if len(given) != 1:
+        found = ", ".join(given) or "none"
+        raise RecipeError(f"base: expected one model, found {found}; members that exist come after --from")
+    return given[0], None
+
+
+def layers(text: str) -> int | str:
+    """Returns how many layers are shared; what is no number stays as it is, for the recipe to refuse."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def chosen(method: str, perturbation: str | None, options: list[str] | None) -> dict[str, Any]:
+    """Returns method and perturbation with the options that are theirs."""
+    given = pairs(options, "--set", parse_yaml)
+    start = "method."
+    own = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
+    others = {name: value for name, value in given.items() if not name.startswith(start)}
+    found: dict[str, Any] = {"method": {"name": method, **own}}
+    if perturbation is not None or others:
+        found["perturbation"] = {"name": perturbation or "dropout", **others}
+    return found
+
+
+def show_ensemble(saved: Any, *, json: bool) -> None:
+    """Prints where an ensemble lies, what it is worth, weighs and costs."""
+    report = saved.report
+    if json:
+        render.as_json({"output": str(saved.folder), **report})
+        return
+    sizes, costs = report["parameters"], report["forward_equivalents"]
+    several = f"{report['members']} member{'s' if report['members'] > 1 else ''}"
+    render.line(
+        f"{saved.folder}: {several} by {report['recipe']['method']['name']}, {sizes['saved']:,} parameters "
+        f"({report['megabytes']:g} MB); as separate models {sizes['separate']:,}"
+    )
+    for epoch in report["epochs"]:
+        shown = {name: value for name, value in epoch.items() if name in SHOWN}
+        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()))
+    if found := report.get("validation"):
+        primary, metrics = found["primary"], found["metrics"]
+        alone = [scores[primary] for scores in found["sources"].values()]
+        render.line(
+            f"  together: {primary} {metrics[primary]:.3f}; members alone {min(alone):.3f} to {max(alone):.3f}"
+        )
+    render.line(
+        f"  forward passes per example: {costs['training_step']:g} an epoch (a backward pass counts as two), "
+        f"{costs['prediction']:g} a prediction"
+    )
+
+
+SHOWN = (
+    "member",
+    "epoch",
+    "accuracy",
+    "macro_f1",
+    "pearson",
+    "nll",
+    "calibration_error",
+    "consistency",
+    "disagreement",
+)

@@ -1,0 +1,20 @@
+"""BatchEnsemble: members that scale the inputs and outputs of shared layers."""
+
+from __future__ import annotations
+
+from plait.ensembles.method import METHODS, Terms
+from plait.ensembles.shapes import Scalar
+
+
+@METHODS.register("batchensemble", build="factors", paper="arXiv:2002.06715")
+def batchensemble(task: Scalar, *, spread: float = 0.1) -> Terms:  # noqa: ARG001 (read by whoever builds the model)
+    """Returns the members' losses, (1/M) Σ_j task(z_j, y), where member j has weights W ∘ s_j r_jᵀ  (eq. 1).
+
+    Differs from the paper in the start: r and s are 1 plus noise instead of random signs, which would undo what the
+    encoder has learnt. All linear layers above the embeddings have them.
+
+    Args:
+        task: The members' mean loss.
+        spread: The standard deviation of that noise.
+    """
+    return {"task": task}

@@ -1,0 +1,89 @@
+"""The recipe of an ensemble: M members over one encoder, made from one base or from models that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from plait.recipe.fields import Data, Name, Strict, Text, number
+
+
+class ChoiceSpec(BaseModel):
+    """Something chosen by name, and its own options (any key it declares)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the options of what was chosen."""
+        return {name: number(value) for name, value in (self.model_extra or {}).items()}
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str | Path) else value
+
+
+Choice = Annotated[ChoiceSpec, BeforeValidator(_named)]
+Models = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)]
+CAMERO = ChoiceSpec(name="camero")
+
+
+class EnsembleRecipe(Strict):
+    """An ensemble: what its members start from, what they share, what tells them apart and what holds them together."""
+
+    combine: Literal["ensemble"] = "ensemble"
+    base: Text | None = None
+    sources: Models | None = Field(
+        default=None, min_length=1, validation_alias=AliasChoices("sources", "from")
+    )
+    revision: str | None = None
+    data: Data | None = None
+    validation: Data | None = None
+    members: int | None = None
+    shared_layers: int | Literal["all"] = "all"
+    head: Literal["linear", "tanh"] = "linear"
+    classifier_dropout: float | None = None
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    method: Choice = CAMERO
+    perturbation: Choice | None = None
+    strength: float | None = None
+    replicate_at: int | None = None
+    consistency: Choice | None = None
+    alpha: float | None = None
+    replay: bool = False
+    accumulate: int = Field(default=1, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    held_back: float = Field(default=0.1, ge=0, lt=1)
+    epochs: float = Field(default=3.0, ge=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(default=16, ge=1)
+    max_length: int = Field(default=128, ge=4)
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(default=0, ge=0)
+    report_to: str = "none"
+    output: Text
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_start(self) -> EnsembleRecipe:
+        if (self.base is None) is (self.sources is None):
+            found = "neither" if self.base is None else "both"
+            raise ValueError(f"{found} of base and from is given; expected one of them")
+        return self
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Returns the models that are read."""
+        return self.sources or (str(self.base),)
