@@ -6,12 +6,15 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, batches
 from plait.errors import SourceError
+from plait.statistics.posteriors import scorer
 from plait.statistics.posteriors.dropout import seed_of
+from plait.statistics.posteriors.masks import Masks
 from plait.statistics.posteriors.scorer import Turn, scoring
 from plait.statistics.posteriors.settings import Settings
 from tests.models import FAMILIES, save, texts, tiny
@@ -38,9 +41,9 @@ def rate_for(family):
 
 def score(teacher, settings, turn=None, examples=EXAMPLES):
     checkpoint, model = teacher
-    with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as scorer:
-        found = scorer.score(examples, turn or Turn(0, passes=settings.passes, whole=True))
-        return found, scorer.meter.forwards / len(examples)
+    with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as ready:
+        found = ready.score(examples, turn or Turn(0, passes=settings.passes, whole=True))
+        return found, ready.meter.forwards / len(examples)
 
 
 def plain_logits(teacher):
@@ -112,6 +115,16 @@ def test_masks_follow_from_seed_teacher_shard_and_turn(teacher):
     assert not any(torch.equal(found[0], other) for other in found[2:])
 
 
+def test_masks_of_large_batches_follow_from_the_seed_too(teacher, monkeypatch):
+    monkeypatch.setattr(scorer, "FAST", 0)
+    one = teacher()
+    first, again, other = (
+        score(one, Settings(passes=2, seed=seed))[0]["probabilities"] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 def test_the_teacher_is_left_as_it_was(teacher):
     checkpoint, model = teacher(attention_probs_dropout_prob=0.0)
     model.bert.encoder.layer[0].train()
@@ -148,8 +161,7 @@ def test_the_trunk_is_computed_once(family, teacher):
     none, cost = score((checkpoint, model), Settings(passes=16, last_layers=0, dropout=rate_for(family)))
     assert cost == pytest.approx(1)
     # The body of an ALBERT has no dropout by default.
-    more = found["probabilities"].std(1).mean() - none["probabilities"].std(1).mean()
-    assert more == 0 if family == "albert" else more > 0
+    assert torch.equal(none["probabilities"], found["probabilities"]) == (family == "albert")
 
 
 @pytest.mark.parametrize("family", ["bert", "albert", "mpnet"])
@@ -159,9 +171,9 @@ def test_without_dropout_above_it_the_replayed_trunk_changes_nothing(family, tea
     settings = Settings(passes=2, last_layers=1, dropout=1e-9)
     found, _ = score(made, Settings(passes=0))
     checkpoint, model = made
-    with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as scorer:
-        scorer.alive = True
-        replayed = scorer.score(EXAMPLES, Turn(0, passes=2, whole=True))
+    with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as ready:
+        ready.alive = True
+        replayed = ready.score(EXAMPLES, Turn(0, passes=2, whole=True))
     for number in range(2):
         torch.testing.assert_close(replayed["probabilities"][:, number], found["logits"].softmax(-1))
 
@@ -186,6 +198,63 @@ def test_fewer_layers_vary_less(teacher):
 def test_more_layers_than_there_are(teacher):
     with pytest.raises(SourceError, match="bert: last_layers is 3, the teacher has 2 layers; ask for fewer"):
         score(teacher(), Settings(last_layers=3))
+
+
+class TestMasks:
+    @pytest.mark.parametrize("rate", [0.004, 0.1, 0.5, 0.999])
+    def test_each_entry_drops_on_its_own_with_the_rate(self, rate):
+        ones = torch.ones(1000, 1001)
+        with Masks(3):
+            first, second = (F.dropout(ones, rate) for _ in range(2))
+        dropped = (first == 0).float()
+        error = (rate * (1 - rate) / ones.numel()) ** 0.5
+        assert dropped.mean().item() == pytest.approx(rate, abs=4 * error + 2**-17)
+        both = ((first == 0) & (second == 0)).float().mean().item()
+        assert both == pytest.approx(rate**2, abs=5 * (rate**2 / ones.numel()) ** 0.5 + 1e-5)
+        # Neighbours share a draw of 64 bits, and rows begin anywhere in one.
+        for lag in (1, 2, 3, 4, 1001):
+            pairs = (dropped.flatten()[:-lag] * dropped.flatten()[lag:]).mean().item()
+            assert pairs == pytest.approx(rate**2, abs=5 * (rate**2 / ones.numel()) ** 0.5 + 1e-5)
+        kept = first[first != 0]
+        assert kept.unique().numel() == 1
+        assert kept[0].item() == pytest.approx(1 / (1 - rate), rel=0.02)
+
+    def test_the_mean_is_kept(self):
+        values = torch.rand(1_000_003)
+        with Masks(0):
+            found = F.dropout(values, 0.1)
+        assert found.sum().item() == pytest.approx(values.sum().item(), rel=2e-3)
+        assert torch.equal(found[found != 0], (values * (65536 / (65536 - 6554)))[found != 0])
+
+    def test_what_is_not_to_be_dropped_draws_nothing(self):
+        values = torch.rand(100)
+        with Masks(0):
+            wanted = F.dropout(values, 0.5)
+        with Masks(0):
+            assert F.dropout(values, 0.5, training=False) is values
+            assert F.dropout(values, 0.0) is values
+            assert nn.Dropout(0.9).eval()(values) is values
+            assert torch.equal(nn.Dropout(0.5)(values), wanted)
+
+    @pytest.mark.parametrize("options", [{"inplace": True}, {"p": 1.0}, {"p": 1e-4}])
+    def test_the_rest_is_left_to_torch(self, options):
+        torch.manual_seed(0)
+        wanted = F.dropout(torch.ones(50), **{"p": 0.5} | options)
+        torch.manual_seed(0)
+        with Masks(0):
+            assert torch.equal(F.dropout(torch.ones(50), **{"p": 0.5} | options), wanted)
+            assert F.dropout(torch.ones(50).double(), 0.5).dtype == torch.float64
+
+    def test_passes_are_alike_however_masks_are_drawn(self, teacher, monkeypatch):
+        monkeypatch.setattr(scorer, "FAST", 0)
+        one = teacher()
+        ours, _ = score(one, Settings(passes=160, batch_size=16))
+        monkeypatch.setattr(scorer, "FAST", 10**9)
+        torchs, _ = score(one, Settings(passes=160, batch_size=16))
+        first, second = ours["probabilities"], torchs["probabilities"]
+        error = (first.var(1) / 80).sqrt()
+        assert ((first.mean(1) - second.mean(1)).abs() < 4.5 * error).all()
+        torch.testing.assert_close(first.std(1), second.std(1), rtol=0.4, atol=0)
 
 
 class TestWithoutDropout:

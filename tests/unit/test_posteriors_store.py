@@ -471,6 +471,12 @@ class TestTeachers:
         )
         assert not (tmp_path / "s").exists()
 
+    def test_a_body_without_dropout_is_said(self, tmp_path, teachers, caplog):
+        score_texts(tmp_path / "s", lines(data=LINES[:3]), teachers("science"), QUICK)
+        assert [r.getMessage() for r in caplog.records] == [
+            "science: only its head has dropout; --dropout RATE injects it elsewhere"
+        ]
+
     def test_one_label(self, tmp_path, teachers):
         (odd,) = teachers("news")
         assert "not a teacher: news has only the label sequence-0; expected" in refusal(

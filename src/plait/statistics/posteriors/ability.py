@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -15,6 +16,8 @@ from plait.statistics.posteriors.dropout import DEAD, acts, batchnorm_problem
 from plait.statistics.posteriors.layers import Encoder, encoder_of
 from plait.statistics.posteriors.settings import Settings
 
+logger = logging.getLogger("plait")
+
 
 def check_able(teachers: Sequence[Checkpoint], settings: Settings) -> None:
     """Raises one `SourceError` for all teachers that cannot be scored with these settings."""
@@ -24,6 +27,8 @@ def check_able(teachers: Sequence[Checkpoint], settings: Settings) -> None:
         problem = unable(model, settings) or _without_dropout(model, settings)
         if problem:
             problems.append(f"{teacher.name}: {problem}")
+        elif settings.passes and settings.last_layers != 0 and _only_head_drops(model, settings):
+            logger.warning("%s: only its head has dropout; --dropout RATE injects it elsewhere", teacher.name)
     if problems:
         raise SourceError(listed(problems))
 
@@ -46,6 +51,12 @@ def _without_dropout(model: PreTrainedModel, settings: Settings) -> str | None:
         return None
     known = model.config.model_type in FAMILIES
     return DEAD if known and not acts(acting_modules(model, encoder, settings.last_layers)) else None
+
+
+def _only_head_drops(model: PreTrainedModel, settings: Settings) -> bool:
+    """Says whether all that varies is the head: ALBERT has no dropout in its body unless its config says so."""
+    known = model.config.model_type in FAMILIES
+    return known and settings.dropout is None and not acts(model.base_model.modules())
 
 
 def acting_modules(

@@ -48,10 +48,14 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_random_numbers(device: torch.device) -> Iterator[None]:
-    """Leaves the caller's random numbers as they were, on the CPU and on the device."""
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Makes torch's random numbers follow from `seed`, and puts back the caller's, on the CPU and on every device."""
+    kind = "cuda" if device.type == "cpu" else device.type
+    devices = [] if device.type == "cpu" else list(range(torch.accelerator.device_count()))
+    with torch.random.fork_rng(devices, device_type=kind):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.manual_seed(seed)
         yield
 
 

@@ -77,13 +77,16 @@ class Trunk:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Wraps the layers, and unwraps them at the end."""
+        before = [vars(module).get("forward") for module in self.encoder.modules]
         try:
             for module in self.encoder.modules:
                 module.forward = partial(self._forward, module, module.forward)
             yield
         finally:
-            for module in self.encoder.modules:
+            for module, own in zip(self.encoder.modules, before, strict=True):
                 vars(module).pop("forward", None)
+                if own is not None:
+                    module.forward = own
             self.kept = None
 
     def _forward(self, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

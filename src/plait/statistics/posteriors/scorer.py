@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from plait.progress import Tick, nothing
 from plait.statistics.posteriors.ability import acting_modules, unable
 from plait.statistics.posteriors.dropout import DEAD, injected, modes_kept, own_random_numbers, seed_of
 from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of
+from plait.statistics.posteriors.masks import Masks
 from plait.statistics.posteriors.settings import Settings
 from plait.statistics.posteriors.summary import summarize
 
@@ -28,6 +29,10 @@ Inputs = dict[str, Tensor]
 Tensors = dict[str, Tensor]
 TRIALS = 4
 """Passes that must all be the same before a teacher counts as one without dropout."""
+FAST = 256
+"""Tokens in a batch from which on masks are drawn by `Masks`."""
+Draws = AbstractContextManager[Any]
+"""What draws the masks inside."""
 MOST = torch.finfo(torch.float16).max
 
 
@@ -66,11 +71,12 @@ class Scorer:
             examples, self.tokenizer, max_length=self.limit, config=self.model.config, labels=False
         )
         found: Tensors = {}
-        with torch.inference_mode(), own_random_numbers(self.model.device):
-            torch.manual_seed(seed_of(self.settings.seed, self.digest, turn.shard, turn.number))
+        seed = seed_of(self.settings.seed, self.digest, turn.shard, turn.number)
+        with torch.inference_mode(), own_random_numbers(self.model.device, seed):
+            masks = masks_from(seed, self.model.device)
             for rows in plan(encoded, self.settings.batch_size):
                 inputs = self._inputs([encoded.features[row] for row in rows], encoded.padding)
-                _place(found, rows, self._batch(inputs, turn), len(encoded))
+                _place(found, rows, self._batch(inputs, turn, masks), len(encoded))
                 tick(len(rows))
         return found
 
@@ -78,13 +84,13 @@ class Scorer:
         batch = collate(features, padding)
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
-    def _batch(self, inputs: Inputs, turn: Turn) -> Tensors:
+    def _batch(self, inputs: Inputs, turn: Turn, masks: Draws) -> Tensors:
         found = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
         if turn.passes and not self.alive:
             self._enliven(inputs)
         if turn.passes == 0:
             return found | _of_no_passes(found["logits"])
-        passes = torch.stack([self._with_dropout(inputs).softmax(-1) for _ in range(turn.passes)], 1)
+        passes = torch.stack([self._with_dropout(inputs, masks).softmax(-1) for _ in range(turn.passes)], 1)
         if turn.whole:
             return found | {"probabilities": passes}
         return found | vars(summarize(passes)) | _passes(len(passes), turn.passes)
@@ -102,11 +108,13 @@ class Scorer:
             found["layers"] = _half(_means(outputs.hidden_states, inputs["attention_mask"]))
         return found
 
-    def _with_dropout(self, inputs: Inputs) -> Tensor:
+    def _with_dropout(self, inputs: Inputs, masks: Draws) -> Tensor:
         for module in self.acting:
             module.training = True
         self.trunk.begin(replay=True)
-        logits: Tensor = self.model(**inputs).logits
+        # For little batches the detour costs more than it saves.
+        with masks if inputs["input_ids"].numel() >= FAST else nullcontext():
+            logits: Tensor = self.model(**inputs).logits
         return logits.float()
 
     def _check_finite(self, logits: Tensor) -> None:
@@ -125,10 +133,15 @@ class Scorer:
         self.meter.applications, self.alive = applications, True
 
     def _differs(self, inputs: Inputs) -> bool:
-        with own_random_numbers(self.model.device):
-            torch.manual_seed(0)
-            first, *others = (self._with_dropout(inputs) for _ in range(TRIALS))
+        with own_random_numbers(self.model.device, 0):
+            masks = masks_from(0, self.model.device)
+            first, *others = (self._with_dropout(inputs, masks) for _ in range(TRIALS))
         return not all(torch.equal(first, other) for other in others)
+
+
+def masks_from(seed: int, device: torch.device) -> Draws:
+    """Returns what draws masks: faster than torch on a CPU, torch itself elsewhere."""
+    return Masks(seed) if device.type == "cpu" else nullcontext()
 
 
 def _place(found: Tensors, rows: Sequence[int], values: Tensors, count: int) -> None:
@@ -164,8 +177,10 @@ def _means(states: Sequence[Tensor], mask: Tensor) -> Tensor:
 def opened(checkpoint: Checkpoint, settings: Settings) -> Iterator[Scorer]:
     """Yields a checkpoint as a scorer, on the accelerator where there is one."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # Fused attention has no dropout on a CPU: torch takes a slower way to it than the plain formula.
+    plain = {"attn_implementation": "eager"} if settings.passes and device.type == "cpu" else {}
     # Half precision would round what tells passes apart.
-    model = checkpoint.model(dtype=torch.float32)
+    model = checkpoint.model(dtype=torch.float32, **plain)
     torch.nn.Module.to(model, device)
     with scoring(model, checkpoint.tokenizer(), settings, checkpoint) as scorer:
         yield scorer
