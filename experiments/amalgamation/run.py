@@ -12,6 +12,7 @@ after the student they are at.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
 import time
@@ -58,39 +59,51 @@ class Student:
     choices: Choices | None
 
 
-def taught_by(gate: str, target: str = "hard", *, margin: bool = False, objective: str = "muka") -> Choices:
-    return Choices(gate=gate, target=target, margin=margin, objective=objective)  # type: ignore[arg-type]
+def taught_by(gate: str, target: str = "hard", *, margin: bool = False) -> Choices:
+    return Choices(gate=gate, target=target, margin=margin)  # type: ignore[arg-type]
 
 
-MAIN = (
+def rival(objective: str, **options: float) -> Choices:
+    return Choices("energy", target="soft", margin=False, objective=objective, options=options)
+
+
+# In the order of the work: first these of all rows, then the next of all rows, and so on.
+FIRST = (
     Student("muka hard", taught_by("muka", margin=True)),
-    Student("vkd", taught_by("energy", "soft", objective="vkd")),
-    Student("uhc", taught_by("energy", "soft", objective="uhc")),
+    Student("vkd", rival("vkd")),
     Student("mahalanobis hard", taught_by("mahalanobis", margin=True)),
-    Student("dfa", taught_by("energy", "soft", objective="dfa")),
-    Student("cfl", taught_by("energy", "soft", objective="cfl")),
+    Student("uhc", rival("uhc")),
+    Student("dfa", rival("dfa")),
+    # With its defaults (1, 1) features are matched and labels are not learnt: see "cfl, defaults".
+    Student("cfl", rival("cfl", matching=0.1, reconstruction=0.1)),
     Student("supervised", None),
-    Student("mahalanobis soft", taught_by("mahalanobis", "soft", margin=True)),
+)
+SECOND = (
     Student("muka soft", taught_by("muka", "soft", margin=True)),
+    Student("mahalanobis soft", taught_by("mahalanobis", "soft", margin=True)),
     Student("energy hard", taught_by("energy", margin=True)),
     Student("muka hard, no margin", taught_by("muka")),
     Student("mahalanobis hard, no margin", taught_by("mahalanobis")),
     Student("energy hard, no margin", taught_by("energy")),
     Student("muka soft, no margin", taught_by("muka", "soft")),
 )
-GATED = tuple(
-    Student(f"{gate} hard, no margin", taught_by(gate)) for gate in ("oracle", "max_logit", "entropy", "bald")
+GATED = (
+    *(
+        Student(f"{gate} hard, no margin", taught_by(gate))
+        for gate in ("oracle", "max_logit", "entropy", "bald")
+    ),
+    Student("cfl, defaults", rival("cfl")),
 )
 _FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
-FEW = tuple(student for student in MAIN if student.name in _FEW)
+FEW = tuple(student for student in (*FIRST, *SECOND) if student.name in _FEW)
 WITH_GATES = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
 
 
-def students(row: Row, later: bool) -> tuple[Student, ...]:
-    """Returns the students of the main table, or those of the other tables, which come later."""
-    if row.split == "shared":
-        return FEW if later else ()
-    return (GATED if row.name in WITH_GATES else ()) if later else MAIN
+def students(row: Row, turn: int) -> tuple[Student, ...]:
+    """Returns the students of a row whose turn it is; those of other gates and of the shared split come last."""
+    last = FEW if row.split == "shared" else GATED if row.name in WITH_GATES else ()
+    early = () if row.split == "shared" else (FIRST, SECOND)[min(turn, 1)]
+    return last if turn == 2 else early
 
 
 @dataclass(frozen=True)
@@ -262,9 +275,9 @@ def row_of(row: Row, seed: int) -> Path:
     return RESULTS / "rows" / f"{slug(row.name)}.{seed}.json"
 
 
-def advance(row: Row, seed: int, later: bool) -> None:
+def advance(row: Row, seed: int, turn: int) -> None:
     """Does what nobody else is doing of a row and seed."""
-    wanted = students(row, later)
+    wanted = students(row, turn)
     if wanted and not row_of(row, seed).exists():
         with claimed(WORK / "claims" / row_of(row, seed).name) as mine:
             if not mine:
@@ -288,10 +301,17 @@ def show(row: str, seed: int, what: str, seconds: float) -> None:
     print(time.strftime("%H:%M:%S"), f"{row} {seed}: {what} ({seconds:.0f} s)", flush=True)
 
 
+def judge_gates_anew() -> None:
+    for file in sorted((RESULTS / "rows").glob("[!.]*.json")):
+        report = json.loads(file.read_text())
+        report["gates"] = gates(stage(report["row"], report["seed"]))
+        write(file, report)
+
+
 def twice(name: str, seed: int, wanted: str) -> None:
     """Teaches one student twice as long, to see whether the length that all have is enough."""
     row = ROWS[name]
-    student = next(s for s in (*MAIN, *GATED) if s.name == wanted)
+    student = next(s for s in (*FIRST, *SECOND, *GATED) if s.name == wanted)
     file = RESULTS / "twice" / cell_of(row, seed, student).name
     if not file.exists():
         cell = teach(row, seed, student, length=2)
@@ -306,6 +326,9 @@ def main() -> None:
     parser.add_argument(
         "--twice", nargs=3, metavar=("ROW", "SEED", "STUDENT"), help="only this, twice as long"
     )
+    parser.add_argument(
+        "--gates", action="store_true", help="only judge the gates anew, from the posteriors on disk"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in ("transformers", "plait"):
@@ -314,15 +337,17 @@ def main() -> None:
         row, seed, student = arguments.twice
         twice(row, int(seed), student)
         return
-    # Seed by seed; the students of the main table before the others.
+    if arguments.gates:
+        judge_gates_anew()
+        return
     for seed in arguments.seeds:
-        for later in (False, True):
+        for turn in range(3):
             for name in (
                 *arguments.rows,
                 *arguments.rows,
             ):  # again: another process may have been at work on a row
                 if not STOP.exists():
-                    advance(ROWS[name], seed, later)
+                    advance(ROWS[name], seed, turn)
                 stage.cache_clear()
 
 

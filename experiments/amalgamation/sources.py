@@ -24,10 +24,10 @@ import torch
 from encoders import encoder
 from rows import POOLS, RESULTS, ROWS, SEEDS, WORK, Teacher, all_teachers, taught
 
-EPOCHS = 6
+EPOCHS = 4
 BATCH = 16
 RATE = 1e-4
-LEAST_STEPS = 240  # a teacher of few texts sees them more often
+LEAST_STEPS = 80  # a teacher of few texts sees them more often
 
 
 def folder_of(teacher: Teacher, seed: int) -> Path:
@@ -96,6 +96,7 @@ def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
 
 
 def epochs(texts: int) -> int:
+    """Returns no more than level accuracy asks for: long after it, teachers grow sure of texts they know nothing of."""
     return max(EPOCHS, round(LEAST_STEPS * BATCH / texts))
 
 

@@ -27,7 +27,7 @@ OURS = (
 )
 GATES = ("muka", "entropy", "energy", "max_logit", "bald", "mahalanobis", "oracle")
 GATED = tuple(f"{gate} hard, no margin" for gate in ("muka", "energy", *GATES[1:2], *GATES[3:]))
-Cells = dict[tuple[str, int], dict[str, dict[str, Any]]]
+LONGER = ("muka hard", "mahalanobis hard", "vkd", "uhc")
 
 
 def read(folder: str) -> list[dict[str, Any]]:
@@ -53,8 +53,8 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]
 class Results:
     """All finished cells, and the order of the rows."""
 
-    def __init__(self) -> None:
-        self.rows, self.cells = read("rows"), read("cells")
+    def __init__(self, folder: str = "") -> None:
+        self.rows, self.cells = read(f"{folder}rows"), read(f"{folder}cells")
         seen = {entry["row"] for entry in (*self.rows, *self.cells)}
         self.names = [name for name in order() if name in seen]
 
@@ -193,6 +193,33 @@ def level(found: Results) -> list[str]:
     return markdown(["", "as long as all", "twice as long"], lines)
 
 
+def longer(found: Results) -> list[str]:
+    """Returns what teachers trained much longer do to a row: as accurate, far too sure."""
+    then = Results("longer/")
+    lines = []
+    for row in [name for name in found.names if by_row(then.rows, name)]:
+        for label, results in (("the table's", found), ("longer", then)):
+            entries = [entry for entry in by_row(results.rows, row) if entry["seed"] == 0]
+            for entry in entries:
+                own = [t["accuracy_on_own_labels"] for t in entry["teachers"]]
+                chosen = [[v for s, v in results.student(row, name).items() if s == 0] for name in LONGER]
+                routing = [entry["gates"][gate]["routing"] for gate in ("muka", "energy", "mahalanobis")]
+                cells = [own, [entry["ensembles"]["concat"]], *([value] for value in routing), *chosen]
+                shown = [show(cell).removesuffix(" (1)").partition(" ±")[0] for cell in cells]
+                lines.append([row, label, *shown])
+    header = [
+        "row, seed 0",
+        "teachers",
+        "own labels",
+        "concat",
+        "routing: muka",
+        "energy",
+        "mahalanobis",
+        *LONGER,
+    ]
+    return markdown(header, lines)
+
+
 def teachers(found: Results) -> list[str]:
     scores: dict[str, dict[int, dict[str, Any]]] = {}
     for entry in found.rows:
@@ -236,6 +263,7 @@ SECTIONS = (
         lambda f: main_table(f, "shared"),
     ),
     ("Is the training long enough?", level),
+    ("Teachers trained longer: as accurate on their own labels, and sure of everything", longer),
     ("Teachers", teachers),
 )
 
@@ -256,7 +284,7 @@ def draw(found: Results, file: Path) -> None:
 
     rows = [row for row in found.of("disjoint") if found.values(row, "vkd")]
     columns = min(5, max(1, len(rows)))
-    lines = -(-len(rows) // columns)
+    lines = max(1, -(-len(rows) // columns))
     names = [*RIVALS, *OURS][::-1]
     figure, axes = plt.subplots(
         lines, columns, figsize=(3.0 * columns + 1.4, 2.6 * lines), sharey=True, squeeze=False
