@@ -183,7 +183,7 @@ def test_gradients_are_those_of_separate_models(family: str, replay: bool) -> No
                 plain, owner = original(inner, model.config.encoder)
                 own = expected if owner is None else [expected[owner]]
                 places = [without_member(place) for place in unrolled(inner, model.encoder.base_model)]
-                places = places if 0 < shared else [plain]
+                places = places if shared > 0 else [plain]
                 whole = sum(found[place] for found in own for place in places)
                 torch.testing.assert_close(gradient, whole, **exact)
 

@@ -74,6 +74,8 @@ def length_limit(
     max_length: int | None = None,
 ) -> int:
     """Returns the most tokens an input may have: `max_length` (by default 512), unless tokenizer or model take less."""
+    # An ensemble takes what its encoder takes.
+    config = getattr(config, "encoder", None) or config
     limits = [LONGEST if max_length is None else max_length, tokenizer.model_max_length]
     if positions := getattr(config, "max_position_embeddings", None):
         offset = getattr(config, "model_type", None) in OFFSET_POSITIONS

@@ -105,7 +105,7 @@ def from_checkpoints(
     for member, source in enumerate(sources):
         own = source.model(dtype=torch.float32)
         state = own.state_dict()
-        _copy(model, state, member, share=1 / len(sources))
+        _copy(model, state, member)
         _take_head(model, own, state, member, _rows(first, source))
     _put_shared(model, shared, first.prefix)
     model.eval()
@@ -119,15 +119,17 @@ def _class(kind: str) -> type[Ensemble]:
 
 
 @torch.no_grad()
-def _copy(model: Ensemble, state: Mapping[str, Tensor], member: int | None, share: float = 1.0) -> None:
-    """Copies an ordinary model's weights: to its member, or to all for None; adds a share of them to what is shared."""
+def _copy(model: Ensemble, state: Mapping[str, Tensor], member: int | None) -> None:
+    """Copies an ordinary model's weights: to its member, or to all for None; what is shared becomes the mean so far."""
     prefix = "" if model.config.head == "linear" else f"{_prefix(model)}."
     for name, target in model.encoder.state_dict().items():
         plain, owner = original(name, model.config.encoder)
+        value = state[prefix + plain]
         if owner is None and member:
-            target.add_(state[prefix + plain], alpha=share)
+            # Exact where all are equal, unlike a sum of shares.
+            target.add_((value - target) / (member + 1))
         elif owner is None or member in (None, owner):
-            target.copy_(state[prefix + plain] * (share if owner is None else 1.0))
+            target.copy_(value)
 
 
 def _prefix(model: Ensemble) -> str:

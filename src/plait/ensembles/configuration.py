@@ -14,8 +14,8 @@ from plait.checkpoints.families import FAMILIES
 from plait.errors import RecipeError, did_you_mean
 
 HeadKind = Literal["linear", "tanh"]
-LABELLING = ("id2label", "label2id", "problem_type", "architectures", "num_labels")
-"""Entries of an encoder's configuration that speak of its head; an ensemble has its own."""
+OWN = ("id2label", "label2id", "problem_type", "architectures", "num_labels", "dtype", "torch_dtype")
+"""Entries of a configuration that an ensemble has itself: they are not taken from its encoder's."""
 
 
 class EnsembleConfig(PreTrainedConfig):
@@ -107,14 +107,14 @@ class EnsembleConfig(PreTrainedConfig):
 
 
 def _encoder(given: Mapping[str, Any] | PreTrainedConfig | None) -> PreTrainedConfig:
-    """Returns the encoder's configuration without what it says of heads."""
+    """Returns the encoder's configuration without what the ensemble says itself."""
     if given is None:  # transformers asks every configuration for its defaults
         given = {"model_type": "bert"}
     table = dict(given.to_dict() if isinstance(given, PreTrainedConfig) else given)
     kind = str(table.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise RecipeError(f"an ensemble's encoder is of type {kind!r}{did_you_mean(kind, FAMILIES)}")
-    kept = {key: value for key, value in table.items() if key not in (*LABELLING, "transformers_version")}
+    kept = {key: value for key, value in table.items() if key not in (*OWN, "transformers_version")}
     config: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(kept)
     return config
 

@@ -115,7 +115,7 @@ def _state(model: Ensemble, own: PreTrainedModel, member: int | None) -> dict[st
     config = configuration(model)
     prefix = "" if config.head == "linear" else f"{own.base_model_prefix}."
     regrouped = getattr(own.config, "num_hidden_groups", 0) != getattr(config.encoder, "num_hidden_groups", 0)
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in model.encoder.state_dict().items():
         plain, owner = original(name, config.encoder)
         places = unrolled(name, model.encoder.base_model) if regrouped else [plain]

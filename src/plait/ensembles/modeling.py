@@ -162,7 +162,7 @@ class Ensemble(PreTrainedModel):
         """Returns the states [B, T, H] at a depth: 0, what the embeddings give, to L, what the last layer gives."""
         # What follows the last layer runs on states that nobody looks at; one member's is enough.
         with self._active([0]), routed(Passage(self.layers, stop=depth)) as passage:
-            self.encoder(**inputs)
+            self.encoder.base_model(**inputs)
         assert passage.reached is not None
         return passage.reached
 
