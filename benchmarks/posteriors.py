@@ -290,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", default=list(parts), choices=[*parts, []])
+    parser.add_argument("parts", nargs="*", choices=[*parts, []])
     parser.add_argument("--data", default=os.environ.get("PLAIT_DATA"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", type=int, default=2000, help="texts that `cheaper` routes")
