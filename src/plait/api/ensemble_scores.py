@@ -206,9 +206,12 @@ def strangers(inside: Logits, outside: Logits, problem: ProblemType) -> dict[str
 
 def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
     """Returns per text a label with its probability, several, a value, or a label for each word."""
-    examples = read_examples(texts).unlabelled()
+    tokens = saved.kind == "token_classification"
+    if tokens and isinstance(texts, list | tuple):
+        texts = {"tokens": [row.split() if isinstance(row, str) else list(row) for row in texts]}
+    examples = replace(read_examples(texts).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
     logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
-    say = SAYINGS["token" if saved.kind == "token_classification" else saved.problem]
+    say = SAYINGS["token" if tokens else saved.problem]
     return [say(row, saved.labels or ()) for row in logits]
 
 

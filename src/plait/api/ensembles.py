@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +16,16 @@ from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.modeling import Ensemble
-from plait.errors import OutputError, SourceError
+from plait.errors import SourceError
 from plait.report.ensemble import ensemble_card
 from plait.training.heads import quiet
+from plait.training.state import full_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MEMBERS = "members"
 """Where separate models lie."""
-FULL = ("No space left", "PytorchStreamWriter", "unexpected pos")
 
 
 def is_ensemble(place: Any) -> bool:
@@ -171,16 +170,3 @@ def write_ensemble(
         record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         (folder / "plait.json").write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")
-
-
-@contextmanager
-def full_disk(out: Path) -> Iterator[None]:
-    """Turns what a full disk makes of saving inside into `OutputError`, whichever library notices it."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in FULL):
-            raise
-        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
-from plait.api.ensembles import SavedEnsemble, full_disk, write_ensemble
+from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
 from plait.checkpoints.writer import check_space
-from plait.data import Examples, encode
+from plait.data import Encoded, Examples, encode
 from plait.ensembles.building import from_checkpoints, new_ensemble
 from plait.ensembles.fitting import Fit, Fitted, fit
 from plait.ensembles.method import Build
@@ -28,7 +28,7 @@ from plait.merging.rule import RULES
 from plait.recipe import EnsembleRecipe, parse_as
 from plait.report.scores import TaskScores
 from plait.training.processes import first, together
-from plait.training.state import check_accelerate, check_state, seeded, training_state
+from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,11 +171,7 @@ def identity(job: EnsemblePlan) -> dict[str, Any]:
 def fit_of(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool) -> Fit:
     """Returns what training needs."""
     recipe = job.recipe
-    examples = job.examples or Examples((), labels=(), kind=job.head.kind)
-    encoded = encode(
-        examples, tokenizer, max_length=recipe.max_length, problem_type=job.head.problem_type,
-        config=job.config.encoder,
-    )  # fmt: skip
+    encoded = encoded_for(job, tokenizer)
     objective = Ensembling(
         job.choice, job.noise, job.depth, job.problem, job.kind == "token_classification",
         words_of(tokenizer), recipe.replay,
@@ -186,6 +182,16 @@ def fit_of(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *
     return Fit(
         partial(build, job), job.members if not job.choice.lone else 1, encoded, objective, job.schedule(),
         state, judge, best, resume,
+    )  # fmt: skip
+
+
+def encoded_for(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Returns the examples to train on, tokenised; none where nothing is trained."""
+    if job.examples is None:
+        return Encoded((), (), {})
+    return encode(
+        job.examples, tokenizer, max_length=job.recipe.max_length, problem_type=job.head.problem_type,
+        config=job.config.encoder,
     )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ def evaluate(
         bool, typer.Option("--sources/--no-sources", help="Score the sources or members beside it.")
     ] = True,
     out_of_scope: Annotated[
-        str | None, typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?")
+        str | None,
+        typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?"),
     ] = None,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 
-from plait.errors import PlaitError, listed
+from plait.checkpoints.files import first_line
+from plait.errors import OutputError, PlaitError, listed
 from plait.training.processes import first
 
 
@@ -70,3 +72,20 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+FULL = ("No space left", "PytorchStreamWriter", "unexpected pos")
+"""How torch says that a disk is full."""
+
+
+@contextmanager
+def full_disk(out: Path) -> Iterator[None]:
+    """Turns what a full disk makes of saving inside into `OutputError`, whichever library notices it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in FULL):
+            raise
+        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error
