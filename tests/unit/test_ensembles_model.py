@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import ENSEMBLES, Ensemble
+from plait.ensembles.perturbation import perturber
 from plait.ensembles.sharing import layers_of, original, unrolled, without_member
 from tests.models import FAMILIES, tiny_config
 from tests.reference import ensembles_model as reference
@@ -94,6 +96,33 @@ def test_where_members_are_replicated_changes_nothing(family: str, kind: str, he
                 for options in ({"perturb": lambda states, _: states}, {"replay": True}, {}):
                     found = model(**inputs, output_members=True, replicate_at=depth, **options).member_logits
                     torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        # The table of relative positions has as many rows as the batch: it must not be sliced.
+        ("deberta-v2", {"members": 4}),
+        # The convolution that belongs to the first layer also belongs to the last one.
+        ("deberta-v2", {"encoder": {"num_hidden_layers": 1}}),
+        ("albert", {"encoder": {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}}),
+        ("electra", {"encoder": {"embedding_size": 16}}),
+        # The layer before the last one is of the same shape.
+        ("distilbert", {"labels": 16}),
+        ("roberta", {"labels": 16}),
+        ("modernbert", {"labels": 16}),
+    ],
+)
+def test_odd_encoders(family: str, settings: dict[str, Any]) -> None:
+    inputs = batch()
+    depth = settings.get("encoder", {}).get("num_hidden_layers", 2)
+    for shared in range(depth + 1):
+        model = ensemble(family, shared_layers=shared, **copy.deepcopy(settings))
+        alone = [one_member(model, member)(**inputs).logits for member in range(model.config.members)]
+        for place in range(shared + 1):
+            for options in ({"perturb": lambda states, _: states}, {"replay": True}):
+                found = model(**inputs, output_members=True, replicate_at=place, **options).member_logits
+                torch.testing.assert_close(found, torch.stack(alone), **EXACT)
 
 
 def test_mean_pooling_counts_only_tokens() -> None:
@@ -411,8 +440,6 @@ def test_unused_parameters_want_no_gradient() -> None:
 
 
 def test_copies_are_independent() -> None:
-    import copy
-
     model = ensemble(shared_layers=1)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -420,3 +447,42 @@ def test_copies_are_independent() -> None:
             parameter.zero_()
     assert twin.roster is not model.roster
     assert not torch.equal(model(**batch()).logits, twin(**batch()).logits)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "adversarial", "word_dropout"])
+@pytest.mark.parametrize("family", ["bert", "electra", "deberta-v2", "albert"])
+def test_perturbations_draw_the_same_at_once_and_member_by_member(family: str, name: str) -> None:
+    inputs = batch()
+    real = inputs["attention_mask"].bool()
+    for shared in depths(family):
+        model = ensemble(family, shared_layers=shared)
+        clean = model(**inputs, output_members=True).member_logits
+        for depth in {0, shared} if name != "word_dropout" else {0}:
+            found = []
+            for replay in (False, True):
+                options = {"rate": 0.5} if name == "word_dropout" else {"strength": 0.3}
+                generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+                given = {"mask": real} | ({"droppable": real} if name == "word_dropout" else {})
+                perturb = perturber(name, options, generators, **given)
+                outputs = model(
+                    **inputs, output_members=True, replicate_at=depth, perturb=perturb, replay=replay
+                )
+                found.append(outputs.member_logits)
+            torch.testing.assert_close(found[0], found[1], rtol=0.0, atol=1e-9)
+            assert not torch.allclose(found[0], clean)
+            found[1].sum().backward()
+            assert all(torch.isfinite(g).all() for g in gradients(model).values())
+
+
+def test_an_unknown_word_is_what_its_id_gives() -> None:
+    """Blanking what the embeddings give is the same as blanking the ids."""
+    model, inputs = ensemble(), batch()
+    droppable = inputs["attention_mask"].bool()
+    blank = model.embed({**inputs, "input_ids": torch.full_like(inputs["input_ids"], 4)})
+    perturb = perturber(
+        "word_dropout", {"rate": 0.9999999}, None, mask=droppable, droppable=droppable, blank=blank
+    )
+    torch.manual_seed(1)
+    found = model(**inputs, output_members=True, replicate_at=0, perturb=perturb).member_logits
+    other = {**inputs, "input_ids": inputs["input_ids"].masked_fill(droppable, 4)}
+    torch.testing.assert_close(found, model(**other, output_members=True).member_logits, **EXACT)
