@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from plait.errors import RecipeError, did_you_mean
 
@@ -43,6 +44,24 @@ class Entry(Generic[F]):
         for name in options:
             if name not in self.options:
                 raise RecipeError(f"{self.name} has no option {name!r}{did_you_mean(name, self.options)}")
+
+    def check_values(self, options: Mapping[str, Any]) -> None:
+        """Raises `RecipeError` when an option is unknown, of the wrong kind, or outside the fact `limits`."""
+        self.check(options)
+        for name, value in options.items():
+            _check_value(self.name, self.options[name], value)
+            low, high = self.facts.get("limits", {}).get(name, (-math.inf, math.inf))
+            if not isinstance(value, str) and not low <= value <= high:
+                raise RecipeError(f"{self.name}: {name} is {value} (expected {low:g} to {high:g})")
+
+
+def _check_value(entry: str, option: Option, value: Any) -> None:
+    if get_origin(option.annotation) is Literal:
+        if value not in get_args(option.annotation):
+            hint = did_you_mean(str(value), map(str, get_args(option.annotation)))
+            raise RecipeError(f"{entry}: {option.name} is {value!r}{hint}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RecipeError(f"{entry}: {option.name} is {value!r} (expected a number)")
 
 
 def canonical(name: str) -> str:

@@ -134,7 +134,7 @@ def test_every_gate_routes(place: Path, teachers: dict[str, str], tmp_path: Path
         teachers, texts=texts(24), student=place / "base", out=tmp_path / "s", gate=gate, target="soft",
         margin=False, **QUICK,
     )  # fmt: skip
-    assert student.report["recipe"]["gate"] == gate
+    assert student.report["recipe"]["gate"] == {"name": gate}
     assert student.report["recipe"]["margin"] is False
 
 
@@ -352,6 +352,7 @@ def test_memory_and_files_give_one_student(place: Path, teachers: dict[str, str]
 
 def test_bad_input(place: Path, teachers: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n  \n")
+    (tmp_path / "odd.json").write_text(json.dumps([{"text": "the film", "y": "Weather"}] * 9))
     save(tiny("bert", "regression"), tmp_path / "number")
     one = save(tiny("bert", "regression"), tmp_path / "one")
     config = json.loads((one / "config.json").read_text()) | {"problem_type": None, "id2label": {"0": "Only"}}
@@ -374,6 +375,28 @@ def test_bad_input(place: Path, teachers: dict[str, str], tmp_path: Path) -> Non
         (RecipeError, "own labels", teachers, {"gate": "oracle", "texts": place / "texts.txt"}),
         (SourceError, "nowhere", {**teachers, "x": str(tmp_path / "nowhere")}, {}),
         (OutputError, "overlap", teachers, {"out": place / "news" / "inside"}),
+        (OutputError, "overlap", teachers, {"out": tmp_path / "x", "store": tmp_path / "x"}),
+        (OutputError, "overlap", teachers, {"out": tmp_path / "x", "store": tmp_path / "x" / "y"}),
+        (SourceError, "nowhere", teachers, {"student": tmp_path / "nowhere"}),
+        (
+            RecipeError,
+            "temperature is 'abc'",
+            teachers,
+            {"objective": {"name": "muka", "temperature": "abc"}},
+        ),
+        (RecipeError, "soft targets only", teachers, {"temperature": 0.1}),
+        (RecipeError, "posterior", teachers, {"objective": "vkd", "posterior": "mean"}),
+        (RecipeError, "calibrate", teachers, {"objective": "uhc", "calibrate": "standardize"}),
+        (RecipeError, "stop likely", teachers, {"gate": "bald", "stop": "likely"}),
+        (RecipeError, "own labels", teachers, {"gate": "oracle"}),
+        (SourceError, "layers", teachers, {"last_layers": 9}),
+        (
+            DataError,
+            "none of its labels",
+            teachers,
+            {"texts": {"path": str(tmp_path / "odd.json"), "label": "y"}},
+        ),
+        (RecipeError, "output is an argument", teachers, {"output": "elsewhere"}),
         (DataError, "labels", teachers, {"validation": texts(3)}),
     ]
     for error, message, given, changes in cases:
@@ -404,3 +427,137 @@ def test_a_store_of_the_output_is_made_anew_when_it_is_overwritten(
     plait.amalgamate(teachers, **told)
     again = plait.amalgamate(teachers, overwrite=True, **{**told, "passes": 2})
     assert again.report["settings"]["passes"] == 2
+
+
+def test_a_stopped_scoring_goes_on_by_the_same_command(
+    place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {
+        "texts": texts(12),
+        "student": place / "base",
+        "gate": "muka",
+        "epochs": 1,
+        "max_length": 32,
+    }
+    loaded = Checkpoint.model
+
+    def stopping(self: Checkpoint, **options: Any) -> Any:
+        if self.name == "sports":
+            raise KeyboardInterrupt
+        return loaded(self, **options)
+
+    monkeypatch.setattr(Checkpoint, "model", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        plait.amalgamate(teachers, out=tmp_path / "s", **told)
+    assert not (tmp_path / "s").exists()
+    seen: list[str] = []
+    monkeypatch.setattr(Checkpoint, "model", lambda self, **o: (seen.append(self.name), loaded(self, **o))[1])
+    plait.amalgamate(teachers, out=tmp_path / "s", **told)
+    assert "news" not in seen
+
+
+def test_a_store_serves_other_seeds_gates_and_lengths_of_passes(
+    place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {
+        "texts": texts(12),
+        "student": place / "base",
+        "store": tmp_path / "store",
+        "epochs": 1,
+    }
+    plait.posteriors(
+        teachers, texts=told["texts"], out=tmp_path / "store", passes=3, last_layers=1, max_length=32
+    )
+    monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("a teacher was loaded"))
+    muka = plait.amalgamate(teachers, out=tmp_path / "a", gate="muka", seed=1, **told)
+    assert muka.report["settings"]["passes"] == 3
+    plait.amalgamate(teachers, out=tmp_path / "b", gate="energy", seed=2, **told)
+    plait.amalgamate(teachers, out=tmp_path / "c", gate="mahalanobis", **told)
+    plait.amalgamate(teachers, out=tmp_path / "d", objective="vkd", passes=0, **told)
+    with pytest.raises(DataError, match=r"passes \(found 3, wanted 4\)"):
+        plait.amalgamate(teachers, out=tmp_path / "e", gate="muka", passes=4, **told)
+
+
+def test_options_of_a_gate(
+    place: Path, teachers: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["amalgamate", *(f"{n}={p}" for n, p in teachers.items()), "--text", place / "texts.txt"]
+    asked += ["--student", place / "base", "-o", tmp_path / "s", "--max-length", 32, "--epochs", 1]
+    assert command(*asked, "--gate", "mahalanobis", "--set-gate", "shrinkage=2") == 2
+    assert "shrinkage is 2" in capsys.readouterr().err
+    assert command(*asked, "--gate", "mahalanobis", "--set-gate", "shrinkage=0.3") == 0
+    report = json.loads((tmp_path / "s" / "plait.json").read_text())
+    assert report["recipe"]["gate"] == {"name": "mahalanobis", "shrinkage": 0.3}
+    assert command(*asked, "--overwrite", "--set-gate", "shrinkage=0.3") == 2
+    assert "--gate" in capsys.readouterr().err
+
+
+def test_an_objective_without_a_gate_tells_weights(
+    place: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    student = plait.amalgamate(
+        teachers, texts=texts(12), student=place / "base", out=tmp_path / "s", objective="vkd", **QUICK
+    )
+    about = student.report["who_taught_what"]["teachers"]
+    assert sum(of["mean_weight"] for of in about.values()) == pytest.approx(1, abs=1e-5)
+    assert not any("share" in of for of in about.values())
+    assert "mean weight" in (tmp_path / "s" / "README.md").read_text()
+    assert "gate" not in student.report["recipe"]
+
+
+def test_teachers_are_found_from_elsewhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    plait.amalgamate(
+        {"news": "news", "sports": "sports"}, texts=texts(12), student="base", out=tmp_path / "s", **QUICK
+    )
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": t, "label": UNION[i % 4]} for i, t in enumerate(texts(8))]
+    assert set(plait.evaluate("s", rows).tasks["model"].sources) >= {"news", "sports"}
+
+
+def test_a_damaged_shard_does_not_cost_the_store(
+    place: Path, teachers: dict[str, str], tmp_path: Path
+) -> None:
+    told: dict[str, Any] = {"texts": texts(12), "student": place / "base", "out": tmp_path / "s", **QUICK}
+    plait.amalgamate(teachers, **told)
+    shard = next((tmp_path / "s.posteriors" / "teachers" / "news").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(DataError, match=shard.name):
+        plait.amalgamate(teachers, overwrite=True, **told)
+    shard.unlink()
+    plait.amalgamate(teachers, overwrite=True, **told)
+
+
+def test_all_texts_teach_where_labels_judge(place: Path, teachers: dict[str, str], tmp_path: Path) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text("\n".join(json.dumps({"text": t, "topic": UNION[0]}) for t in texts(6)))
+    asked = ["amalgamate", *(f"{n}={p}" for n, p in teachers.items()), "--text", place / "texts.txt"]
+    asked += ["--student", place / "base", "-o", tmp_path / "s", "--gate", "energy", "--epochs", 2]
+    asked += ["--validation", held, "--validation-label-column", "topic"]
+    assert command(*asked) == 0
+    report = json.loads((tmp_path / "s" / "plait.json").read_text())
+    assert report["forward_equivalents"]["student"] == 6
+
+
+def test_a_resumed_run_tells_its_whole_cost(
+    place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plait.amalgamation import student as room
+
+    told: dict[str, Any] = {"texts": texts(40), "student": place / "base", **QUICK, "epochs": 3}
+    judged, calls = room.agreement, []
+
+    def stopping(model: Any, **options: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return judged(model, **options)
+
+    monkeypatch.setattr(room, "agreement", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        plait.amalgamate(teachers, out=tmp_path / "s", **told)
+    monkeypatch.setattr(room, "agreement", judged)
+    whole = plait.amalgamate(teachers, out=tmp_path / "s", resume=True, **told).report["forward_equivalents"]
+    assert whole["student"] == pytest.approx(3 * (3 * 38 + 2) / 40, abs=0.01)

@@ -132,7 +132,8 @@ def test_an_amalgamation() -> None:
     assert isinstance(recipe, AmalgamateRecipe)
     assert recipe.sources["b"].revision == "r"
     assert recipe.text is not None
-    assert (recipe.text.path, recipe.gate, recipe.objective.name) == ("t.txt", "max_logit", "uhc")
+    assert recipe.gate is not None
+    assert (recipe.text.path, recipe.gate.name, recipe.objective.name) == ("t.txt", "max_logit", "uhc")
     assert recipe.store_folder() == Path("out/student.posteriors")
     assert parse_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
 

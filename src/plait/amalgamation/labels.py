@@ -116,6 +116,13 @@ def _anonymous(labels: Mapping[str, Sequence[str]], renamed: Mapping[Own, str]) 
         for teacher, names in labels.items()
         if placeholders(names) and any((teacher, name) not in renamed for name in names)
     ]
+    if len(found) == 1:
+        logger.info(
+            "%s does not name its labels: name them with --rename %s.%s=NAME",
+            found[0],
+            found[0],
+            labels[found[0]][0],
+        )
     if len(found) < 2:
         return []
     logger.warning(

@@ -36,6 +36,7 @@ class Choices:
         calibrate: Bring the teachers to one scale first, without labels.
         objective: What the student minimises.
         options: The objective's own options.
+        gate_options: The gate's own options.
     """
 
     gate: str = "muka"
@@ -46,6 +47,12 @@ class Choices:
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: str = "muka"
     options: Mapping[str, Any] = field(default_factory=dict)
+    gate_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gated(self) -> bool:
+        """Says whether the gate decides what is taught; else the objective takes all teachers on every text."""
+        return "target" in self.objective_entry.inputs
 
     @property
     def gate_entry(self) -> GateEntry:
@@ -109,7 +116,10 @@ def lesson(
     temperatures = _temperatures(posteriors, choices)
     scores = gate_scores(posteriors, space, choices, temperatures, truth)
     entry = choices.gate_entry
-    routing = route(scores, temperature=choices.temperature or float(entry.facts["temperature"]))
+    routing = route(
+        scores,
+        temperature=float(entry.facts["temperature"] if choices.temperature is None else choices.temperature),
+    )
     given = [
         probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t)
         for p, t in zip(posteriors, temperatures, strict=True)
@@ -131,7 +141,7 @@ def gate_scores(
     """Returns how competent the gate finds each teacher on each text, [n, t]."""
     entry = choices.gate_entry
     columns = [
-        entry.function(**_gate_inputs(entry, posterior, space.known(at), t, truth))
+        entry.function(**_gate_inputs(entry, posterior, space.known(at), t, truth), **choices.gate_options)
         for at, (posterior, t) in enumerate(zip(posteriors, temperatures, strict=True))
     ]
     scores = torch.stack([column.double() for column in columns], 1)
@@ -141,10 +151,11 @@ def gate_scores(
 def _gate_inputs(
     entry: GateEntry, posterior: Posterior, known: Tensor, temperature: float, truth: Tensor | None
 ) -> dict[str, Any]:
+    ran = bool((posterior.passes > 0).all())
     every = {
         "logits": posterior.logits / temperature,
-        "mean": posterior.mean,
-        "expected_entropy": posterior.expected_entropy,
+        "mean": posterior.mean if ran else None,
+        "expected_entropy": posterior.expected_entropy if ran else None,
         "features": None if posterior.features is None else posterior.features.float(),
         "labels": truth,
         "known": known,
@@ -190,11 +201,18 @@ def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | 
     }
 
 
-def who_taught_what(taught: Lesson, truth: Tensor | None = None) -> dict[str, Any]:
-    """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist."""
+def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
+    """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist.
+
+    Without a gate every teacher has a part in every text: then only the mean weights are told, those of
+    softmax(concat z).
+    """
     space = taught.space
     known = torch.stack([space.known(at) for at in range(len(space.teachers))])
     found = summary(taught.routing, space.teachers, truth, known)
+    if not choices.gated:
+        weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
+        found = {"texts": found["texts"], "teachers": weights}
     if any(t != 1 for t in taught.temperatures):
         found["temperatures"] = {
             name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)

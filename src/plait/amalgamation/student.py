@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,20 +74,30 @@ def teach(
         best: The score that decides.
         resume: Go on from the state that a stopped run left.
     """
-    if judge is None and len(held):
-        quiet = pupil.corpus.choose(held)
-        judge = partial(agreement, corpus=quiet, batch_size=schedule.batch_size)
     entry, model = pupil.objective.entry, pupil.model
     extra = make_adapters(entry, model, pupil.corpus.tables, pupil.objective.classifier)
     with adapted(model, extra), metered(model) as meter:
+        kept = state / "forwards.json"
+        meter.rows = int(json.loads(kept.read_text())) if resume and kept.is_file() else 0
+
+        def judged(network: torch.nn.Module) -> dict[str, float]:
+            before = meter.rows
+            found = dict((judge or own)(network))
+            # What labelled texts cost is no cost of the texts that teach.
+            meter.rows = before if judge is not None else meter.rows
+            kept.write_text(json.dumps(meter.rows))
+            return found
+
+        own = partial(agreement, corpus=pupil.corpus.choose(held), batch_size=schedule.batch_size)
+        judging = judge is not None or len(held) > 0
         log = train(
             model,
             pupil.corpus,
             state,
             objective=pupil.objective,
             schedule=schedule,
-            judge=judge,
-            best=None if judge is None else best,
+            judge=judged if judging else None,
+            best=best if judging else None,
             checkpoints=True,
             resume=resume,
         )

@@ -21,12 +21,13 @@ from plait.api.scoring import score, true_labels
 from plait.api.starting import MERGED, starting_point
 from plait.api.students import Student, write_student
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
+from plait.checkpoints.source import Checkpoint
 from plait.evaluation import evaluate_model
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Posterior, Store
 from plait.training.heads import Head, open_with
 from plait.training.loop import Judge, Schedule
-from plait.training.state import check_accelerate, check_state, seeded, training_state
+from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,16 +93,16 @@ def run_amalgamation(
     job = plan(recipe, texts, validation)
     names = ", ".join(t.name for t in job.teachers)
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
+    truth = true_labels(job)
     store = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
     posteriors = [store.posterior(t.name) for t in job.teachers]
-    truth = true_labels(job)
     taught = lesson(posteriors, job.space, job.choices, truth)
     out = Path(os.path.realpath(recipe.output))
-    with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed):
+    with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
         pupil, tokenizer = open_pupil(job, posteriors, taught)
         check_state(state, identity(job, store))
         learned = train_pupil(job, pupil, tokenizer, state, resume=resume)
-        report = describe_result(job, store, learned, who_taught_what(taught, truth))
+        report = describe_result(job, store, learned, who_taught_what(taught, job.choices, truth))
         if job.validation is not None:
             report["validation"] = judge_of(job, tokenizer)(pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
@@ -116,8 +117,8 @@ def open_pupil(
 ) -> tuple[Pupil, PreTrainedTokenizerBase]:
     """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
     recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
-    with starting_point(recipe, job.student) as start:
-        model, tokenizer = open_with(start, head, recipe.trust_remote_code)
+    with starting_point(recipe, job.start) as start:
+        model, tokenizer = open_with(start.origin, head, recipe.trust_remote_code, start.revision)
     model.config.problem_type = SINGLE
     entry = job.choices.objective_entry
     corpus = pack(
@@ -129,11 +130,11 @@ def open_pupil(
 
 def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
     """Returns what must be the same for a training to be resumed."""
-    left_out = {"output", "report_to", "store"}
+    left_out = {"output", "report_to", "store", "sources"}
     return {
-        "recipe": job.resolved().model_dump(mode="json", exclude=left_out),
+        **job.resolved().model_dump(mode="json", exclude=left_out),
         "texts": store.record.texts.fingerprint,
-        "teachers": {t.name: t.digest for t in store.teachers},
+        **{f"teacher {t.name}": t.digest for t in store.teachers},
     }
 
 
@@ -142,7 +143,8 @@ def train_pupil(
 ) -> Learned:
     """Returns what training the pupil gave: the log and its cost."""
     recipe = job.recipe
-    rows, held = held_back(len(pupil.corpus), recipe.held_back, recipe.seed)
+    share = recipe.held_back if job.validation is None else 0.0
+    rows, held = held_back(len(pupil.corpus), share, recipe.seed)
     schedule = Schedule(
         recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup,
         seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to,
@@ -173,14 +175,11 @@ def describe_result(
     teachers = store.cost.total
     return {
         "made_by": "amalgamate",
-        "base": None if job.student == MERGED else job.student,
+        "base": None if job.start.origin == MERGED else job.start.origin,
         "labels": list(job.space.names),
-        "teachers": {
-            t.name: {"origin": t.origin, "digest": t.digest, "architecture": t.architecture, "labels": list(t.labels)}
-            for t in store.teachers
-        },
+        "teachers": {t.name: describe_teacher(t) for t in job.teachers},
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
-        "data": {"source": job.texts.source, "texts": store.count, "skipped": store.skipped},
+        "data": {"source": job.texts.source, "texts": store.count, "skipped": job.skipped},
         "settings": asdict(store.settings),
         "who_taught_what": dict(who),
         "epochs": learned.epochs,
@@ -191,6 +190,18 @@ def describe_result(
         },
         "versions": versions(),
     }  # fmt: skip
+
+
+def describe_teacher(teacher: Checkpoint) -> dict[str, Any]:
+    """Returns how a teacher is found again, whichever folder is the current one then."""
+    place = Path(teacher.origin).expanduser()
+    return {
+        "origin": str(place.resolve()) if place.is_dir() else teacher.origin,
+        "revision": teacher.revision,
+        "digest": teacher.digest,
+        "architecture": teacher.architecture,
+        "labels": list(teacher.labels or ()),
+    }
 
 
 __all__ = ["amalgamate", "check_output", "plan", "run_amalgamation"]

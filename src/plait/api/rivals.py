@@ -68,7 +68,12 @@ def _logits(  # noqa: PLR0917 - what predicting takes
 ) -> Tensor | None:
     """Returns a teacher's logits, or None (with a warning) when it is gone or its weights have changed."""
     try:
-        teacher = open_checkpoint(about["origin"], name=name, trust_remote_code=trust_remote_code)
+        teacher = open_checkpoint(
+            about["origin"],
+            name=name,
+            revision=about.get("revision"),
+            trust_remote_code=trust_remote_code,
+        )
         if teacher.digest != about["digest"]:
             logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])
             return None

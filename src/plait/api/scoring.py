@@ -16,6 +16,7 @@ from plait.api.merging import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_corpus, open_teachers
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
+from plait.statistics.posteriors.record import OtherStoreError
 
 logger = logging.getLogger("plait")
 
@@ -39,8 +40,8 @@ def posteriors(
         overwrite: whether a store of other teachers, texts or settings is replaced.
         trust_remote_code: whether a teacher may run its own code.
         limit: a random subset of this size.
-        settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (none, features or layers), `stop`,
-            `batch_size`, `max_length`.
+        settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (features unless none or layers),
+            `stop`, `batch_size`, `max_length`.
 
     Raises:
         PlaitError: anything a user can mend.
@@ -52,8 +53,8 @@ def posteriors(
     known = [f.name for f in fields(Settings)]
     if unknown := [name for name in settings if name not in known]:
         raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    chosen = Settings(**{"max_length": recipe.max_length, **settings})
-    opened = open_corpus(recipe, None if is_file(texts) else texts)
+    chosen = Settings(**{"max_length": recipe.max_length, "keep": "features", **settings})
+    opened, _ = open_corpus(recipe, None if is_file(texts) else texts)
     store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)
     logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
     return store
@@ -67,7 +68,7 @@ def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> Store:
     make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
     try:
         return make()
-    except DataError as error:
+    except OtherStoreError as error:
         if not overwrite:
             raise
         logger.info("%s; it is made anew", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from plait.api.merging import run_merge
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError
 from plait.recipe import AmalgamateRecipe, MergeRecipe
+from plait.training.heads import check_openable
 
 MERGED = "merged"
 """The student that is the merge of its teachers."""
 
 
-def student_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> str:
+@dataclass(frozen=True)
+class Start:
+    """A model to start from: a folder, a Hub id (at a revision), or `merged`."""
+
+    origin: str
+    revision: str | None = None
+
+
+def start_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> Start:
     """Returns where the student starts: a model, a teacher's model, `merged`, or the base that all teachers record.
 
     Raises:
@@ -27,10 +37,10 @@ def student_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> st
     """
     if recipe.student == MERGED and MERGED not in recipe.sources:
         planning.plan(merge_of(recipe, recipe.output))
-        return MERGED
+        return Start(MERGED)
     if recipe.student is not None:
         chosen = recipe.sources.get(recipe.student)
-        return recipe.student if chosen is None else chosen.model
+        return Start(recipe.student) if chosen is None else Start(chosen.model, chosen.revision)
     bases = sorted({t.recorded_base or "" for t in teachers})
     if len(bases) != 1 or not bases[0]:
         what = (
@@ -39,7 +49,13 @@ def student_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> st
         raise RecipeError(
             f"no student given, and the teachers {what}: give --student MODEL, a teacher's name, or merged"
         )
-    return bases[0]
+    return Start(bases[0])
+
+
+def check_start(start: Start, *, trust_remote_code: bool) -> None:
+    """Raises `SourceError` where there is no model to start from; no weights are read."""
+    if start.origin != MERGED:
+        check_openable(start.origin, start.revision, trust_remote_code)
 
 
 def merge_of(recipe: AmalgamateRecipe, output: str | Path) -> MergeRecipe:
@@ -54,12 +70,12 @@ def merge_of(recipe: AmalgamateRecipe, output: str | Path) -> MergeRecipe:
 
 
 @contextmanager
-def starting_point(recipe: AmalgamateRecipe, student: str) -> Iterator[str]:
+def starting_point(recipe: AmalgamateRecipe, start: Start) -> Iterator[Start]:
     """Yields the model that the student starts from; the average of the teachers is made for the moment."""
-    if student != MERGED:
-        yield student
+    if start.origin != MERGED:
+        yield start
         return
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / MERGED
         run_merge(merge_of(recipe, place))
-        yield str(place)
+        yield Start(str(place))

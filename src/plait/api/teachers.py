@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
-from plait.amalgamation.objective import OBJECTIVES
+from plait.api.choosing import choices_of, settings_of
 from plait.api.inputs import read
 from plait.api.merging import describe_sources, is_file
-from plait.api.starting import student_of
+from plait.api.starting import Start, check_start, start_of
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, open_texts
 from plait.data.streaming import Texts
 from plait.errors import DataError, OutputError, RecipeError, listed
 from plait.merging.manifest import is_merged
-from plait.recipe import AmalgamateRecipe, DataSpec, parse_as
-from plait.statistics.posteriors import Settings, open_store
-from plait.statistics.posteriors.teacher import check_teachers
-
-PASSES = 16
-"""Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
-DEFAULTS: Mapping[str, Any] = {"gate": "muka", "target": "hard", "margin": True}
-"""What decides where the recipe does not say; the reasons are in docs/amalgamation.md."""
-CONCATENATED: Mapping[str, Any] = {"gate": "energy", "temperature": 1.0, "target": "soft", "margin": False}
-"""What softmax(concat z) is (methods of the VKD family): for reports and agreement where an objective has no gate."""
+from plait.recipe import AmalgamateRecipe, DataSpec, GateSpec, parse_as
+from plait.statistics.posteriors import Settings
+from plait.statistics.posteriors.ability import check_able
+from plait.statistics.posteriors.record import FILE, check_same, read_record
+from plait.statistics.posteriors.score import text_facts
+from plait.statistics.posteriors.teacher import check_teachers, teacher_of
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,20 @@ class AmalgamationPlan:
     space: LabelSpace
     texts: Texts
     settings: Settings
-    student: str
+    start: Start
+    skipped: int
     validation: Examples | None = None
 
     def resolved(self) -> AmalgamateRecipe:
         """Returns the recipe with what was left to Plait spelled out."""
-        chosen = {name: getattr(self.choices, name) for name in ("gate", "target", "margin", "temperature")}
-        if "target" not in self.choices.objective_entry.inputs:
-            chosen = {}
-        return self.recipe.model_copy(
-            update={**chosen, "student": self.student, "passes": self.settings.passes}
-        )
+        chosen: dict[str, Any] = {}
+        if self.choices.gated:
+            chosen = {name: getattr(self.choices, name) for name in ("target", "margin", "temperature")}
+            chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **self.choices.gate_options})
+        scoring = {
+            name: getattr(self.settings, name) for name in ("passes", "last_layers", "dropout", "stop")
+        }
+        return self.recipe.model_copy(update={**chosen, **scoring, "student": self.start.origin})
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data."""
@@ -63,11 +64,10 @@ class AmalgamationPlan:
                 for t in self.teachers
             },
             "labels": list(self.space.names),
-            "student": self.student,
+            "student": self.start.origin,
             "texts": self.texts.count(),
-            "texts_skipped": self.texts.skipped,
-            "gate": self.choices.gate,
-            "target": self.choices.target,
+            "texts_skipped": self.skipped,
+            **({"gate": self.choices.gate, "target": self.choices.target} if self.choices.gated else {}),
             "objective": self.choices.objective,
             "passes": passes,
             "forward_equivalents": self.forward_equivalents(),
@@ -77,9 +77,9 @@ class AmalgamationPlan:
         }
 
     def forward_equivalents(self) -> dict[str, float]:
-        """Returns the forward passes that each text will cost: a backward pass counts as two."""
+        """Returns the forward passes that each text will cost at most: a backward pass counts as two."""
         one = [1 + self.settings.passes * self._replayed(t) for t in self.teachers]
-        held = self.recipe.held_back
+        held = self.recipe.held_back if self.validation is None else 0.0
         student = self.recipe.epochs * (3 * (1 - held) + held)
         return {
             "teachers": round(sum(one), 2),
@@ -104,19 +104,19 @@ class AmalgamationPlan:
 
 
 def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
-    """Raises `OutputError` when the output exists or would replace what the amalgamation reads."""
+    """Raises `OutputError` when the output exists, or it and what is read or kept beside it lie in one another."""
     check_target(recipe.output, overwrite=overwrite)
     target = Path(recipe.output).resolve()
-    read_from = [*(t.model for t in recipe.sources.values()), recipe.student, recipe.store]
+    read_from = [*(t.model for t in recipe.sources.values()), recipe.student]
     read_from += [data.path for data in (recipe.text, recipe.validation) if data is not None]
-    for place in filter(None, read_from):
-        found = Path(place).expanduser()
-        if found.exists() and (
-            target in {found.resolve(), *found.resolve().parents}
-            or (found.is_dir() and found.resolve() in target.parents)
-        ):
+    places = {place: Path(place).expanduser() for place in read_from if place}
+    places = {place: path for place, path in places.items() if path.exists()}
+    places[str(recipe.store_folder())] = recipe.store_folder()
+    for place, path in places.items():
+        found = path.resolve()
+        if target in {found, *found.parents} or (not found.is_file() and found in target.parents):
             raise OutputError(
-                f"output {recipe.output} and {place}, which is read, overlap: choose another output"
+                f"output {recipe.output} and {place}, which is read or kept, overlap: choose another output"
             )
 
 
@@ -136,52 +136,33 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     choices = choices_of(recipe)
     teachers = open_teachers(recipe)
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
-    student = student_of(recipe, teachers)
-    opened = open_corpus(recipe, texts)
+    start = start_of(recipe, teachers)
+    check_start(start, trust_remote_code=recipe.trust_remote_code)
+    opened, skipped = open_corpus(recipe, texts)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
-    return AmalgamationPlan(
-        recipe, choices, teachers, space, opened, settings_of(recipe, choices), student, judged
-    )
+    settings = settings_of(recipe, choices)
+    check_able(teachers, settings)
+    found = AmalgamationPlan(recipe, choices, teachers, space, opened, settings, start, skipped, judged)
+    check_gold(found)
+    check_store(found)
+    return found
 
 
-def choices_of(recipe: AmalgamateRecipe) -> Choices:
-    """Returns how posteriors become targets, after checking every name and option.
+def check_gold(job: AmalgamationPlan) -> None:
+    """Raises `RecipeError` where the gate looks at the texts' own labels and they have none."""
+    if "labels" in job.choices.gate_entry.inputs and next(job.texts.chunks()).labels is None:
+        raise RecipeError(
+            f"gate {job.choices.gate} looks at the texts' own labels: name their column with --label-column"
+        )
 
-    Raises:
-        RecipeError: an unknown gate, objective or option (did you mean), or an oracle without labels.
-    """
-    gated = "target" in OBJECTIVES[recipe.objective.name].inputs
-    deciding = {
-        "gate": recipe.gate,
-        "temperature": recipe.temperature,
-        "target": recipe.target,
-        "margin": recipe.margin,
-    }
-    given = {name: value for name, value in deciding.items() if value is not None}
-    if given and not gated:
-        raise RecipeError(
-            f"objective {recipe.objective.name} has no gate: it weighs the teachers' logits itself, so it cannot take "
-            f"{', '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out, or choose objective muka"
-        )
-    choices = Choices(
-        **{**(DEFAULTS if gated else CONCATENATED), **given},
-        posterior=recipe.posterior,
-        calibrate=recipe.calibrate,
-        objective=recipe.objective.name,
-        options=recipe.objective.options,
-    )
-    choices.objective_entry.check(choices.options)
-    if "labels" in choices.gate_entry.inputs and recipe.text is not None and recipe.text.label is None:
-        raise RecipeError(
-            f"gate {choices.gate} looks at the texts' own labels: name their column with --label-column"
-        )
-    if recipe.passes == 0 and choices.needs_passes:
-        raise RecipeError(
-            f"gate {choices.gate}, posterior {choices.posterior} and calibrate {choices.calibrate} together need "
-            "Monte Carlo passes: give --passes 16, or a gate that needs none (energy, entropy, max_logit)"
-        )
-    return choices
+
+def check_store(job: AmalgamationPlan) -> None:
+    """Raises `DataError` where a store that was named is of other texts, teachers or settings."""
+    folder = job.recipe.store_folder()
+    if job.recipe.store is not None and (folder / FILE).is_file():
+        wanted = tuple(teacher_of(t) for t in job.teachers)
+        check_same(folder, read_record(folder), text_facts(job.texts), wanted, job.settings)
 
 
 def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
@@ -203,23 +184,8 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
     return found
 
 
-def settings_of(recipe: AmalgamateRecipe, choices: Choices) -> Settings:
-    """Returns how teachers score texts; passes that a store already holds are used where the recipe names none."""
-    passes = recipe.passes
-    if passes is None:
-        passes = PASSES if choices.needs_passes else 0
-        folder = recipe.store_folder()
-        if (folder / "store.json").is_file():
-            found = open_store(folder).settings.passes
-            passes = found if found or not choices.needs_passes else passes
-    return Settings(
-        passes=passes, seed=recipe.seed, last_layers=recipe.last_layers, dropout=recipe.dropout,
-        keep=choices.keep, max_length=recipe.max_length, stop=recipe.stop,
-    )  # fmt: skip
-
-
-def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> Texts:
-    """Returns the texts, or a random subset of them.
+def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> tuple[Texts, int]:
+    """Returns the texts, or a random subset of them, and how many rows had no text.
 
     Raises:
         DataError: none are given, or there is none among them.
@@ -228,18 +194,35 @@ def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> Texts:
     if given is None:
         raise DataError("no texts given: an amalgamation needs --text FILE, unlabelled texts to teach on")
     told = {"path": given.path, **given.columns()} if isinstance(given, DataSpec) else given
-    if recipe.limit is None:
-        return open_texts(told)
-    kept = [chunk for chunk in open_texts(told).chunks(1 << 20)]  # noqa: C416 - an iterator is read once
-    whole = Examples(
-        tuple(t for c in kept for t in c.texts),
-        None if kept[0].pairs is None else tuple(p for c in kept for p in c.pairs or ()),
-        None if kept[0].labels is None else tuple(v for c in kept for v in c.labels or ()),
-        kept[0].label_names,
-        source=kept[0].source,
-    )
-    subset = whole.sample(recipe.limit, recipe.seed)
-    return open_texts(subset, label="label" if subset.labels is not None else None)
+    whole = open_texts(told)
+    if recipe.limit is None or recipe.limit >= whole.count():
+        return whole, whole.skipped
+    return open_texts(
+        subset(whole, recipe.limit, recipe.seed), label="label" if labels(whole) else None
+    ), whole.skipped
+
+
+def labels(texts: Texts) -> bool:
+    """Says whether texts bring labels along that were asked for."""
+    return next(texts.chunks()).labels is not None
+
+
+def subset(texts: Texts, limit: int, seed: int) -> Examples:
+    """Returns a random subset in the order of the data, never holding more than that and one chunk."""
+    chosen = np.sort(np.random.default_rng(seed).permutation(texts.count())[:limit])
+    parts, start = [], 0
+    for chunk in texts.chunks():
+        inside = chosen[(chosen >= start) & (chosen < start + len(chunk))] - start
+        parts.append(chunk.select(inside.tolist()))
+        start += len(chunk)
+    first = parts[0]
+
+    def joined(name: str) -> tuple[Any, ...] | None:
+        return (
+            None if getattr(first, name) is None else tuple(v for part in parts for v in getattr(part, name))
+        )
+
+    return replace(first, texts=joined("texts") or (), pairs=joined("pairs"), labels=joined("labels"))
 
 
 def labelled(data: Any, space: LabelSpace) -> Examples:
@@ -264,11 +247,15 @@ def amalgamation_recipe(
 ) -> AmalgamateRecipe:
     """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
     content = {
+        **options,
         "sources": describe_sources(teachers),
-        "text": texts if is_file(texts) else None,
-        "validation": validation if is_file(validation) else None,
         "student": None if student is None else str(student),
         "output": str(out),
-        **options,
+        **({"text": texts} if is_file(texts) else {}),
+        **({"validation": validation} if is_file(validation) else {}),
     }
+    if clash := [
+        name for name in ("sources", "teachers", "text", "student", "output", "combine") if name in options
+    ]:
+        raise RecipeError(f"amalgamate: {clash[0]} is an argument of its own, not an option")
     return parse_as(AmalgamateRecipe, content, "amalgamate")

@@ -9,6 +9,7 @@ import sys
 from plait.errors import PlaitError
 
 INTERRUPTED = 130
+INTERRUPTION = "interrupted, the output was not written; where work can be resumed, its state stays beside it"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,13 +30,9 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     except PlaitError as error:
         return complain(str(error))
     except typer.Exit as stop:
-        return (
-            complain("interrupted, nothing was written", INTERRUPTED)
-            if stop.exit_code == INTERRUPTED
-            else stop.exit_code
-        )
+        return complain(INTERRUPTION, INTERRUPTED) if stop.exit_code == INTERRUPTED else stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return complain("interrupted, nothing was written", INTERRUPTED)
+        return complain(INTERRUPTION, INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (say, `head`) has gone: point stdout elsewhere so that closing it is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,7 +44,7 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
             return complain(message())
         raise
     if result == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit code of its own
-        return complain("interrupted, nothing was written", INTERRUPTED)
+        return complain(INTERRUPTION, INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 

@@ -11,6 +11,7 @@ from plait.cli import render
 from plait.cli.app import app
 from plait.cli.arguments import Json, Overwrite, PairColumn, Quiet, Seed, TextColumn, Trust, pairs, spec
 from plait.cli.making import parse_yaml, show_plan
+from plait.errors import RecipeError
 
 Teachers = Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT: a classifier, a folder or a Hub id.")]
 TextFile = Annotated[str, typer.Option("--text", help="FILE of texts; labels are not looked at.")]
@@ -23,13 +24,17 @@ LastLayers = Annotated[
     int | None, typer.Option("--last-layers", min=1, help="Dropout in the last m layers only: much cheaper.")
 ]
 Stop = Annotated[
-    str,
-    typer.Option("--stop", help="never, certain or likely: leave out passes that cannot change the choice."),
+    str | None,
+    typer.Option(
+        "--stop", help="never (default), certain or likely: leave out passes that cannot change the choice."
+    ),
 ]
 Dropout = Annotated[
     float | None, typer.Option("--dropout", help="Rate to inject into teachers that have no dropout.")
 ]
-Length = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
+Length = Annotated[
+    int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at; default 128.")
+]
 
 
 @app.command()
@@ -60,6 +65,9 @@ def amalgamate(
     ] = "none",
     objective: Annotated[str, typer.Option("--objective", help="muka, vkd, uhc, dfa or cfl.")] = "muka",
     options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the objective.")] = None,
+    gate_options: Annotated[
+        list[str] | None, typer.Option("--set-gate", help="OPTION=VALUE of the gate; needs --gate.")
+    ] = None,
     rename: Annotated[
         list[str] | None, typer.Option("--rename", help="TEACHER.LABEL=NAME; equal names are one label.")
     ] = None,
@@ -67,7 +75,7 @@ def amalgamate(
         int | None, typer.Option("--passes", min=0, help="Monte Carlo passes; default 16 where needed.")
     ] = None,
     last_layers: LastLayers = None,
-    stop: Stop = "never",
+    stop: Stop = None,
     dropout: Dropout = None,
     store: Annotated[
         str | None, typer.Option("--store", help="Posteriors to use or make; default OUTPUT.posteriors.")
@@ -79,10 +87,16 @@ def amalgamate(
     validation: Annotated[
         str | None, typer.Option("--validation", help="FILE with labels that chooses the epoch instead.")
     ] = None,
+    validation_text_column: Annotated[
+        str | None, typer.Option("--validation-text-column", help="As --text-column, of --validation.")
+    ] = None,
+    validation_label_column: Annotated[
+        str | None, typer.Option("--validation-label-column", help="Column with the label in --validation.")
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")] = 16,
-    max_length: Length = 128,
+    max_length: Length = None,
     warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
     precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
     seed: Seed = 0,
@@ -104,23 +118,36 @@ def amalgamate(
     from plait.api.amalgamating import run_amalgamation
     from plait.api.teachers import amalgamation_recipe
 
+    if gate_options and gate is None:
+        raise RecipeError("--set-gate: name the gate whose option this is with --gate")
     fields: dict[str, Any] = {
-        "gate": gate, "temperature": temperature, "target": target, "margin": margin, "posterior": posterior,
-        "calibrate": calibrate, "objective": {"name": objective, **pairs(options, "--set", parse_yaml)},
+        "gate": None if gate is None else named(gate, gate_options, "--set-gate"),
+        "temperature": temperature, "target": target, "margin": margin, "posterior": posterior,
+        "calibrate": calibrate, "objective": named(objective, options, "--set"),
         "rename": pairs(rename, "--rename"), "passes": passes, "last_layers": last_layers, "stop": stop,
         "dropout": dropout, "store": store, "limit": limit, "held_back": held_back, "epochs": epochs,
         "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length, "warmup": warmup,
         "precision": precision, "seed": seed, "report_to": report_to, "trust_remote_code": trust_remote_code,
     }  # fmt: skip
+    held = spec(validation, validation_text_column, text_pair_column, validation_label_column)
     recipe = amalgamation_recipe(
         pairs(teachers, "teachers"), out=output, texts=spec(text, text_column, text_pair_column, label_column),
-        student=student, options=fields,
-        validation=None if validation is None else spec(validation, text_column, text_pair_column, None),
+        student=student, validation=None if validation is None else held,
+        # What is not said is left out: a store that exists then decides.
+        options={name: value for name, value in fields.items() if value is not None},
     )  # fmt: skip
     if dry_run:
         show_plan(api.check(recipe, overwrite=overwrite), json=json)
         return
     show_student(run_amalgamation(recipe, overwrite=overwrite, resume=resume), json=json)
+
+
+def named(name: str, options: list[str] | None, what: str) -> dict[str, Any]:
+    """Returns a gate or objective with its options."""
+    found = pairs(options, what, parse_yaml)
+    if "name" in found:
+        raise RecipeError(f"{what}: 'name' is no option")
+    return {"name": name, **found}
 
 
 def show_student(student: Any, *, json: bool) -> None:
@@ -130,9 +157,14 @@ def show_student(student: Any, *, json: bool) -> None:
         render.as_json({"output": str(student.folder), **report})
         return
     render.line(f"{student.folder}: {len(report['labels'])} labels ({', '.join(report['labels'])})")
-    for name, share in report["who_taught_what"]["teachers"].items():
+    for name, about in report["who_taught_what"]["teachers"].items():
         labels = ", ".join(report["teachers"][name]["labels"])
-        render.line(f"  {name} taught {100 * share['share']:.1f} % of the texts ({labels})")
+        told = (
+            f"taught {100 * about['share']:.1f} %"
+            if "share" in about
+            else f"weighs {100 * about['mean_weight']:.1f} %"
+        )
+        render.line(f"  {name} {told} of the texts ({labels})")
     if routing := report["who_taught_what"].get("routing"):
         render.line(
             f"  routing accuracy {routing['accuracy']:.3f} on {routing['labelled']} texts with labels"
@@ -154,13 +186,13 @@ def posteriors(
     passes: Annotated[int, typer.Option("--passes", min=0, help="Monte Carlo passes.")] = 16,
     keep: Annotated[
         str, typer.Option("--keep", help="none, features (gate mahalanobis, cfl) or layers (dfa).")
-    ] = "none",
+    ] = "features",
     last_layers: LastLayers = None,
-    stop: Stop = "never",
+    stop: Stop = None,
     dropout: Dropout = None,
     limit: Limit = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")] = 64,
-    max_length: Length = 128,
+    max_length: Length = None,
     seed: Seed = 0,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -175,8 +207,8 @@ def posteriors(
 
     store = api.posteriors(
         pairs(teachers, "teachers"), texts=spec(text, text_column, text_pair_column, None), out=output,
-        passes=passes, keep=keep, last_layers=last_layers, stop=stop, dropout=dropout, limit=limit,
-        batch_size=batch_size, max_length=max_length, seed=seed, trust_remote_code=trust_remote_code,
+        passes=passes, keep=keep, last_layers=last_layers, stop=stop or "never", dropout=dropout, limit=limit,
+        batch_size=batch_size, max_length=max_length or 128, seed=seed, trust_remote_code=trust_remote_code,
         overwrite=overwrite,
     )  # fmt: skip
     about = describe_store(store)

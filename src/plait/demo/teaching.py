@@ -14,10 +14,12 @@ TEXTS = 640
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
-    "muka": {"passes": 8, "last_layers": 2},
+    "default": {},
+    "muka": {"gate": "muka"},
     "vkd": {"objective": "vkd"},
 }
-"""The students that are compared; both are taught from one store of posteriors."""
+"""The students that are compared; all are taught from one store of posteriors."""
+SCORING: Mapping[str, Any] = {"passes": 8, "last_layers": 2}
 
 
 def amalgamation(
@@ -32,7 +34,7 @@ def amalgamation(
         rest: texts that neither file holds; what they belong to is not looked at.
         seed: of every random choice.
     """
-    from plait.api import amalgamate, evaluate, finetune
+    from plait.api import amalgamate, evaluate, finetune, posteriors
 
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -44,20 +46,22 @@ def amalgamation(
         logger.info("fine-tuning teacher %s", name)
         teachers[name] = str(folder / "teachers" / name)
         finetune(base, rows, teachers[name], seed=seed, overwrite=True, **SETTINGS)
-    scores = {f"{name} alone": right(model, files["test"]) for name, model in teachers.items()}
+    store = folder / "posteriors"
+    settings = {"max_length": SETTINGS["max_length"], "seed": seed}
+    posteriors(teachers, texts=texts, out=store, overwrite=True, **SCORING, **settings)
+    scores: dict[str, float] = {}
     shares: dict[str, dict[str, float]] = {}
     for name, options in STUDENTS.items():
         logger.info("teaching student %s", name)
         student = amalgamate(
-            teachers, texts=texts, student=base, out=folder / "students" / name, store=folder / "posteriors",
-            seed=seed, overwrite=True, **{**SETTINGS, "passes": 8, "last_layers": 2, **options},
+            teachers, texts=texts, student=base, out=folder / "students" / name, store=store, seed=seed,
+            overwrite=True, **{**SETTINGS, **options},
         )  # fmt: skip
-        found = evaluate(student.folder, files["test"]).tasks["model"]
+        found = evaluate(student.folder, files["test"], sources=not scores).tasks["model"]
+        scores |= {teacher: metrics["accuracy"] for teacher, metrics in found.sources.items()}
         scores[f"student, {name}"] = found.metrics["accuracy"]
-        shares[name] = {
-            teacher: about["share"]
-            for teacher, about in student.report["who_taught_what"]["teachers"].items()
-        }
+        about = student.report["who_taught_what"]["teachers"]
+        shares[name] = {teacher: of.get("share", of["mean_weight"]) for teacher, of in about.items()}
     return {"texts": len(rest[:TEXTS]), "accuracy": scores, "taught": shares}
 
 
@@ -72,13 +76,3 @@ def split_labels(file: Path, folder: Path) -> dict[str, Path]:
         kept = [line for line in lines if json.loads(line)["label"] in known]
         files[name].write_text("\n".join(kept) + "\n", encoding="utf-8")
     return files
-
-
-def right(model: str, file: Path) -> float:
-    """Returns the share of rows that a model gives the right label; labels it does not have count as wrong."""
-    from plait.api.students import Student
-
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    found = Student(Path(model)).predict([row["text"] for row in rows])
-    count = sum(bool(f["label"] == row["label"]) for f, row in zip(found, rows, strict=True))
-    return count / len(rows)

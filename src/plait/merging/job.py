@@ -6,16 +6,15 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, get_origin
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from plait.checkpoints.writer import DTYPES, Slot
-from plait.errors import MergeError, RecipeError, did_you_mean, listed
+from plait.errors import MergeError, RecipeError, listed
 from plait.merging.parts import TensorSource
 from plait.merging.rule import RULES, RuleEntry
-from plait.registry import Option
 
 logger = logging.getLogger("plait")
 
@@ -122,22 +121,7 @@ def check_inputs(
 
 def check_options(rule: RuleEntry, options: Mapping[str, Any]) -> None:
     """Raises `RecipeError` when an option is unknown to a rule, of the wrong kind or out of range."""
-    rule.check(options)
-    limits = rule.facts.get("limits", {})
-    for name, value in options.items():
-        _check_value(rule.name, rule.options[name], value)
-        low, high = limits.get(name, (-math.inf, math.inf))
-        if not isinstance(value, str) and not low <= value <= high:
-            raise RecipeError(f"{rule.name}: {name} is {value} (expected {low:g} to {high:g})")
-
-
-def _check_value(rule: str, option: Option, value: Any) -> None:
-    if get_origin(option.annotation) is Literal:
-        if value not in get_args(option.annotation):
-            hint = did_you_mean(str(value), map(str, get_args(option.annotation)))
-            raise RecipeError(f"{rule}: {option.name} is {value!r}{hint}")
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RecipeError(f"{rule}: {option.name} is {value!r} (expected a number)")
+    rule.check_values(options)
 
 
 def check_weights(rule: RuleEntry, weights: Sequence[float] | None, count: int) -> Tensor:

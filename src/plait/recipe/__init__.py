@@ -1,6 +1,6 @@
 """Recipes: frozen descriptions of one job, validated before anything is loaded; YAML in and out."""
 
-from plait.recipe.amalgamate import AmalgamateRecipe, ObjectiveSpec, TeacherSpec
+from plait.recipe.amalgamate import AmalgamateRecipe, GateSpec, ObjectiveSpec, TeacherSpec
 from plait.recipe.ensemble import ChoiceSpec, EnsembleRecipe
 from plait.recipe.fields import DataSpec, number
 from plait.recipe.merge import ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
@@ -13,6 +13,7 @@ __all__ = [
     "ChoiceSpec",
     "DataSpec",
     "EnsembleRecipe",
+    "GateSpec",
     "MergeRecipe",
     "MethodSpec",
     "ObjectiveSpec",

@@ -36,6 +36,22 @@ class ObjectiveSpec(BaseModel):
 Objective = Annotated[ObjectiveSpec, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
 
 
+class GateSpec(BaseModel):
+    """Who decides which teacher is competent, and the gate's own options (any key it declares)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: Name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the gate's own options."""
+        return {name: number(value) for name, value in (self.model_extra or {}).items()}
+
+
+Gate = Annotated[GateSpec, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+
+
 class AmalgamateRecipe(Strict):
     """An amalgamation: who teaches, on which texts, who decides whom to believe, and how the student is trained."""
 
@@ -45,7 +61,7 @@ class AmalgamateRecipe(Strict):
     )
     text: Data | None = Field(default=None, validation_alias=AliasChoices("text", "texts"))
     student: Text | None = None
-    gate: Name | None = None
+    gate: Gate | None = None
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     target: Literal["hard", "soft"] | None = None
     margin: bool | None = None

@@ -45,18 +45,22 @@ def student_card(report: Mapping[str, Any]) -> str:
 def method(recipe: Mapping[str, Any]) -> str:
     """Returns in a few words how a student was taught."""
     name = recipe["objective"]["name"]
-    gate = f" with the gate `{recipe['gate']}`, {recipe['target']} targets" if "gate" in recipe else ""
+    gate = (
+        f" with the gate `{recipe['gate']['name']}`, {recipe['target']} targets" if "gate" in recipe else ""
+    )
     return f"objective `{name}`{gate}"
 
 
 def teachers_table(report: Mapping[str, Any]) -> str:
     """Returns the teachers with their labels and the share of texts that each taught."""
-    shares = report["who_taught_what"]["teachers"]
+    about = report["who_taught_what"]["teachers"]
+    gated = all("share" in of for of in about.values())
+    key = "share" if gated else "mean_weight"
     rows = [
-        (name, teacher["origin"], ", ".join(teacher["labels"]), f"{100 * shares[name]['share']:.1f} %")
+        (name, teacher["origin"], ", ".join(teacher["labels"]), f"{100 * about[name][key]:.1f} %")
         for name, teacher in report["teachers"].items()
     ]
-    return table(("teacher", "model", "labels", "share of the texts"), rows)
+    return table(("teacher", "model", "labels", "share of the texts" if gated else "mean weight"), rows)
 
 
 def epochs_table(epochs: list[dict[str, float]]) -> str:

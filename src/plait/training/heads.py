@@ -82,15 +82,27 @@ def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: Pro
     return Head(examples.kind, names, problem)
 
 
+def check_openable(base: str | Path, revision: str | None, trust_remote_code: bool) -> None:
+    """Raises `SourceError` where there is no configuration, tokenizer or weights to start from; reads no weights."""
+    folder = locate(base, revision, trust_remote_code)
+    read_config(folder, trust_remote_code)
+    if not any(file.suffix in {".safetensors", ".bin"} for file in folder.iterdir()):
+        raise SourceError(f"{base}: no weights in {folder} (expected model.safetensors)")
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain Exception on a corrupt file
+        raise SourceError(f"{base}: its tokenizer does not load: {first_line(error)}") from error
+
+
 def open_with(
-    base: str | Path, head: Head, trust_remote_code: bool
+    base: str | Path, head: Head, trust_remote_code: bool, revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the encoder of `base` with the head, and its tokenizer.
 
     Raises:
         SourceError: When there is no model or tokenizer that can be opened.
     """
-    folder = locate(base, None, trust_remote_code)
+    folder = locate(base, revision, trust_remote_code)
     old = read_config(folder, trust_remote_code)
     trust = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}

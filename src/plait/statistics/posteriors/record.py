@@ -16,6 +16,10 @@ FILE = "store.json"
 KIND, VERSION = "posteriors", 1
 
 
+class OtherStoreError(DataError):
+    """A store of other texts, teachers or settings than those wanted."""
+
+
 @dataclass(frozen=True)
 class TextFacts:
     """The texts of a store: how many, how many rows had none, a hash over all of them, and where they came from."""
@@ -104,7 +108,7 @@ def check_same(
         *_texts(found.texts, texts),
     ]
     if problems:
-        raise DataError(
+        raise OtherStoreError(
             f"{folder}: the store was made otherwise: {listed(problems)}; choose another folder, or overwrite it"
         )
 

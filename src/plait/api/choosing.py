@@ -1,0 +1,112 @@
+"""What decides an amalgamation: gate, target, objective, and how teachers score; all checked, defaults filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from plait.amalgamation.lesson import Choices
+from plait.amalgamation.objective import OBJECTIVES
+from plait.errors import RecipeError, listed
+from plait.recipe import AmalgamateRecipe
+from plait.statistics.posteriors import Settings
+from plait.statistics.posteriors.record import FILE, read_record
+
+PASSES = 16
+"""Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
+DEFAULTS: Mapping[str, Any] = {"gate": "muka", "target": "hard", "margin": True}
+"""What decides where the recipe does not say; the reasons are in docs/amalgamation.md."""
+CONCATENATED: Mapping[str, Any] = {"gate": "energy", "temperature": 1.0, "target": "soft", "margin": False}
+"""What softmax(concat z) is (methods of the VKD family): for reports and agreement where an objective has no gate."""
+SCORING = ("passes", "last_layers", "dropout", "stop", "max_length")
+"""Fields that decide what a store holds; those that a recipe leaves out are taken from a store that exists."""
+
+
+def choices_of(recipe: AmalgamateRecipe) -> Choices:
+    """Returns how posteriors become targets, after checking every name and option.
+
+    Raises:
+        RecipeError: an unknown gate, objective or option (did you mean), or options that would have no effect.
+    """
+    gated = "target" in OBJECTIVES[recipe.objective.name].inputs
+    given = deciding(recipe)
+    if not gated:
+        _refuse_gate(recipe, given)
+    choices = Choices(
+        **{**(DEFAULTS if gated else CONCATENATED), **given},
+        posterior=recipe.posterior,
+        calibrate=recipe.calibrate,
+        objective=recipe.objective.name,
+        options=recipe.objective.options,
+        gate_options={} if recipe.gate is None else recipe.gate.options,
+    )
+    choices.objective_entry.check_values(choices.options)
+    choices.gate_entry.check_values(choices.gate_options)
+    if problems := list(_without_effect(recipe, choices)):
+        raise RecipeError(listed(problems))
+    return choices
+
+
+def deciding(recipe: AmalgamateRecipe) -> dict[str, Any]:
+    """Returns what the recipe says about the gate, without what it leaves to Plait."""
+    gate = None if recipe.gate is None else recipe.gate.name
+    told = {
+        "gate": gate,
+        "temperature": recipe.temperature,
+        "target": recipe.target,
+        "margin": recipe.margin,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _refuse_gate(recipe: AmalgamateRecipe, given: Mapping[str, Any]) -> None:
+    told = [*given, *(["posterior"] if recipe.posterior != "single" else [])]
+    told += ["calibrate"] if recipe.calibrate == "standardize" else []
+    if told:
+        raise RecipeError(
+            f"objective {recipe.objective.name} has no gate: it weighs the teachers' logits itself, so it cannot take "
+            f"{', '.join(told)}; leave {'it' if len(told) == 1 else 'them'} out, or choose objective muka"
+        )
+
+
+def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]:
+    if recipe.temperature is not None and choices.target == "hard":
+        yield "temperature is of soft targets only: give --target soft, or leave it out"
+    if recipe.passes == 0 and choices.needs_passes:
+        reason = (
+            f"gate {choices.gate}" if choices.gate_entry.facts["passes"]
+            else "posterior mean" if choices.posterior == "mean" else "calibrate temperature"
+        )  # fmt: skip
+        yield f"{reason} needs Monte Carlo passes: leave --passes 0 out, or choose otherwise (plait methods)"
+    if recipe.stop not in (None, "never") and (choices.gate != "muka" or choices.calibrate == "standardize"):
+        yield (
+            f"stop {recipe.stop} is decided by the plain scores of gate muka, not by {choices.gate} with calibrate "
+            f"{choices.calibrate}: leave --stop out"
+        )
+
+
+def settings_of(recipe: AmalgamateRecipe, choices: Choices) -> Settings:
+    """Returns how teachers score texts.
+
+    What the recipe does not say is taken from the store where there is one, finished or not; so are the seed of its
+    dropout masks (the recipe's decides the training), and all about passes where nothing needs them.
+    """
+    told = recipe.model_fields_set
+    values: dict[str, Any] = {
+        "passes": PASSES if choices.needs_passes else 0, "max_length": recipe.max_length, "seed": recipe.seed,
+        "last_layers": None, "dropout": None, "stop": "never",
+    }  # fmt: skip
+    given = {name: getattr(recipe, name) for name in SCORING if name in told}
+    values |= {name: value for name, value in given.items() if value is not None}
+    folder = recipe.store_folder()
+    if (folder / FILE).is_file():
+        found = read_record(folder).settings
+        usable = bool(found.passes) or not choices.needs_passes
+        free = [name for name in SCORING if usable and (given.get(name) is None or _idle(name, choices))]
+        values |= {name: getattr(found, name) for name in [*free, "seed"]}
+    return Settings(**values, keep=choices.keep)
+
+
+def _idle(name: str, choices: Choices) -> bool:
+    """Says whether a field speaks of passes that nothing needs."""
+    return name != "max_length" and not choices.needs_passes
