@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -437,6 +439,36 @@ def test_unused_parameters_want_no_gradient() -> None:
                 model = ensemble(family, shared_layers=shared, head=head).train()
                 model(**batch(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
                 assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("head", ["linear", "tanh"])
+def test_distributed_training_sees_every_gradient(head: str, one_process: None) -> None:
+    """DistributedDataParallel fails at the second step when a parameter got no gradient, or two, in the first."""
+    options = {"labels": torch.tensor([0, 1, 2, 0])}
+    for shared in depths("bert"):
+        model = ensemble(shared_layers=shared, head=head, dropout=0.1).train()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for depth in {0, shared}:
+            for more in (
+                {},
+                {"replay": True},
+                {"perturb": lambda states, forward: states + 0 * states.detach()},
+            ):
+                for _ in range(2):
+                    torch.manual_seed(1)
+                    wrapped(**batch(), **options, replicate_at=depth, **more).loss.backward()
+                    found = gradients(model)
+                torch.manual_seed(1)
+                model(**batch(), **options, replicate_at=depth, **more).loss.backward()
+                for name, gradient in gradients(model).items():
+                    torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12)
 
 
 def test_copies_are_independent() -> None:
