@@ -352,7 +352,7 @@ BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [
     (RecipeError, "replicate_at is 1, and perturbation", {"replicate_at": 1, "perturbation": "word-dropout"}),
     (RecipeError, "replicate_at is 5", {"replicate_at": 5}),
     (RecipeError, "multiple of 3", {"accumulate": 3}),
-    (RecipeError, "temperature is 0", {"method": {"name": "one", "temperature": 0}}),
+    (RecipeError, "method one: temperature is 0", {"method": {"name": "one", "temperature": 0}}),
     (RecipeError, "epochs is 0", {"epochs": 0}),
     (RecipeError, "unknown key 'epoch'", {"epoch": 3}),
     (DataError, "has no labels", {"data": ["some", "texts"]}),

@@ -30,6 +30,7 @@ from plait.ensembles.factors import add_factors, factor_parameters
 from plait.ensembles.folding import projection
 from plait.ensembles.method import Build, Choice
 from plait.ensembles.modeling import ENSEMBLES
+from plait.ensembles.perturbation import Place
 from plait.ensembles.training import Noise
 from plait.errors import DataError, OutputError
 from plait.recipe import EnsembleRecipe
@@ -189,12 +190,18 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     if recipe.sources is not None and recipe.head == "tanh":
         projection(config, head.kind == "token_classification")
     check_noise(noise, choice, config)
-    depth = 0 if _alone(choice) or choice.build is Build.FACTORS else noise.depth(config.shared_layers)
+    depth = depth_of(noise, choice, config)
     given = recipe.validation if validation is None else validation
     rows, held = divided(recipe, examples, given, head)
     return EnsemblePlan(
         recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None
     )
+
+
+def depth_of(noise: Noise, choice: Choice, config: EnsembleConfig) -> int:
+    """Returns the layer from which on members have rows of their own; one member takes one plain pass."""
+    plain = noise.place in (Place.NONE, Place.DROPOUT) and _alone(choice)
+    return 0 if plain or choice.build is Build.FACTORS else noise.depth(config.shared_layers)
 
 
 def _alone(choice: Choice) -> bool:

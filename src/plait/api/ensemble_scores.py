@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,10 +21,12 @@ from plait.ensembles.outputs import means
 from plait.ensembles.perturbations.dropout import dropping
 from plait.errors import DataError
 from plait.evaluation import predict_logits, primary_metric, score
-from plait.evaluation.uncertainty import out_of_scope, uncertainty, yes_or_no
+from plait.evaluation.uncertainty import out_of_scope, risk_coverage, uncertainty, yes_or_no
 from plait.report.scores import TaskScores
 from plait.training.heads import check_labelled
 
+COVERAGES = (50, 80, 90)
+"""Per cent of the examples, the surest, at which the risk is said."""
 Logits = Sequence[Tensor]
 """Per example the logits of all members: [M, C], or [M, words, C]."""
 
@@ -164,17 +167,24 @@ def scored(logits: Logits, examples: Examples, problem: ProblemType) -> dict[str
 
 
 def doubts(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
-    """Returns NLL, Brier score, calibration error and what selective prediction risks."""
+    """Returns NLL, Brier score, calibration error, and what answering the surest examples alone would risk."""
     given = probabilities.numpy(), labels.numpy()
-    return uncertainty(*(yes_or_no(*given) if problem == "multi_label_classification" else given))
+    table, truth = yes_or_no(*given) if problem == "multi_label_classification" else given
+    curve = risk_coverage(table.max(-1), table.argmax(-1) != truth)
+    risks = {f"risk_at_{at}": float(curve.risk[math.ceil(at / 100 * len(truth)) - 1]) for at in COVERAGES}
+    return {**uncertainty(table, truth), **risks}
 
 
 def mixture(table: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
     """Returns NLL and calibration error of the members' mean probabilities, in place of their mean logits."""
     if problem == "regression":
         return {}
-    found = doubts(mean_probabilities(table, problem), labels, problem)
-    return {f"mean_probability_{name}": found[name] for name in ("nll", "calibration_error")}
+    chances = mean_probabilities(table, problem)
+    found = doubts(chances, labels, problem)
+    kept = {f"mean_probability_{name}": found[name] for name in ("nll", "calibration_error")}
+    if problem == "single_label_classification":
+        kept["mean_probability_accuracy"] = float((chances.argmax(-1) == labels).double().mean())
+    return kept
 
 
 def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:

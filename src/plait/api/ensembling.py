@@ -11,10 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from safetensors import SafetensorError
+
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
+from plait.checkpoints.files import first_line
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode
 from plait.ensembles.building import from_checkpoints, new_ensemble
@@ -22,6 +26,7 @@ from plait.ensembles.fitting import Fit, Fitted, fit
 from plait.ensembles.method import Build
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.training import Ensembling, words_of
+from plait.errors import SourceError, listed
 from plait.merging import parts
 from plait.merging.engine import combine
 from plait.merging.rule import RULES
@@ -114,7 +119,8 @@ def run_ensemble(
     job = plan(recipe, data, validation)
     job.schedule().part  # noqa: B018 (a batch that cannot be divided is said before anything is loaded)
     out = Path(os.path.realpath(recipe.output))
-    announce(job, out)
+    if first():
+        announce(job, out)
     with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
         tokenizer = tokenizer_of(job)
         check_state(state, identity(job))
@@ -160,9 +166,8 @@ def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
 
 def identity(job: EnsemblePlan) -> dict[str, Any]:
     """Returns what must be the same for a training to be resumed."""
-    left_out = {"output", "report_to"}
     return {
-        "recipe": job.resolved().model_dump(mode="json", exclude=left_out),
+        **job.resolved().model_dump(mode="json", exclude={"output", "report_to"}),
         "data": None if job.examples is None else job.examples.fingerprint,
         "sources": [source.digest for source in job.sources],
     }
@@ -196,7 +201,20 @@ def encoded_for(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase) -> Encode
 
 
 def build(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
-    """Returns an ensemble before training: new heads on the base, or the given models with one bottom."""
+    """Returns an ensemble before training: new heads on the base, or the given models with one bottom.
+
+    Raises:
+        SourceError: weights that cannot be read.
+    """
+    try:
+        return opened(job, members, seed)
+    except (OSError, SafetensorError) as error:
+        names = listed(source.origin for source in job.sources)
+        raise SourceError(f"{names}: cannot be opened: {first_line(error)}") from error
+
+
+def opened(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
+    """Returns what `build` makes."""
     recipe = job.recipe
     if recipe.sources is not None:
         return from_checkpoints(
@@ -219,8 +237,6 @@ def merged_bottom(job: EnsemblePlan) -> dict[str, Any]:
     """Returns the average of the sources' encoders, which the merge engine makes; one of them is as it is."""
     names = [name for name in job.sources[0].body if all(name in s.body for s in job.sources)]
     bodies = [parts.body(source) for source in job.sources]
-    import torch
-
     return dict(combine(bodies, names, RULES["average"], dtype=torch.float32))
 
 

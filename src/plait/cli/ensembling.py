@@ -32,7 +32,7 @@ def ensemble(
     models: Annotated[
         list[str] | None, typer.Argument(help="BASE, an encoder; or after --from all models but the first.")
     ] = None,
-    first: Annotated[
+    source: Annotated[
         str | None, typer.Option("--from", help="A B C: fine-tuned models that become the members.")
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="FILE with texts and labels.")] = None,
@@ -110,8 +110,9 @@ def ensemble(
     """Train M models for the price of one: shared layers, perturbed members, one file."""
     from plait import api
     from plait.api.ensembling import ensemble_recipe, run_ensemble
+    from plait.training.processes import first
 
-    base, sources = starts(models, first)
+    base, sources = starts(models, source)
     columns = (text_column, text_pair_column, label_column)
     fields: dict[str, Any] = {
         "members": members, "shared_layers": layers(shared_layers), "head": head, "replay": replay,
@@ -130,7 +131,9 @@ def ensemble(
     if dry_run:
         show_plan(api.check(recipe, overwrite=overwrite), json=json)
         return
-    show_ensemble(run_ensemble(recipe, overwrite=overwrite, resume=resume), json=json)
+    saved = run_ensemble(recipe, overwrite=overwrite, resume=resume)
+    if first():
+        show_ensemble(saved, json=json)
 
 
 def starts(models: list[str] | None, first: str | None) -> tuple[str | None, list[str] | None]:

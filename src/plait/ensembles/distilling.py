@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from plait.data import ProblemType
 from plait.ensembles.outputs import divergence, read
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
-from plait.errors import RecipeError
 
 
 def softened(
@@ -20,12 +17,7 @@ def softened(
     """Returns T² (1/M) Σ_j KL(teacher_j/T ‖ student_j/T), averaged over the rows that count, in float32.
 
     The factor T² keeps the size of the gradient. A number has no temperature: there it is ½ (z − z′)².
-
-    Raises:
-        RecipeError: When the temperature is not a number above 0.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise RecipeError(f"temperature is {temperature}; expected a number above 0")
     warmth = 1.0 if problem == "regression" else temperature
     first, second = read(teachers, problem).detach(), read(students, problem)
     rows = warmth**2 * divergence(first / warmth, second / warmth, problem).mean(0)

@@ -17,7 +17,6 @@ from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import configuration
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.sharing import TOPS, Roster, original, path_of_layers
-from plait.errors import RecipeError
 
 
 class Factored(nn.Linear):
@@ -52,19 +51,7 @@ class Factored(nn.Linear):
 
 
 def add_factors(model: Ensemble, spread: float) -> None:
-    """Gives the linear layers above the embeddings of a wholly shared encoder factors by member, in place.
-
-    Raises:
-        RecipeError: layers that members have for themselves, or a spread that is no number from 0 on.
-    """
-    config = configuration(model)
-    if config.shared_layers < config.num_hidden_layers:
-        raise RecipeError(
-            f"method batchensemble shares all {config.num_hidden_layers} layers, found shared_layers "
-            f"{config.shared_layers}: leave it at all"
-        )
-    if not 0 <= spread < float("inf"):
-        raise RecipeError(f"spread is {spread}; expected a number, 0 or greater")
+    """Gives the linear layers above the embeddings of a wholly shared encoder factors by member, in place."""
     for name, module in list(_layers(model)):
         model.encoder.set_submodule(name, Factored(module, model.roster, spread))
 

@@ -8,6 +8,7 @@ one after another), `factors` (one encoder, rank-1 factors by member); `lone` th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +19,7 @@ from torch import Tensor
 from plait.data import ProblemType
 from plait.ensembles.consistency import CONSISTENCIES
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
-from plait.errors import RecipeError
+from plait.errors import RecipeError, listed
 from plait.registry import Entry, Registry
 
 Terms = Mapping[str, Scalar]
@@ -69,6 +70,9 @@ class Choice:
             RecipeError: an unknown method, regulariser or option (did you mean).
         """
         self.entry.check(self.options)
+        low = [f"{name} is {value}" for name, value in self.options.items() if not _above_zero(value)]
+        if low:
+            raise RecipeError(f"method {self.entry.name}: {listed(low)}; expected a number above 0")
         CONSISTENCIES[self.consistency].check(self.consistency_options)
 
     @property
@@ -102,6 +106,10 @@ class Choice:
         if "regulariser" in entry.inputs:
             given["regulariser"] = self.alpha * regulariser(self, logits, problem, mask)
         return entry.function(**{name: given[name] for name in entry.inputs}, **self.options)
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
 def regulariser(choice: Choice, logits: MemberLogits, problem: ProblemType, mask: Mask | None) -> Scalar:
