@@ -21,6 +21,7 @@ from plait.merging.manifest import is_merged, read_manifest
 from plait.merging.rule import RULES
 from plait.registry import Entry, Registry, canonical
 from plait.statistics.posteriors import Store, open_store
+from plait.statistics.posteriors.record import read_record
 from plait.statistics.statistics import load_statistics
 
 
@@ -47,7 +48,7 @@ def inspect(
     if is_ensemble(place):
         return inspect_ensemble(SavedEnsemble(place))
     if (place / "store.json").is_file():
-        return describe_store(open_store(place))
+        return inspect_store(place)
     return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
 
 
@@ -124,6 +125,20 @@ def taught(folder: Path) -> dict[str, Any]:
         return {}
     kept = ("teachers", "data", "who_taught_what", "epochs", "forward_equivalents", "recipe", "versions")
     return {name: record[name] for name in kept if name in record}
+
+
+def inspect_store(folder: Path) -> dict[str, Any]:
+    """Returns a store of posteriors as plain data, finished or not."""
+    record = read_record(folder)
+    finished = {t.name: t.name in record.forwards for t in record.teachers}
+    if all(finished.values()):
+        return describe_store(open_store(folder))
+    return {
+        "kind": "posteriors, not finished: the command that makes them goes on where it was",
+        "texts": record.texts.count,
+        "settings": asdict(record.settings),
+        "finished": finished,
+    }
 
 
 def describe_store(store: Store) -> dict[str, Any]:

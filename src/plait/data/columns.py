@@ -73,10 +73,10 @@ def examples_from(table: Table, wanted: Wanted) -> Examples:
     Raises:
         DataError: When there are no rows, a column is missing, or rows lack a text.
     """
-    _check_given(table, wanted)
+    check_given(table, wanted)
     if not table.columns or not len(next(iter(table.columns.values()))):
         raise DataError(f"{table.source}: no examples; expected at least one row with a text")
-    if wanted.text is None and (words := _first(table, WORDS)) is not None:
+    if wanted.text is None and (words := first_of(table, WORDS)) is not None:
         return _tagged(table, words, wanted)
     if wanted.text is None and _asks(table, wanted):
         return _questions(table)
@@ -85,13 +85,13 @@ def examples_from(table: Table, wanted: Wanted) -> Examples:
 
 def _asks(table: Table, wanted: Wanted) -> bool:
     """Says whether questions are to be answered from their contexts, rather than the two to be classified."""
-    labelled = wanted.label or _first(table, LABEL)
+    labelled = wanted.label or first_of(table, LABEL)
     return {"question", "context"} <= set(table.columns) and ("answers" in table.columns or not labelled)
 
 
 def _texts(table: Table, wanted: Wanted) -> Examples:
-    text, pair = (wanted.text, wanted.text_pair) if wanted.text else _text_columns(table, wanted)
-    label = wanted.label or _first(table, LABEL, but=text)
+    text, pair = (wanted.text, wanted.text_pair) if wanted.text else text_columns(table, wanted)
+    label = wanted.label or first_of(table, LABEL, but=text)
     given = {wanted.text, wanted.text_pair, wanted.label}
     _say(table, {"text": text, "text_pair": pair, "label": label}, given)
     return Examples(
@@ -111,7 +111,7 @@ def _say(table: Table, taken: Mapping[str, str | None], given: Collection[str | 
         logger.info("%s: %s", table.source, ", ".join(f"{role}={name}" for role, name in found.items()))
 
 
-def _text_columns(table: Table, wanted: Wanted) -> tuple[str, str | None]:
+def text_columns(table: Table, wanted: Wanted) -> tuple[str, str | None]:
     """Returns the text's column and its pair's, if every text in the table has a place in one of the two."""
     found = _with_text(table, but=(wanted.text_pair, wanted.label))
     if not any(name in TEXT for name in found):
@@ -152,7 +152,7 @@ def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
     bad = [f"row {i}" for i, row in enumerate(texts) if not row or not all(isinstance(w, str) for w in row)]
     if bad:
         raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
-    tags = wanted.label or _first(table, TAGS)
+    tags = wanted.label or first_of(table, TAGS)
     _say(table, {"tokens": words, "tags": tags}, {wanted.label})
     labels = _tags(table, tags) if tags else None
     if labels is not None:
@@ -166,8 +166,8 @@ def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
 
 
 def _tags(table: Table, column: str) -> tuple[tuple[Any, ...], ...]:
-    rows = tuple(_label(row) for row in table.columns[column])
-    if bad := [f"row {i} ({_shown(row)})" for i, row in enumerate(rows) if not isinstance(row, tuple)]:
+    rows = tuple(as_label(row) for row in table.columns[column])
+    if bad := [f"row {i} ({shown(row)})" for i, row in enumerate(rows) if not isinstance(row, tuple)]:
         raise DataError(f"{table.source}: column {column!r} needs a list of labels in {listed(bad, 5)}")
     return rows
 
@@ -196,7 +196,7 @@ def _answers(row: Any, index: int, source: str) -> tuple[tuple[str, int], ...]:
 
 def _strings(table: Table, column: str) -> tuple[str, ...]:
     values = table.columns[column]
-    bad = [f"row {i} ({_shown(v)})" for i, v in enumerate(values) if not isinstance(v, str)]
+    bad = [f"row {i} ({shown(v)})" for i, v in enumerate(values) if not isinstance(v, str)]
     if bad:
         raise DataError(
             f"{table.source}: column {column!r} must hold text; found something else in {listed(bad, 5)}"
@@ -207,7 +207,7 @@ def _strings(table: Table, column: str) -> tuple[str, ...]:
 def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
     """Returns the labels, or None where no row has one (missing, or -1 as in published test splits)."""
     named = column in table.names
-    values = [_label(value) for value in table.columns[column]]
+    values = [as_label(value) for value in table.columns[column]]
     empty = [value is None or (named and value == UNLABELLED) for value in values]
     if all(empty):
         return None
@@ -221,27 +221,29 @@ def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
     return tuple(values)
 
 
-def _label(value: Any) -> Any:
+def as_label(value: Any) -> Any:
+    """Returns a label as a plain Python value."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bool):
         return int(value)
     if _is_nan(value):
         return None
-    return tuple(_label(v) for v in value) if isinstance(value, list | tuple) else value
+    return tuple(as_label(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _first(table: Table, names: Sequence[str], but: str | None = None) -> str | None:
+def first_of(table: Table, names: Sequence[str], but: str | None = None) -> str | None:
     """Returns the first column named like one of `names`, whatever its casing."""
     lower = {column.lower(): column for column in table.columns if column != but}
     return next((lower[name] for name in names if name in lower), None)
 
 
-def _check_given(table: Table, wanted: Wanted) -> None:
+def check_given(table: Table, wanted: Wanted) -> None:
+    """Raises `DataError` for a column that was named and is not there."""
     given = {"text": wanted.text, "text_pair": wanted.text_pair, "label": wanted.label}
     missing = [
         f"{role}={name!r}" for role, name in given.items() if name is not None and name not in table.columns
@@ -260,5 +262,6 @@ def _found(table: Table) -> str:
     return ", ".join(map(str, table.columns)) or "none"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a value for a message: its type and its beginning."""
     return "missing" if value is None or _is_nan(value) else f"{type(value).__name__} {value!r:.40}"

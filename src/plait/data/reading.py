@@ -50,7 +50,7 @@ def read_examples(
         given = {"split": split, "text": text, "text_pair": text_pair, "label": label}
         told = {**data, **{name: value for name, value in given.items() if value is not None}}
         return _read_described(told, limit, seed)
-    examples = examples_from(_table(data, split), Wanted(text, text_pair, label))
+    examples = examples_from(table_of(data, split), Wanted(text, text_pair, label))
     return examples.sample(limit, seed)
 
 
@@ -63,7 +63,8 @@ def _read_described(told: Mapping[str, Any], limit: int | None, seed: int) -> Ex
     return read_examples(told["path"], limit=limit, seed=seed, **options)
 
 
-def _table(data: Any, split: str | None) -> Table:
+def table_of(data: Any, split: str | None) -> Table:
+    """Returns data of any kind as columns."""
     if isinstance(data, str | Path):
         return _from_origin(str(data), split)
     if _is_dataset(data):
@@ -75,7 +76,7 @@ def _table(data: Any, split: str | None) -> Table:
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str | Mapping):
         return _from_columns({"text": data[0], "label": data[1]})
     if isinstance(data, Sequence):
-        return _from_rows(list(data), "list")
+        return from_rows(list(data), "list")
     raise DataError(
         f"data is a {type(data).__name__}; expected a path, a Hub data set, a Dataset, a dict of columns, "
         "a list of rows or texts, or (texts, labels)"
@@ -111,7 +112,7 @@ def _from_file(path: Path) -> Table:
     try:
         return reader(path)
     except (OSError, ValueError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_one_line(error)}") from error
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}") from error
 
 
 def _from_folder(folder: Path, split: str | None) -> Table:
@@ -141,7 +142,7 @@ def _from_hub(name: str, split: str | None) -> Table:
                 ) from None
             raise DataError(
                 f"{name}: no such file or folder here, and no data set of this name could be loaded from the Hub: "
-                f"{_one_line(error)}"
+                f"{one_line(error)}"
             ) from error
     return _from_dataset(loaded, split, name)
 
@@ -173,10 +174,10 @@ def _from_dataset(data: Any, split: str | None, source: str) -> Table:
         chosen = _split(list(data), split, source)
         return _from_dataset(data[chosen], None, f"{source}@{chosen}")
     columns = {name: data[name][:] for name in data.column_names}
-    return Table(columns, _declared(data.features), source)
+    return Table(columns, declared(data.features), source)
 
 
-def _declared(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def declared(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Returns the label names that the columns declare, lists of labels included."""
     inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
     return {name: tuple(feature.names) for name, feature in inner.items() if hasattr(feature, "names")}
@@ -190,7 +191,8 @@ def _from_columns(columns: Mapping[str, Any]) -> Table:
     return Table(lists, {}, "data")
 
 
-def _from_rows(rows: list[Any], source: str) -> Table:
+def from_rows(rows: list[Any], source: str) -> Table:
+    """Returns rows, texts or dictionaries, as columns."""
     if all(isinstance(row, str) for row in rows):
         return Table({"text": rows}, {}, source)
     bad = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
@@ -209,7 +211,7 @@ def _read_parquet(path: Path) -> Table:
     table = parquet.read_table(path)
     features = datasets.Features.from_arrow_schema(table.schema)
     return Table(
-        {name: table[name].to_pylist() for name in table.column_names}, _declared(features), str(path)
+        {name: table[name].to_pylist() for name in table.column_names}, declared(features), str(path)
     )
 
 
@@ -248,7 +250,7 @@ def _read_json(path: Path) -> Table:
     if isinstance(loaded, Mapping):
         return Table(_from_columns(loaded).columns, {}, str(path))
     if isinstance(loaded, list):
-        return _from_rows(loaded, str(path))
+        return from_rows(loaded, str(path))
     raise ValueError(f"holds a {type(loaded).__name__}; expected a list of rows or a dict of columns")
 
 
@@ -262,7 +264,7 @@ def _read_jsonl(path: Path) -> Table:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: {error}") from error
-    return _from_rows(rows, str(path))
+    return from_rows(rows, str(path))
 
 
 def _read_text(path: Path) -> Table:
@@ -270,7 +272,8 @@ def _read_text(path: Path) -> Table:
     return Table({"text": [line for line in lines if line.strip()]}, {}, str(path))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Returns what an error says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

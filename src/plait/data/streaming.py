@@ -8,14 +8,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plait.data.columns import LABEL, UNLABELLED, Table, Wanted, counted
-from plait.data.columns import _check_given as check_given
-from plait.data.columns import _first as first_of
-from plait.data.columns import _label as as_label
-from plait.data.columns import _shown as shown
-from plait.data.columns import _text_columns as text_columns
+from plait.data.columns import (
+    LABEL,
+    UNLABELLED,
+    Table,
+    Wanted,
+    as_label,
+    check_given,
+    counted,
+    first_of,
+    shown,
+    text_columns,
+)
 from plait.data.examples import Examples
-from plait.data.reading import _table
+from plait.data.reading import table_of
 from plait.data.streams import STREAMS, Feed, stream
 from plait.errors import DataError, did_you_mean, listed
 
@@ -182,7 +188,7 @@ def _feed_of(data: Any, split: str | None, chunk: int) -> tuple[str, Feed]:
     path = Path(data).expanduser() if isinstance(data, str | Path) else None
     if path is not None and path.is_file() and path.suffix.lower() in STREAMS:
         return str(path), lambda wanted: stream(path, chunk, wanted)
-    table = _of_examples(data) if isinstance(data, Examples) else _table(data, split)
+    table = _of_examples(data) if isinstance(data, Examples) else table_of(data, split)
     return table.source, lambda _: _sliced(table, chunk)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.data.columns import Table
-from plait.data.reading import FIELD_LIMIT, _declared, _from_rows, _one_line
+from plait.data.reading import FIELD_LIMIT, declared, from_rows, one_line
 from plait.errors import DataError
 
 BUFFER = 1 << 20
@@ -28,7 +28,7 @@ def stream(path: Path, chunk: int, wanted: Sequence[str] | None) -> Iterator[Tab
     try:
         yield from STREAMS[path.suffix.lower()](path, chunk, wanted)
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {_one_line(error)}") from error
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}") from error
 
 
 def _lines(path: Path, chunk: int) -> Iterator[list[tuple[int, str]]]:
@@ -54,7 +54,7 @@ def _stream_jsonl(path: Path, chunk: int, wanted: Sequence[str] | None) -> Itera
         rows = [_parsed(number, line) for number, line in block if line.strip()]
         if not rows:
             continue
-        table = _from_rows(rows, str(path))
+        table = from_rows(rows, str(path))
         missing = {name: [None] * len(rows) for name in wanted or () if name not in table.columns}
         yield replace(table, columns={**table.columns, **missing})
 
@@ -93,7 +93,7 @@ def _stream_parquet(path: Path, chunk: int, wanted: Sequence[str] | None) -> Ite
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, buffer_size=BUFFER) as file:
-        names = _declared(datasets.Features.from_arrow_schema(file.schema_arrow))
+        names = declared(datasets.Features.from_arrow_schema(file.schema_arrow))
         for batch in file.iter_batches(batch_size=chunk, columns=None if wanted is None else list(wanted)):
             if batch.num_rows:
                 columns = {name: batch[name].to_pylist() for name in batch.schema.names}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,13 +34,9 @@ def _finished(run: Run, number: int) -> bool:
     return all(run.has(run.file(teacher, number), teacher, number) for teacher in run.teachers)
 
 
-def _file(run: Run, teacher: Teacher, number: int) -> Path:
-    return run.file(teacher, number).with_suffix(".rounds.safetensors")
-
-
 def _waits(run: Run, teacher: Teacher, number: int, turn: int) -> bool:
     """Says whether a teacher has this round before it in a shard."""
-    file = _file(run, teacher, number)
+    file = run.rounds_file(teacher, number)
     if not run.has(file, teacher, number):
         # A teacher that has been summed up already has had its rounds.
         return turn == 0 and not run.has(run.file(teacher, number), teacher, number)
@@ -51,7 +46,7 @@ def _waits(run: Run, teacher: Teacher, number: int, turn: int) -> bool:
 def _open(run: Run, number: int, turn: int) -> Tensor:
     """Returns the rows of a shard whose routing is still open after the first `turn` rounds."""
     done, settings = sum(run.settings.rounds[:turn]), run.settings
-    states = [read_shard(_file(run, teacher, number))[0] for teacher in run.teachers]
+    states = [read_shard(run.rounds_file(teacher, number))[0] for teacher in run.teachers]
     rows = (states[0]["passes"] >= done).nonzero().squeeze(-1)
     seen = [state["probabilities"][rows, :done] for state in states]
     return rows[~decided(seen, settings.passes, settings.stop)]
@@ -61,7 +56,7 @@ def _advance(  # noqa: PLR0917 - `partial` gives the first three
     run: Run, teacher: Teacher, turn: int, scorer: Scorer, piece: Piece, tick: progress.Tick
 ) -> None:
     """Takes one round of passes with the rows that are open, and keeps each pass."""
-    file, passes = _file(run, teacher, piece.number), run.settings.rounds[turn]
+    file, passes = run.rounds_file(teacher, piece.number), run.settings.rounds[turn]
     order = Turn(piece.number, turn, passes, whole=True)
     if turn == 0:
         state, before = scorer.score(piece.examples, order, tick), 0.0
@@ -85,7 +80,7 @@ def _add(state: Tensors, rows: Tensor, passes: Tensor) -> None:
 
 def _summarize(run: Run, number: int) -> None:
     """Sums up the passes of every teacher, and only then removes them."""
-    files = [_file(run, teacher, number) for teacher in run.teachers]
+    files = [run.rounds_file(teacher, number) for teacher in run.teachers]
     for teacher, file in zip(run.teachers, files, strict=True):
         if not run.has(run.file(teacher, number), teacher, number):
             state, facts = read_shard(file)

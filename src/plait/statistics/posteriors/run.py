@@ -71,10 +71,18 @@ class Run:
         """Writes what the store will be, and the hashes of the texts."""
         self.record.write(self.folder)
         clear_partial(self.folder)
+        self._clear_rounds()
         numbers = range(self.record.shards)
         if missing := [n for n in numbers if not texts_file(self.folder, n).exists()]:
             for _ in self._pieces(missing):
                 pass
+
+    def _clear_rounds(self) -> None:
+        """Removes what rounds left of shards that are summed up: a run was stopped between the two."""
+        for teacher in self.teachers:
+            for number in range(self.record.shards):
+                if self.file(teacher, number).exists():
+                    self.rounds_file(teacher, number).unlink(missing_ok=True)
 
     def one_by_one(self) -> None:
         """Scores with each teacher, to the end, what it has not scored yet."""
@@ -100,6 +108,10 @@ class Run:
     def file(self, teacher: Teacher, number: int) -> Path:
         """Returns where a teacher's shard is, or will be."""
         return teacher_file(self.folder, teacher, number)
+
+    def rounds_file(self, teacher: Teacher, number: int) -> Path:
+        """Returns where the passes of a shard are kept until all rounds are over."""
+        return self.file(teacher, number).with_suffix(".rounds.safetensors")
 
     def has(self, file: Path, teacher: Teacher, number: int) -> bool:
         """Says whether a file of a shard is there and is what this run would write.

@@ -126,9 +126,11 @@ class Scorer:
     def _enliven(self, inputs: Inputs) -> None:
         """Makes sure that passes differ, with dropout behind each layer where the model has none to set a rate for."""
         applications = self.meter.applications
-        if not self._differs(inputs) and self.settings.dropout is not None:
+        differs = self._differs(inputs)
+        if not differs and self.settings.dropout is not None:
             self.trunk.injected = self.settings.dropout
-        if not self._differs(inputs):
+            differs = self._differs(inputs)
+        if not differs:
             raise SourceError(f"{self.name}: {DEAD}")
         self.meter.applications, self.alive = applications, True
 
