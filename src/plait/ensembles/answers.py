@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
-from plait.ensembles.heads import MemberLogits
+from plait.ensembles.shapes import MemberLogits
 
 
 @dataclass

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plait.ensembles.shapes import MemberLogits
+
 Features = Float[Tensor, "M *rows d"]
 """What the heads look at, members first: [M, B, d], or [M, B, T, d] for tokens."""
-MemberLogits = Float[Tensor, "M *rows C"]
 
 
 class StackedLinear(nn.Module):

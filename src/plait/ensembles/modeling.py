@@ -21,7 +21,6 @@ from plait.ensembles.answers import EnsembleOutput, refuse_unkept, task_loss
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.heads import (
     LinearHeads,
-    MemberLogits,
     StackedLinear,
     TanhHeads,
     drop_pooler,
@@ -29,6 +28,7 @@ from plait.ensembles.heads import (
     without_last_linear,
 )
 from plait.ensembles.passage import Inputs, Passage, again, repeated, routed
+from plait.ensembles.shapes import MemberLogits
 from plait.ensembles.sharing import Roster, layers_of, share
 
 States = Float[Tensor, "M B T H"]
