@@ -122,6 +122,21 @@ def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["shared_layers"] == 2
 
 
+def test_scores_for_people(made: SavedEnsemble, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("evaluate", made.folder, "--data", place / "test.jsonl", "--quiet") == 0
+    said = capsys.readouterr().out
+    for word in (
+        "12 examples",
+        "together",
+        "member 2",
+        "nll",
+        "disagreement",
+        "oracle_accuracy",
+        "risk_at_80",
+    ):
+        assert word in said
+
+
 def test_an_ensemble_is_a_transformers_model(made: SavedEnsemble) -> None:
     model = plait.load(made.folder)
     same = AutoModelForSequenceClassification.from_pretrained(made.folder)
@@ -225,6 +240,13 @@ def test_every_perturbation(place: Path, tmp_path: Path, perturbation: str) -> N
     close(tmp_path / "r", tmp_path / "e")
     cost = [s.report["forward_equivalents"]["training_step"] for s in (saved, replayed)]
     assert cost[1] > cost[0]
+
+
+def test_mixed_precision(place: Path, tmp_path: Path) -> None:
+    told = {"perturbation": {"name": "adversarial", "at": "embeddings"}, "precision": "bfloat16", **QUICK}
+    saved = plait.ensemble(place / "base", data=place / "train.jsonl", out=tmp_path / "e", **told)
+    assert {tensor.dtype for tensor in weights(saved.folder).values()} == {torch.float32}
+    assert saved.report["validation"]["metrics"]["consistency"] > 0
 
 
 @pytest.mark.parametrize("head", ["linear", "tanh"])
@@ -382,6 +404,9 @@ def test_models_that_do_not_go_together(place: Path, tmp_path: Path) -> None:
             plait.ensemble(sources=[place / "seed1", tmp_path / stranger], out=tmp_path / "e", epochs=0)
     with pytest.raises(RecipeError, match="both of base and from"):
         plait.ensemble(place / "base", sources=[place / "seed1"], out=tmp_path / "e", epochs=0)
+    save(tiny("distilbert", "sequence", labels=2), tmp_path / "distil")
+    with pytest.raises(RecipeError, match="no place for a tanh head"):
+        plait.ensemble(sources=[tmp_path / "distil"], head="tanh", out=tmp_path / "e", epochs=0)
     with pytest.raises(RecipeError, match="members is 5, and 1 models"):
         plait.ensemble(sources=[place / "seed1"], out=tmp_path / "e", epochs=0, members=5)
     assert command("ensemble", "-o", tmp_path / "e", "--data", "x.csv") == 2

@@ -41,6 +41,7 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "is_ensemble",
     "load",
     "merge",
     "methods",

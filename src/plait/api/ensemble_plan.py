@@ -85,8 +85,9 @@ class EnsemblePlan:
             "members": self.members,
             "perturbation": {"name": noise.name, **noise.options},
             "strength": None,
-            "replicate_at": self.depth,
         }
+        if choice.build is Build.SHARED and not choice.lone:
+            chosen["replicate_at"] = self.depth
         if "regulariser" in uses:
             chosen["consistency"] = {"name": choice.consistency, **choice.consistency_options}
         if {"regulariser", "alpha"} & set(uses):

@@ -195,6 +195,20 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
     )
 
 
+def show_members(scores: Any) -> None:
+    """Prints the scores of all members together and of each alone, and how they differ."""
+    together, names = scores.metrics, [scores.primary, *ALONE]
+    columns = [name for name in dict.fromkeys(names) if name in together]
+    rows = [
+        {"": who, **{name: f"{found[name]:.3f}" for name in columns}}
+        for who, found in {"together": together, **scores.sources}.items()
+    ]
+    render.table(rows, title=f"{scores.examples} examples", right=columns)
+    others = {name: value for name, value in together.items() if name not in columns}
+    render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+
+
+ALONE = ("nll", "calibration_error", "brier", "aurc", "mse", "spearman")
 SHOWN = (
     "member",
     "epoch",

@@ -23,6 +23,7 @@ from plait.cli.arguments import (
     named_or_alone,
     spec,
 )
+from plait.cli.ensembling import show_members
 
 
 @app.command()
@@ -61,6 +62,10 @@ def evaluate(
     )  # fmt: skip
     if json:
         render.as_json(found.to_dict())
+        return
+    if api.is_ensemble(model):
+        for scores in found.tasks.values():
+            show_members(scores)
         return
     render.table(found.rows(), right=("score", "source", "relative", "examples"))
     for scores in found.tasks.values():

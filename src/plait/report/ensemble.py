@@ -22,6 +22,7 @@ model(**inputs, output_members=True).member_logits
 `plait evaluate {folder} --data FILE` scores its members alone and together."""
 SEPARATE = """Each folder under `members` is a model of its own;
 `plait evaluate {folder} --data FILE` asks all of them."""
+PRIMARY = ("accuracy", "macro_f1", "pearson", "mse")
 SHOWN = ("nll", "calibration_error", "consistency", "diversity", "disagreement", "oracle_accuracy")
 
 
@@ -40,12 +41,18 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
         *([] if "validation" not in report else ["## Scores", scores_table(report["validation"])]),
         "## Size and cost",
         costs_table(report),
-        *([] if not report["epochs"] else ["## Training", epochs_table(report["epochs"])]),
+        *([] if not report["epochs"] else ["## Training", epochs_table(shown(report["epochs"]))]),
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def shown(epochs: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Returns of each epoch's scores those that fit into a table."""
+    kept = ("member", "epoch", *PRIMARY, *SHOWN[:4])
+    return [{name: epoch[name] for name in kept if name in epoch} for epoch in epochs]
 
 
 def sentence(report: Mapping[str, Any]) -> str:
