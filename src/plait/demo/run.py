@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "task arithmetic": {"method": "task_arithmetic"},
 }
 """The ways of merging that the demonstration compares."""
-EXAMPLES = 256
+EXAMPLES = 128
 """Examples per source for statistics."""
 
 

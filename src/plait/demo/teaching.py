@@ -10,13 +10,12 @@ from typing import Any
 
 logger = logging.getLogger("plait")
 
-TEXTS = 640
+TEXTS = 480
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
     "muka": {"gate": "muka"},
-    "vkd": {"objective": "vkd"},
 }
 """The students that are compared; all are taught from one store of posteriors."""
 SCORING: Mapping[str, Any] = {"passes": 8, "last_layers": 2}
