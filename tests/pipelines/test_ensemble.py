@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -417,6 +418,32 @@ def test_existing_output(made: SavedEnsemble, place: Path, tmp_path: Path) -> No
         plait.ensemble(place / "base", data=place / "train.jsonl", out=made.folder, **QUICK)
     with pytest.raises(OutputError, match="overlap"):
         plait.ensemble(place / "base", data=place / "train.jsonl", out=place / "base" / "in", **QUICK)
+
+
+def test_ensembles_where_ordinary_models_are_wanted(
+    made: SavedEnsemble, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (
+        ("ensemble", made.folder, "--data", place / "train.jsonl"),
+        ("merge", f"a={made.folder}", f"b={place}/seed1"),
+        ("amalgamate", f"a={made.folder}", "--text", place / "strange.txt", "--student", place / "base"),
+    )
+    for arguments in asked:
+        assert command(*arguments, "-o", tmp_path / "no") == 2, arguments
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("error: ")
+    assert not (tmp_path / "no").exists()
+
+
+def test_damaged_ensembles(made: SavedEnsemble, place: Path, tmp_path: Path) -> None:
+    for name in ("weights", "tokenizer"):
+        shutil.copytree(made.folder, tmp_path / name)
+    with (tmp_path / "weights" / "model.safetensors").open("r+b") as file:
+        file.truncate(100)
+    (tmp_path / "tokenizer" / "tokenizer.json").unlink()
+    for name in ("weights", "tokenizer"):
+        with pytest.raises(SourceError, match=str(tmp_path / name)):
+            plait.evaluate(tmp_path / name, place / "test.jsonl")
 
 
 def test_a_full_disk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples
-from plait.ensembles.building import _check as check_sources
+from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.method import Build, Choice, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import PERTURBATIONS, Place
 from plait.ensembles.training import Noise
-from plait.errors import DataError, RecipeError
+from plait.errors import DataError, RecipeError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, head_for
@@ -87,6 +88,10 @@ def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig) -> None:
 
 def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
     """Returns the base, or the models that become members, opened."""
+    if ready := [place for place in recipe.starts if is_ensemble(place)]:
+        raise RecipeError(
+            f"{listed(ready)}: an ensemble already; plait export it first, expected an encoder or ordinary models"
+        )
     found = tuple(
         open_checkpoint(model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
         for model in recipe.starts

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.api.ensembles import SavedEnsemble
-from plait.data import Examples, Kind, ProblemType, align_labels, read_examples
+from plait.data import Examples, Kind, ProblemType, align_labels, length_limit, read_examples
 from plait.data.labels import IGNORED
 from plait.ensembles.diversity import diversity, mean_logits, mean_probabilities, mutual_information
 from plait.ensembles.outputs import means
@@ -105,9 +105,11 @@ def saved_logits(
 ) -> Logits:
     """Returns per example what each member of a saved ensemble says; as long a text as it was trained with."""
     trained = saved.report.get("recipe", {}).get("max_length")
+    if max_length is None and trained is not None:
+        max_length = length_limit(saved.tokenizer, saved.config.encoder, trained)
     return member_logits(
         speakers_of(saved), saved.tokenizer, examples, labels=int(saved.config.num_labels or 1),
-        batch_size=batch_size, max_length=trained if max_length is None else max_length,
+        batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
 
 

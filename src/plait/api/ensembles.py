@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line, read_json
+from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
@@ -119,10 +120,21 @@ class SavedEnsemble:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns its tokenizer."""
+        """Returns its tokenizer.
+
+        Raises:
+            SourceError: it has none, or a damaged one.
+        """
         from transformers import AutoTokenizer
 
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folders[0], local_files_only=True)
+        place = self.folders[0]
+        if not any((place / name).is_file() for name in TOKENIZER_FILES):
+            # transformers would make up an empty vocabulary here
+            raise SourceError(f"{place}: no tokenizer; expected tokenizer.json or a vocabulary")
+        try:
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        except Exception as error:  # tokenizers raises plain Exception on a corrupt file
+            raise SourceError(f"{place}: the tokenizer does not load: {first_line(error)}") from error
         return found
 
     def predict(self, texts: Any, *, batch_size: int = 32) -> list[Any]:

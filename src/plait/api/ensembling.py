@@ -20,7 +20,7 @@ from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
 from plait.checkpoints.files import first_line
 from plait.checkpoints.writer import check_space
-from plait.data import Encoded, Examples, encode
+from plait.data import Encoded, Examples, encode, length_limit
 from plait.ensembles.building import from_checkpoints, new_ensemble
 from plait.ensembles.fitting import Fit, Fitted, fit
 from plait.ensembles.method import Build
@@ -271,7 +271,7 @@ def scored_by(speakers: Sequence[Members], job: EnsemblePlan, tokenizer: Any, he
     """Returns the scores of what some models say."""
     logits = member_logits(
         speakers, tokenizer, held, labels=int(job.config.num_labels or 1), batch_size=32,
-        max_length=job.recipe.max_length,
+        max_length=length_limit(tokenizer, job.config.encoder, job.recipe.max_length),
     )  # fmt: skip
     return scores(logits, held, job.head.kind, job.problem)
 

@@ -12,6 +12,7 @@ import numpy as np
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
 from plait.api.choosing import choices_of, settings_of
+from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.api.merging import describe_sources, is_file
 from plait.api.starting import Start, check_start, start_of
@@ -180,6 +181,8 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
         raise RecipeError(
             f"{listed(merged)}: a merged checkpoint has several heads; plait export one task of it first"
         )
+    if several := [f"{t.name} ({t.origin})" for t in found if is_ensemble(t.folder)]:
+        raise RecipeError(f"{listed(several)}: an ensemble has several members; plait export it first")
     check_teachers(found)
     return found
 

@@ -91,7 +91,7 @@ def from_checkpoints(
         MergeError: When the sources cannot be members of one ensemble: everything that stands against it.
         RecipeError: When an option does not fit them.
     """
-    _check(sources)
+    check_sources(sources)
     first = sources[0]
     names = first.labels or ("LABEL_0",)
     config = EnsembleConfig(
@@ -169,7 +169,13 @@ def _rows(first: Checkpoint, other: Checkpoint) -> list[int]:
     return [other.labels.index(label) for label in first.labels]
 
 
-def _check(sources: Sequence[Checkpoint]) -> None:
+def check_sources(sources: Sequence[Checkpoint]) -> None:
+    """Checks that fine-tuned checkpoints can be members of one ensemble.
+
+    Raises:
+        MergeError: Everything that stands against it: other architectures, shapes, labels, or no head.
+        RecipeError: There are none.
+    """
     if not sources:
         raise RecipeError("members is 0; expected 1 or more checkpoints")
     first = sources[0]
