@@ -38,6 +38,8 @@ def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
 
 def check_state(folder: Path, run: Mapping[str, Any]) -> None:
     """Notes what is trained beside its state; refuses to go on from the state of something else."""
+    if not first():
+        return
     record = folder / "run.json"
     found = json.loads(record.read_text()) if record.is_file() else dict(run)
     if changed := [
@@ -46,8 +48,6 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
         raise PlaitError(
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
         )
-    if not first():
-        return
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(dict(run)) + "\n")
 
