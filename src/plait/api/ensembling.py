@@ -11,25 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-
+from plait.api.ensemble_building import build
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
-from plait.checkpoints.files import first_line
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode, length_limit
-from plait.ensembles.building import from_checkpoints, new_ensemble
 from plait.ensembles.fitting import Fit, Fitted, fit
 from plait.ensembles.method import Build
-from plait.ensembles.modeling import Ensemble
 from plait.ensembles.training import Ensembling, words_of
-from plait.errors import SourceError, listed
-from plait.merging import parts
-from plait.merging.engine import combine
-from plait.merging.rule import RULES
 from plait.recipe import EnsembleRecipe, parse_as
 from plait.report.scores import TaskScores
 from plait.training.processes import first, together
@@ -198,46 +189,6 @@ def encoded_for(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase) -> Encode
         job.examples, tokenizer, max_length=job.recipe.max_length, problem_type=job.head.problem_type,
         config=job.config.encoder,
     )  # fmt: skip
-
-
-def build(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
-    """Returns an ensemble before training: new heads on the base, or the given models with one bottom.
-
-    Raises:
-        SourceError: weights that cannot be read.
-    """
-    try:
-        return opened(job, members, seed)
-    except (OSError, SafetensorError) as error:
-        names = listed(source.origin for source in job.sources)
-        raise SourceError(f"{names}: cannot be opened: {first_line(error)}") from error
-
-
-def opened(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
-    """Returns what `build` makes."""
-    recipe = job.recipe
-    if recipe.sources is not None:
-        return from_checkpoints(
-            job.sources, shared_layers=recipe.shared_layers, shared=merged_bottom(job), head=recipe.head
-        )
-    return new_ensemble(
-        job.sources[0],
-        members=members,
-        labels=job.head.names,
-        kind=job.kind,
-        problem_type=job.head.problem_type,
-        shared_layers=recipe.shared_layers,
-        head=recipe.head,
-        classifier_dropout=recipe.classifier_dropout,
-        seed=seed,
-    )
-
-
-def merged_bottom(job: EnsemblePlan) -> dict[str, Any]:
-    """Returns the average of the sources' encoders, which the merge engine makes; one of them is as it is."""
-    names = [name for name in job.sources[0].body if all(name in s.body for s in job.sources)]
-    bodies = [parts.body(source) for source in job.sources]
-    return dict(combine(bodies, names, RULES["average"], dtype=torch.float32))
 
 
 def scores_name(job: EnsemblePlan) -> str:
