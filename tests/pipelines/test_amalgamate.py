@@ -123,9 +123,10 @@ def test_passes_run_only_where_something_needs_them(
     free = {"epochs": 1, "max_length": 32, "student": place / "base", "texts": texts(20)}
     vkd = plait.amalgamate(teachers, out=tmp_path / "vkd", objective="vkd", **free)
     energy = plait.amalgamate(teachers, out=tmp_path / "energy", gate="energy", **free)
-    muka = plait.amalgamate(teachers, out=tmp_path / "muka", **free)
-    cost = [s.report["forward_equivalents"]["teachers"] for s in (vkd, energy, muka)]
-    assert cost == [2, 2, 34]
+    default = plait.amalgamate(teachers, out=tmp_path / "default", **free)
+    muka = plait.amalgamate(teachers, out=tmp_path / "muka", gate="muka", **free)
+    cost = [s.report["forward_equivalents"]["teachers"] for s in (vkd, energy, default, muka)]
+    assert cost == [2, 2, 2, 34]
 
 
 @pytest.mark.parametrize("gate", ["entropy", "energy", "max_logit", "bald", "mahalanobis"])
@@ -371,7 +372,7 @@ def test_bad_input(place: Path, teachers: dict[str, str], tmp_path: Path) -> Non
         (RecipeError, "no option 'temprature'", teachers, {"objective": {"name": "muka", "temprature": 2}}),
         (RecipeError, "unknown key 'gaet'.*gate", teachers, {"gaet": "muka"}),
         (RecipeError, "objective vkd has no gate", teachers, {"objective": "vkd", "gate": "energy"}),
-        (RecipeError, "Monte Carlo passes", teachers, {"passes": 0}),
+        (RecipeError, "gate muka needs Monte Carlo passes", teachers, {"passes": 0, "gate": "muka"}),
         (RecipeError, "own labels", teachers, {"gate": "oracle", "texts": place / "texts.txt"}),
         (SourceError, "nowhere", {**teachers, "x": str(tmp_path / "nowhere")}, {}),
         (OutputError, "overlap", teachers, {"out": place / "news" / "inside"}),

@@ -156,7 +156,7 @@ def _gate_inputs(
         "logits": posterior.logits / temperature,
         "mean": posterior.mean if ran else None,
         "expected_entropy": posterior.expected_entropy if ran else None,
-        "features": None if posterior.features is None else posterior.features.float(),
+        "features": posterior.features,
         "labels": truth,
         "known": known,
     }

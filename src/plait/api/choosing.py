@@ -14,7 +14,7 @@ from plait.statistics.posteriors.record import FILE, read_record
 
 PASSES = 16
 """Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
-DEFAULTS: Mapping[str, Any] = {"gate": "muka", "target": "hard", "margin": True}
+DEFAULTS: Mapping[str, Any] = {"gate": "mahalanobis", "target": "hard", "margin": True}
 """What decides where the recipe does not say; the reasons are in docs/amalgamation.md."""
 CONCATENATED: Mapping[str, Any] = {"gate": "energy", "temperature": 1.0, "target": "soft", "margin": False}
 """What softmax(concat z) is (methods of the VKD family): for reports and agreement where an objective has no gate."""

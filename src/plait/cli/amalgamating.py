@@ -47,7 +47,7 @@ def amalgamate(
         typer.Option("--student", help="A model, a teacher's name, or merged; default the teachers' base."),
     ] = None,
     gate: Annotated[
-        str | None, typer.Option("--gate", help="Who is competent, default muka: see plait methods.")
+        str | None, typer.Option("--gate", help="Who is competent, default mahalanobis: see plait methods.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the soft gate; default the gate's own.")

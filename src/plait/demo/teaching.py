@@ -14,8 +14,8 @@ TEXTS = 480
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
 STUDENTS: Mapping[str, Mapping[str, Any]] = {
-    "default": {},
-    "muka": {"gate": "muka"},
+    "gate mahalanobis (the default)": {},
+    "gate muka": {"gate": "muka"},
 }
 """The students that are compared; all are taught from one store of posteriors."""
 SCORING: Mapping[str, Any] = {"passes": 8, "last_layers": 2}
@@ -53,7 +53,7 @@ def amalgamation(
     for name, options in STUDENTS.items():
         logger.info("teaching student %s", name)
         student = amalgamate(
-            teachers, texts=texts, student=base, out=folder / "students" / name, store=store, seed=seed,
+            teachers, texts=texts, student=base, out=folder / "students" / name.split()[1], store=store, seed=seed,
             overwrite=True, **{**SETTINGS, **options},
         )  # fmt: skip
         found = evaluate(student.folder, files["test"], sources=not scores).tasks["model"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
 from plait.errors import DataError
 
+CHUNK = 8192  # texts in float64 at a time
 LEAST_WEIGHT = 1e-6  # of a text about which the teacher says nothing: weights never all vanish
 SAME = 1e-9  # a spread that is less than this share of the scores is rounding
 LEAST_VARIANCE = 1e-6  # of the corpus's typical one: labels with one text each have none of their own
@@ -27,8 +30,8 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
     d_c(x) = (h − μ_c)ᵀ Σ⁻¹ (h − μ_c),  d_0(x) = (h − μ_0)ᵀ Σ_0⁻¹ (h − μ_0)
     s = −min_c (d_c − d_0) / sd,  sd the standard deviation over the texts
 
-    Needs the whole corpus at once, in memory of the order of the features. Subtracting d_0 takes away what is unusual
-    about a text for every label alike.
+    Needs the features of the whole corpus, in whatever precision they were kept; float64 is only ever a chunk of them.
+    Subtracting d_0 takes away what is unusual about a text for every label alike.
 
     Differs from the paper in doing without labels and without the teacher's training texts: μ_c and the shared Σ are
     those of the corpus itself, every text given to its most probable label and weighted by 1 − H(softmax z)/log C;
@@ -41,20 +44,37 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
         shrinkage: ρ, between 0 and 1.
     """
     _check(features)
-    points, logs = features.double(), torch.log_softmax(logits.double(), -1)
+    logs = torch.log_softmax(logits.double(), -1)
     weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=LEAST_WEIGHT)
-    nearest, centred = logs.argmax(-1), points - points.mean(0)
-    members = torch.nn.functional.one_hot(nearest, logits.shape[-1]).double() * weights[:, None]
+    members = torch.nn.functional.one_hot(logs.argmax(-1), logits.shape[-1]).double() * weights[:, None]
     members = members[:, members.sum(0) > 0]
-    centres = (members / members.sum(0)).T @ centred
-    within = centred - centres[members.argmax(-1)]
-    corpus = _covariance(centred, torch.ones_like(weights))
+    middle = sum(part.double().sum(0) for part in features.split(CHUNK)) / len(features)
+
+    def parts(*others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yields the features around their middle, a chunk at a time, beside the same texts of other tensors."""
+        for part, *rest in zip(*(t.split(CHUNK) for t in (features, *others)), strict=True):
+            yield part.double() - middle, *rest
+
+    centres = torch.stack([m.T @ h for h, m in parts(members)]).sum(0) / members.sum(0)[:, None]
+    corpus = torch.stack([h.T @ h for (h,) in parts()]).sum(0) / len(features)
+    within = torch.stack([_scatter(h - centres[m.argmax(-1)], w) for h, m, w in parts(members, weights)])
     least = (LEAST_VARIANCE * corpus.diagonal().mean()).clamp(min=torch.finfo(torch.float32).tiny)
-    shared = _whitening(_covariance(within, weights), shrinkage, least)
+    shared = _whitening(within.sum(0) / weights.sum(), shrinkage, least)
     background = _whitening(corpus, shrinkage, least)
-    distances = torch.stack([((centred - centre) @ shared).square().sum(-1) for centre in centres])
-    scores = (centred @ background).square().sum(-1) - distances.amin(0)
-    return _scaled(scores)
+    scores = [_distance(h, background) - _nearest(h, centres, shared) for (h,) in parts()]
+    return _scaled(torch.cat(scores))
+
+
+def _scatter(deviations: Tensor, weights: Tensor) -> Tensor:
+    return (deviations * weights[:, None]).T @ deviations
+
+
+def _distance(deviations: Tensor, whitening: Tensor) -> PerText:
+    return (deviations @ whitening).square().sum(-1)
+
+
+def _nearest(points: Tensor, centres: Tensor, whitening: Tensor) -> PerText:
+    return torch.stack([_distance(points - centre, whitening) for centre in centres]).amin(0)
 
 
 def _check(features: Features) -> None:
@@ -70,10 +90,6 @@ def _scaled(scores: PerText) -> PerText:
     spread = scores.std(correction=0)
     real = spread > SAME * scores.abs().amax()
     return scores / spread if bool(real) else torch.zeros_like(scores)
-
-
-def _covariance(deviations: Tensor, weights: Tensor) -> Tensor:
-    return (deviations * (weights / weights.sum())[:, None]).T @ deviations
 
 
 def _whitening(covariance: Tensor, shrinkage: float, least: Tensor) -> Tensor:
