@@ -424,7 +424,13 @@ def test_stores_do_not_mix(place: Path, teachers: dict[str, str], tmp_path: Path
 def test_a_store_of_the_output_is_made_anew_when_it_is_overwritten(
     place: Path, teachers: dict[str, str], tmp_path: Path
 ) -> None:
-    told: dict[str, Any] = {"texts": texts(12), "student": place / "base", "out": tmp_path / "s", **QUICK}
+    told: dict[str, Any] = {
+        "texts": texts(12),
+        "student": place / "base",
+        "out": tmp_path / "s",
+        "gate": "muka",
+        **QUICK,
+    }
     plait.amalgamate(teachers, **told)
     again = plait.amalgamate(teachers, overwrite=True, **{**told, "passes": 2})
     assert again.report["settings"]["passes"] == 2
