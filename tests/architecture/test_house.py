@@ -15,7 +15,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "plait"
 FILES = sorted(SOURCE.rglob("*.py"))
-LIGHT = [SOURCE / "__init__.py", SOURCE / "errors.py", SOURCE / "registry.py", *(SOURCE / "recipe").glob("*.py")]
+LIGHT = [
+    SOURCE / "__init__.py",
+    SOURCE / "errors.py",
+    SOURCE / "registry.py",
+    *(SOURCE / "recipe").glob("*.py"),
+]
 HEAVY = {"torch", "transformers", "datasets", "sklearn", "safetensors", "numpy"}
 
 

@@ -241,8 +241,8 @@ def cfl_loss(
     student_features: Array,
     teacher_features: Arrays,
     adapters: Any,
-    matching: float = 1.0,
-    reconstruction: float = 1.0,
+    matching: float = 0.1,
+    reconstruction: float = 0.1,
     **rest: Any,
 ) -> dict[str, float]:
     """`adapters`: weights and biases of `student`, `teachers` (one each), `shared` (two), `back` (two each)."""
