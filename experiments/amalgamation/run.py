@@ -74,7 +74,7 @@ FIRST = (
     Student("mahalanobis hard", taught_by("mahalanobis", margin=True)),
     Student("uhc", rival("uhc")),
     Student("dfa", rival("dfa")),
-    # With its defaults (1, 1) features are matched and labels are not learnt: see "cfl, defaults".
+    # With 1 and 1 features are matched and labels are not learnt: see "cfl, ones".
     Student("cfl", rival("cfl", matching=0.1, reconstruction=0.1)),
     Student("supervised", None),
 )
@@ -92,7 +92,7 @@ GATED = (
         Student(f"{gate} hard, no margin", taught_by(gate))
         for gate in ("oracle", "max_logit", "entropy", "bald")
     ),
-    Student("cfl, defaults", rival("cfl")),
+    Student("cfl, ones", rival("cfl", matching=1.0, reconstruction=1.0)),
 )
 _FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
 FEW = tuple(student for student in (*FIRST, *SECOND) if student.name in _FEW)
