@@ -96,7 +96,7 @@ def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
 
 
 def epochs(texts: int) -> int:
-    """Returns no more than level accuracy asks for: long after it, teachers grow sure of texts they know nothing of."""
+    """Returns how often a teacher sees its texts: more often where there are few."""
     return max(EPOCHS, round(LEAST_STEPS * BATCH / texts))
 
 

@@ -213,7 +213,7 @@ def level(found: Results) -> list[str]:
 
 
 def longer(found: Results) -> list[str]:
-    """Returns what teachers trained much longer do to a row: as accurate, far too sure."""
+    """Returns what teachers trained much longer do to a row."""
     then = Results("longer/")
     lines = []
     for row in [name for name in found.names if by_row(then.rows, name)]:
@@ -284,7 +284,7 @@ SECTIONS = (
         lambda f: main_table(f, "shared"),
     ),
     ("Is the training long enough?", level),
-    ("Teachers trained longer: as accurate on their own labels, and sure of everything", longer),
+    ("Teachers trained longer: about as accurate on their own labels, otherwise sure", longer),
     ("Teachers", teachers),
 )
 
