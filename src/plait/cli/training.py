@@ -129,4 +129,4 @@ def show_taught(taught: dict[str, Any], output: Path) -> None:
     rows = [{"": name, "accuracy": f"{score:.3f}"} for name, score in scores.items()]
     title = f"accuracy over all libraries; two teachers know half of them each, {taught['texts']} texts without labels"
     render.table(rows, title=title, right=["accuracy"])
-    render.line(f"teachers, posteriors and students {output}/amalgamation")
+    render.line(f"teachers, student and posteriors {output}/amalgamation")
