@@ -36,7 +36,7 @@ class Docstring:
     text: str
     name: str
     kind: str
-    library: str
+    package: str
     file: str
 
 
@@ -178,9 +178,9 @@ def balanced(
 
 def by_library(found: Sequence[Docstring], rows: int, seed: int) -> Table:
     """Returns the task: which library does a summary come from?"""
-    present = [name for name in LIBRARIES if any(d.library == name for d in found)]
-    chosen = balanced(found, "library", present, rows, seed)
-    return {"text": [d.text for d in chosen], "label": [d.library for d in chosen]}
+    present = [name for name in LIBRARIES if any(d.package == name for d in found)]
+    chosen = balanced(found, "package", present, rows, seed)
+    return {"text": [d.text for d in chosen], "label": [d.package for d in chosen]}
 
 
 def by_kind(found: Sequence[Docstring], rows: int, seed: int) -> Table:
@@ -197,12 +197,12 @@ def name_fits(found: Sequence[Docstring], rows: int, seed: int) -> Table:
     pool = [d for d in found if len(words_of(d.name)) > 3]
     if len(pool) < rows:
         raise DataError(f"only {len(pool)} docstrings, {rows} are needed: ask for fewer examples")
-    rest = {library: [d.name for d in pool[rows:] if d.library == library] for library in LIBRARIES}
+    rest = {library: [d.name for d in pool[rows:] if d.package == library] for library in LIBRARIES}
     draw = random.Random(seed)
     table: Table = {"text": [], "text_pair": [], "label": []}
     for number, docstring in enumerate(pool[:rows]):
         fits = number % 2 == 0
-        others = [n for n in rest[docstring.library] if n != docstring.name]
+        others = [n for n in rest[docstring.package] if n != docstring.name]
         name = docstring.name if fits or not others else draw.choice(others)
         table["text"].append(words_of(name))
         table["text_pair"].append(docstring.text)
