@@ -12,17 +12,17 @@ results/teachers/ beside this file.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
 
 import torch
 from encoders import encoder
+from grid import claimed, waiting, write
 from rows import POOLS, RESULTS, ROWS, SEEDS, WORK, Teacher, all_teachers, taught
+
+__all__ = ["claim_of", "claimed", "finished", "folder_of", "make", "waiting", "write"]
 
 EPOCHS = 4
 BATCH = 16
@@ -44,30 +44,6 @@ def claim_of(teacher: Teacher, seed: int) -> Path:
 
 def finished(teacher: Teacher, seed: int) -> bool:
     return (folder_of(teacher, seed) / "plait.json").exists() and record_of(teacher, seed).exists()
-
-
-@contextmanager
-def claimed(place: Path) -> Iterator[bool]:
-    """Yields whether this process is the first to work on `place`; the claim of a dead process does not count."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.with_name(f".{place.name}.claim").open("a") as mark:
-        try:
-            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-@contextmanager
-def waiting(place: Path) -> Iterator[None]:
-    """Waits until no other process works on `place`."""
-    while True:
-        with claimed(place) as mine:
-            if mine:
-                yield
-                return
-        time.sleep(2)
 
 
 def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
@@ -98,14 +74,6 @@ def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
 def epochs(texts: int) -> int:
     """Returns how often a teacher sees its texts: more often where there are few."""
     return max(EPOCHS, round(LEAST_STEPS * BATCH / texts))
-
-
-def write(file: Path, report: object) -> None:
-    """Writes a result, which appears whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.rename(file)
 
 
 def main() -> None:
