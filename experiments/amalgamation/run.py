@@ -4,8 +4,8 @@ Run from the repository root, once for each core:
 
     python experiments/amalgamation/run.py
 
-Processes that run at once share the work between them, seed by seed, the cheapest rows first. What is finished is
-skipped; what is missing (encoders, teachers, posteriors) is made. A file STOP in work-files/amalgamation ends them
+Processes that run at once share the work between them: the main students of every row and seed, the cheapest rows
+first, then the others. What is finished is skipped; what is missing (encoders, teachers, posteriors) is made. A file STOP in work-files/amalgamation ends them
 after the student they are at.
 """
 
@@ -340,12 +340,10 @@ def main() -> None:
     if arguments.gates:
         judge_gates_anew()
         return
-    for seed in arguments.seeds:
-        for turn in range(3):
-            for name in (
-                *arguments.rows,
-                *arguments.rows,
-            ):  # again: another process may have been at work on a row
+    for turn in range(3):
+        for seed in arguments.seeds:
+            # Again: another process may have been at work on a row.
+            for name in (*arguments.rows, *arguments.rows):
                 if not STOP.exists():
                     advance(ROWS[name], seed, turn)
                 stage.cache_clear()

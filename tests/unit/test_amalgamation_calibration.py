@@ -132,14 +132,14 @@ def test_layers_at_the_same_depth(student: int, teacher: int, wanted: list[int])
 
 @pytest.mark.parametrize("name", ["muka", "vkd", "uhc"])
 def test_plain_objectives_train_nothing_else(name: str) -> None:
-    assert adapters.build(name, 8, 2, [4], [3]) is None
+    assert adapters.build(name, 8, 2, [4]) is None
 
 
 def test_adapters_fit_widths_and_depths() -> None:
-    alignment = adapters.build("dfa", 8, 2, [4, 6], [3, 1])
+    alignment = adapters.build("dfa", 8, 2, [4, 6])
     assert isinstance(alignment, nn.Module)
     assert [tuple(one.shape) for one in alignment(torch.zeros(5, 2, 8))] == [(5, 2, 4), (5, 2, 6)]
-    space = adapters.build("cfl", 64, 2, [4, 6], [3, 1])
+    space = adapters.build("cfl", 64, 2, [4, 6])
     assert isinstance(space, nn.Module)
     own, theirs, rebuilt = space(torch.zeros(5, 64), [torch.zeros(5, 4), torch.zeros(5, 6)])
     assert own.shape == (5, 16)
@@ -149,14 +149,14 @@ def test_adapters_fit_widths_and_depths() -> None:
 
 def test_adapters_repeat_with_the_seed_and_unknown_objectives_are_refused() -> None:
     torch.manual_seed(5)
-    first = adapters.build("dfa", 4, 1, [3], [1])
+    first = adapters.build("dfa", 4, 1, [3])
     torch.manual_seed(5)
-    second = adapters.build("dfa", 4, 1, [3], [1])
+    second = adapters.build("dfa", 4, 1, [3])
     assert first is not None
     assert second is not None
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     with pytest.raises(RecipeError, match="unknown objective 'dfb'"):
-        adapters.build("dfb", 4, 1, [3], [1])
+        adapters.build("dfb", 4, 1, [3])
 
 
 def test_discrepancy_is_0_for_equal_batches_and_grows_with_distance() -> None:

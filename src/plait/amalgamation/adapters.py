@@ -11,11 +11,7 @@ from plait.amalgamation.objective import OBJECTIVES
 
 
 def build(
-    objective: str,
-    student_width: int,
-    student_layers: int,
-    teacher_widths: Sequence[int],
-    teacher_layers: Sequence[int],
+    objective: str, student_width: int, student_layers: int, teacher_widths: Sequence[int]
 ) -> nn.Module | None:
     """Returns the adapters that an objective trains, or None where it has none.
 
@@ -26,12 +22,11 @@ def build(
         student_width: the width of the student's hidden states and features.
         student_layers: the number of the student's layers, the embeddings not counted.
         teacher_widths: the width of each teacher.
-        teacher_layers: the number of each teacher's layers.
     """
     maker = OBJECTIVES[objective].facts.get("adapters")
     if maker is None:
         return None
-    made: nn.Module = maker(student_width, student_layers, teacher_widths, teacher_layers)
+    made: nn.Module = maker(student_width, student_layers, teacher_widths)
     return made
 
 
@@ -47,16 +42,9 @@ def same_depth(student_layers: int, teacher_layers: int) -> list[int]:
 class Alignment(nn.Module):
     """One linear map per teacher and layer of the student, from the student's width to the teacher's."""
 
-    def __init__(
-        self,
-        student_width: int,
-        student_layers: int,
-        teacher_widths: Sequence[int],
-        teacher_layers: Sequence[int],
-    ) -> None:
+    def __init__(self, student_width: int, student_layers: int, teacher_widths: Sequence[int]) -> None:
         """Makes the maps; how deep the teachers are does not matter to them."""
         super().__init__()
-        del teacher_layers
         self.maps = nn.ModuleList(
             nn.ModuleList(nn.Linear(student_width, width) for _ in range(student_layers))
             for width in teacher_widths
@@ -73,16 +61,10 @@ class Alignment(nn.Module):
 class CommonSpace(nn.Module):
     """Projections of the student's and the teachers' features into a space they share, and the teachers' way back."""
 
-    def __init__(
-        self,
-        student_width: int,
-        student_layers: int,
-        teacher_widths: Sequence[int],
-        teacher_layers: Sequence[int],
-    ) -> None:
+    def __init__(self, student_width: int, student_layers: int, teacher_widths: Sequence[int]) -> None:
         """Makes a space of a quarter of the student's width; depths do not matter to it."""
         super().__init__()
-        del student_layers, teacher_layers
+        del student_layers
         width = max(student_width // 4, 8)
         self.student = nn.Sequential(nn.Linear(student_width, width), nn.ReLU())
         self.teachers = nn.ModuleList(

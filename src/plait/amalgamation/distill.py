@@ -113,11 +113,10 @@ def make_adapters(
     if entry.facts.get("adapters") is None:
         return None
     kind = "teacher_layers" if entry.facts["keep"] == "layers" else "teacher_features"
-    shapes = [table.shape for name, table in corpus_tables.items() if name.startswith(f"{kind}.")]
+    widths = [table.shape[-1] for name, table in corpus_tables.items() if name.startswith(f"{kind}.")]
     hidden: int = model.config.hidden_size
     width = hidden if kind == "teacher_layers" else model.get_submodule(classifier).in_features
-    layers = model.config.num_hidden_layers
-    return adapters.build(entry.name, width, layers, [s[-1] for s in shapes], [s[1] - 1 for s in shapes])
+    return adapters.build(entry.name, width, model.config.num_hidden_layers, widths)
 
 
 def classifier_path(model: Any) -> str:
