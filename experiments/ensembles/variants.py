@@ -1,0 +1,92 @@
+"""What is compared, and in which order: methods of Plait with their defaults, four members, α = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MEMBERS = 4
+ALPHA = 1.0
+LAYERS = 6  # of the MiniLM
+SWEPT = "trec"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table, and the options of `plait.ensemble` that make it."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def members(self) -> int | None:
+        """Returns M; None for a single model."""
+        return None if self.name == "single" else self.options.get("members", MEMBERS)
+
+
+def _noise(name: str, **options: Any) -> dict[str, Any]:
+    return {"perturbation": {"name": name, **options}}
+
+
+SINGLE = Variant("single", {"method": "single"})  # the others' `separate` holds it already: see run.py
+SEPARATE = Variant("separate", {"method": "separate"})
+SHARED = Variant("shared", {"method": "shared"})
+CAMERO = Variant("camero")
+CORE = (
+    SEPARATE,
+    SHARED,
+    CAMERO,
+    Variant("one", {"method": "one"}),
+    Variant("mc-dropout", {"method": "mc-dropout"}),
+)
+OTHER = (
+    Variant("camero pairwise", {"consistency": "pairwise"}),
+    Variant("camero gaussian", _noise("gaussian", at="embeddings")),
+    Variant("camero adversarial", _noise("adversarial", at="embeddings")),
+    Variant("camero word-dropout", _noise("word-dropout")),
+    Variant("codistillation", {"method": "codistillation"}),
+    Variant("batchensemble", {"method": "batchensemble"}),
+)
+MEMBER_SWEEP = (2, 4, 8)
+LAYER_SWEEP = (0, 2, 4, LAYERS)
+ALPHA_SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+def with_members(variant: Variant, members: int) -> Variant:
+    """Returns a variant with M members."""
+    if members == MEMBERS:
+        return variant
+    return Variant(f"{variant.name} members {members}", {**variant.options, "members": members})
+
+
+def with_layers(layers: int) -> Variant:
+    """Returns CAMERO with the bottom layers shared."""
+    return CAMERO if layers == LAYERS else Variant(f"camero layers {layers}", {"shared_layers": layers})
+
+
+def with_alpha(alpha: float) -> Variant:
+    """Returns CAMERO with another weight of the regulariser."""
+    return CAMERO if alpha == ALPHA else Variant(f"camero alpha {alpha:g}", {"alpha": alpha})
+
+
+VARIANTS = {variant.name: variant for variant in (*CORE, *OTHER, SINGLE)}
+SWEEPS = tuple(
+    variant
+    for variant in (
+        *(with_members(v, m) for m in MEMBER_SWEEP for v in (CAMERO, SHARED, SEPARATE)),
+        *(with_layers(k) for k in LAYER_SWEEP),
+        *(with_alpha(a) for a in ALPHA_SWEEP),
+    )
+    if variant.name not in VARIANTS  # where the sweep passes through the table
+)
+
+
+def work(tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, str, Variant]]:
+    """Yields seed, task and variant of every cell in the order of the work: what the claim needs comes first."""
+    for seed in seeds:
+        for group in (CORE, OTHER):
+            for task in tasks:
+                yield from ((seed, task, variant) for variant in group)
+        if SWEPT in tasks:
+            yield from ((seed, SWEPT, variant) for variant in SWEEPS)
