@@ -75,7 +75,7 @@ class Results:
         if not found:
             return None
         mean, noise = statistics.mean(found), self.noise(task, variant, other)
-        return "level" if abs(mean) < noise else "better" if mean > 0 else "worse"
+        return "level" if abs(mean) <= noise else "better" if mean > 0 else "worse"
 
 
 def value(cell: Mapping[str, Any], variant: str, key: str) -> float | None:

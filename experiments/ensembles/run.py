@@ -48,7 +48,7 @@ class Run:
 
     def epochs(self, task: Task, length: int) -> int:
         """Returns how often a task's texts are seen."""
-        return 1 if self.trial else task.epochs * length
+        return length * (1 if self.trial else task.epochs)
 
 
 def base() -> Path:

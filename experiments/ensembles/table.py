@@ -193,7 +193,8 @@ separate ones; the mean of the four is the better estimate of what one is worth.
 SIZES = """Sizes are those of {task}. Training cost: forward passes of one encoder for each example that is seen (3 F is
 one model). Passes: of one prediction. Differences are in points, ± the standard error over tasks (in brackets how
 many). Rank: by the leading score, over the tasks and seeds that all rows have (in brackets how many).
-Latency: {latency}.
+Latency: {latency}. The size of BatchEnsemble is that of one model and its factors; Plait
+writes the factors multiplied into the weights of each member.
 """
 
 
