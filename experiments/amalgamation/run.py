@@ -5,8 +5,8 @@ Run from the repository root, once for each core:
     python experiments/amalgamation/run.py
 
 Processes that run at once share the work between them: the main students of every row and seed, the cheapest rows
-first, then the others. What is finished is skipped; what is missing (encoders, teachers, posteriors) is made. A file STOP in work-files/amalgamation ends them
-after the student they are at.
+first, then the others. What is finished is skipped; what is missing (encoders, teachers, posteriors) is made. A file
+STOP in work-files/amalgamation ends them after the student they are at.
 """
 
 from __future__ import annotations
