@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import plait
+from plait.api import ensembling
 from plait.api.ensembles import SavedEnsemble
 from plait.cli import invoke
 from plait.ensembles.fitting import FITS
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
+from plait.report.scores import TaskScores
 from plait.training import loop
 from tests.models import FAMILIES, save, texts, tiny
 
@@ -483,6 +485,25 @@ def test_a_stopped_run_goes_on(
     for mine, theirs in zip(again.folders, whole.folders, strict=True):
         assert all(torch.equal(weights(theirs)[name], tensor) for name, tensor in weights(mine).items())
     assert again.report["validation"] == whole.report["validation"]
+
+
+@pytest.mark.parametrize(("nlls", "last"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
+def test_of_epochs_that_are_level_the_surer_is_kept(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nlls: tuple[float, float], last: bool
+) -> None:
+    told = {"data": place / "train.jsonl", "validation": place / "test.jsonl", **QUICK, "epochs": 2}
+    kept = {}
+    for name, accuracies, surprise in (("level", (0.5, 0.5), nlls), ("better", (0.5, 0.6), (1.0, 1.0))):
+        waiting = [{"accuracy": a, "nll": n} for a, n in zip(accuracies, surprise, strict=True)]
+        said = iter([*waiting, waiting[-1]])  # after each epoch, and of the result
+        monkeypatch.setattr(
+            ensembling, "scored_by", lambda *_, said=said: TaskScores(next(said), "accuracy", 12, {})
+        )
+        saved = plait.ensemble(place / "base", out=tmp_path / name, **told)
+        assert [set(entry) for entry in saved.report["epochs"]] == [{"epoch", "accuracy", "nll"}] * 2
+        kept[name] = weights(saved.folder)
+    same = [torch.equal(kept["level"][name], tensor) for name, tensor in kept["better"].items()]
+    assert all(same) is last
 
 
 def close(first: Path, second: Path) -> None:

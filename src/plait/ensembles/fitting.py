@@ -23,6 +23,8 @@ from plait.training.state import seeded
 Make = Callable[[int, int], Ensemble]
 """From a number of members and a seed to an ensemble before training."""
 FINISHED = "finished.safetensors"
+PREFERENCE = "preference"
+"""The score that decides which epoch is kept; it is no score to report."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,11 @@ def _seeds(job: Fit) -> list[int]:
 
 def _epochs(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
     return tuple(
-        {name.removeprefix("eval_"): round(value, 6) for name, value in entry.items() if name != "step"}
+        {
+            name.removeprefix("eval_"): round(value, 6)
+            for name, value in entry.items()
+            if name not in ("step", f"eval_{PREFERENCE}")
+        }
         for entry in log
         if any(name.startswith("eval_") for name in entry)
     )
