@@ -65,6 +65,10 @@ def new_ensemble(
         )  # fmt: skip
         model = _class(kind)(config)
     _copy(model, own.state_dict(), None)
+    with torch.no_grad():
+        # What reaches the encoder goes through the mean of the heads, and that of M drawn apart is √M smaller than
+        # one head: they start √M larger, or the encoder would learn later than that of a single model.
+        model.heads.out.weight.mul_(members**0.5)
     model.eval()
     return model
 
