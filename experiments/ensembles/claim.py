@@ -18,7 +18,7 @@ def claim(found: Results) -> list[str]:
     lines = [
         [row, *(judged(found, task, row, STANDARD) for task in found.tasks)]
         for row in ROWS
-        if row not in {STANDARD, FIRST}
+        if row not in {STANDARD, FIRST} and any(found.of(task, row) for task in found.tasks)
     ]
     return [*words(found), "", *markdown(["less separate's", *found.tasks], lines)]
 
@@ -62,7 +62,7 @@ def sentence(found: Results, row: str, other: str) -> str:
     if not mean:
         return f"`{row}` against `{other}`: nothing to compare yet"
     return (
-        f"`{row}` against `{other}`: {'; '.join(parts)}. Over {len(mean)} tasks {gap(mean, count=False)} points, "
+        f"`{row}` against `{other}`: {'; '.join(parts)}. Over {len(mean)} {'tasks' if len(mean) > 1 else 'task'} {gap(mean, count=False)} points, "
         f"NLL {gap(nll, 1, 3, count=False)}"
     )
 

@@ -21,6 +21,7 @@ SINGLES = (FIRST, SINGLE)
 VARIANTS = (*(v.name for v in (*CORE[:3], *OTHER[:4], CORE[3], *OTHER[4:], CORE[4])),)
 ROWS = (*SINGLES, *VARIANTS)
 PRIMARY = "primary"  # stands for the metric that leads
+EPOCH = "epoch"  # the one that was kept
 BySeed = Mapping[int, float]
 
 
@@ -81,6 +82,9 @@ class Results:
 def value(cell: Mapping[str, Any], variant: str, key: str) -> float | None:
     """Returns a score of a cell, or None where it has none of that name."""
     key = cell["metric"] if key == PRIMARY else key
+    if key == EPOCH:
+        kept = kept_epochs(cell)
+        return kept[0] if variant == FIRST else statistics.mean(kept)
     if variant not in SINGLES:
         return cell["metrics"].get(key)
     alone = cell["members_alone"]
@@ -88,6 +92,17 @@ def value(cell: Mapping[str, Any], variant: str, key: str) -> float | None:
         return alone[0][key] if variant == FIRST else statistics.mean(member[key] for member in alone)
     outside = key.startswith(("auroc", "aupr")) and "mutual" not in key
     return cell.get("first_member", {}).get(key) if variant == FIRST and outside else None
+
+
+def kept_epochs(cell: Mapping[str, Any]) -> list[float]:
+    """Returns the best epoch, the first of equals, of each model that was trained by itself."""
+    best: dict[float, tuple[float, float]] = {}
+    for entry in cell["validation"]:
+        member = entry.get("member", 0.0)
+        (score,) = (value for name, value in entry.items() if name not in {"member", "epoch"})
+        if member not in best or score > best[member][0]:
+            best[member] = score, entry["epoch"]
+    return [epoch for _, epoch in best.values()]
 
 
 def error(values: Sequence[float]) -> float | None:

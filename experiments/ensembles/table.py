@@ -13,7 +13,7 @@ from pathlib import Path
 from claim import claim
 from costs import costs, latency_from
 from figure import draw
-from finished import FIRST, PRIMARY, ROWS, SINGLE, Results, gap, show
+from finished import EPOCH, FIRST, PRIMARY, ROWS, SINGLE, Results, gap, show
 from grid import markdown
 from tasks import RESULTS, TASKS
 from variants import (
@@ -233,6 +233,10 @@ def sections(found: Results) -> list[tuple[str, list[str]]]:
             by_task(found, "mutual_information", 1, 4, best=False),
         ),
         ("Oracle accuracy: some member is right", by_task(found, "oracle_accuracy", best=False)),
+        (
+            "The epoch that was kept, by accuracy (Pearson) on other texts: early ones are less sure of themselves",
+            by_task(found, EPOCH, 1, 1, best=False),
+        ),
         ("Is the training long enough?", long_enough(found)),
     ]
 
