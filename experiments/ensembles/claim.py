@@ -61,8 +61,9 @@ def sentence(found: Results, row: str, other: str) -> str:
     nll = found.differences(row, other, "nll")
     if not mean:
         return f"`{row}` against `{other}`: nothing to compare yet"
+    count = f"{len(mean)} task{'s' if len(mean) > 1 else ''}"
     return (
-        f"`{row}` against `{other}`: {'; '.join(parts)}. Over {len(mean)} {'tasks' if len(mean) > 1 else 'task'} {gap(mean, count=False)} points, "
+        f"`{row}` against `{other}`: {'; '.join(parts)}. Over {count} {gap(mean, count=False)} points, "
         f"NLL {gap(nll, 1, 3, count=False)}"
     )
 
