@@ -62,7 +62,7 @@ VARIANTS = {
 def lines(count: int) -> list[str]:
     """Sentences of many lengths that every machine with torch has."""
     found = [" ".join(part.split()) for text in docstrings(2000) for part in re.split(r"(?<=[.:])\s", text)]
-    some = list(dict.fromkeys(text for text in found if 3 <= len(text.split()) <= 80))
+    some = list(dict.fromkeys(text for text in found if 3 <= len(text.split()) <= 40 and len(text) <= 300))
     return [some[i * 7919 % len(some)] for i in range(count)]
 
 
@@ -73,6 +73,18 @@ def classifier(folder: Path, labels: int = 4) -> Path:
         AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=labels).save_pretrained(
             folder
         )
+        AutoTokenizer.from_pretrained(encoder()).save_pretrained(folder)
+    return folder
+
+
+def shallow(folder: Path) -> Path:
+    """The same, cut to its first layer."""
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            encoder(), num_labels=4, num_hidden_layers=1
+        )
+        model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(encoder()).save_pretrained(folder)
     return folder
 
@@ -105,7 +117,7 @@ def ours(checkpoint: Checkpoint, texts: Sequence[str], batch_size: int) -> Store
 def loop(record: Record, options: argparse.Namespace) -> None:
     folder = classifier(WORK / "classifier")
     checkpoint = open_checkpoint(folder)
-    count = 192 if options.quick else 768
+    count = 128 if options.quick else 512
     for batch_size in (16, 64):
         texts = lines(count)
         contenders: dict[str, Callable[[], Any]] = {
@@ -134,15 +146,15 @@ def memory(record: Record, options: argparse.Namespace) -> None:
 
 
 def measure(count: int) -> None:
-    """One process of `memory`: two passes with dropout, since their number does not matter to memory."""
-    folder = classifier(WORK / "classifier")
+    """One process of `memory`: the encoder's first layer and one pass with dropout: neither number matters."""
+    folder = shallow(WORK / "shallow")
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "lines.txt"
         with file.open("w") as out:
             out.writelines(f"line {i} of a made file, number {i * 7919 % 10007}\n" for i in range(count))
         before, peak = anonymous(), Peak()
         store = score_texts(
-            Path(place) / "store", open_texts(file), [open_checkpoint(folder)], Settings(passes=2)
+            Path(place) / "store", open_texts(file), [open_checkpoint(folder)], Settings(passes=1)
         )
         facts = {
             "texts": store.count,

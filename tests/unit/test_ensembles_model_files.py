@@ -369,6 +369,16 @@ def features(model: Any, member: int) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("head", ["linear", "tanh"])
+def test_the_mean_of_new_heads_is_as_large_as_one_head(fine_tuned: Any, head: Any) -> None:
+    labels = [f"label {i}" for i in range(40)]
+    one, mean = (
+        new_ensemble(fine_tuned(), members=members, labels=labels, head=head).heads.out.weight.mean(0).std()
+        for members in (1, 16)
+    )
+    torch.testing.assert_close(mean, one, rtol=0.15, atol=0.0)
+
+
 def test_kinds_of_new_ensembles(fine_tuned: Any) -> None:
     base = fine_tuned("bert", "body")
     tags = new_ensemble(base, members=2, labels=["A", "B"], kind="token_classification")

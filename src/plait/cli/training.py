@@ -81,7 +81,7 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune sources on text that is already here, merge them, let teachers teach a student, and compare."""
+    """Fine-tune, merge, amalgamate and ensemble models on text that is already here, and compare."""
     from plait.demo import demo as run_demo
 
     report = run_demo(
@@ -115,6 +115,7 @@ def show_demo(report: dict[str, Any], output: Path) -> None:
         right=[*tasks, "mean relative"],
     )
     show_taught(report["amalgamation"], output)
+    show_members(report["ensemble"], output)
     render.line(
         f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
     )
@@ -130,3 +131,17 @@ def show_taught(taught: dict[str, Any], output: Path) -> None:
     title = f"accuracy over all libraries; two teachers know half of them each, {taught['texts']} texts without labels"
     render.table(rows, title=title, right=["accuracy"])
     render.line(f"teachers, student and posteriors {output}/amalgamation")
+
+
+def show_members(made: dict[str, Any], output: Path) -> None:
+    """Prints what an ensemble scores beside one model, and what it takes."""
+    rows = [
+        {"": name, **{key.replace("_", " "): f"{score:.3f}" for key, score in scores.items()}}
+        for name, scores in made["scores"].items()
+    ]
+    render.table(rows, title="an ensemble whose members share one encoder", right=list(rows[0])[1:])
+    sizes = {name: made["parameters"][name] / 1e6 for name in ("saved", "separate")}
+    render.line(
+        f"ensemble {output}/ensemble: {sizes['saved']:.1f} million parameters, not {sizes['separate']:.1f}; "
+        "a prediction takes one encoder pass"
+    )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plait.demo.members import ensembling
 from plait.demo.teaching import amalgamation
 from plait.demo.texts import Table, harvest, tasks, unused
 from plait.errors import OutputError, SourceError
@@ -27,6 +28,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """The ways of merging that the demonstration compares."""
 EXAMPLES = 128
 """Examples per source for statistics."""
+PRIVATE = 2
+"""Last layers that members of the ensemble see differently in training."""
 
 
 def carried_encoder() -> str:
@@ -79,6 +82,10 @@ def demo(
     rows = {label: merge_and_score(folder / "merged", label, encoder, sources, files) for label in METHODS}
     rest = unused(found, tables["library"][0], seed)
     taught = amalgamation(folder / "amalgamation", encoder, files["library"], rest, seed)
+    members = ensembling(
+        folder / "ensemble", encoder, files["library"], sources["library"],
+        private=PRIVATE, epochs=epochs, seed=seed,
+    )  # fmt: skip
     report = {
         "base": encoder,
         "seed": seed,
@@ -88,6 +95,7 @@ def demo(
             label: {**row, "mean relative": mean_relative(row, scored)} for label, row in rows.items()
         },
         "amalgamation": {**taught, "supervised": scored["library"]},
+        "ensemble": members,
         "seconds": round(time.monotonic() - begin, 1),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

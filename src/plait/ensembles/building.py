@@ -68,7 +68,7 @@ def new_ensemble(
     with torch.no_grad():
         # What reaches the encoder goes through the mean of the heads, and that of M drawn apart is √M smaller than
         # one head: they start √M larger, or the encoder would learn later than that of a single model.
-        model.heads.out.weight.mul_(members**0.5)
+        model.get_parameter("heads.out.weight").mul_(members**0.5)
     model.eval()
     return model
 
