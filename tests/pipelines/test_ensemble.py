@@ -261,8 +261,7 @@ def test_every_task(place: Path, tmp_path: Path, task: str, head: str) -> None:
     if task == "multi_label":
         table["label"] = [["long"] * (len(t) > 20) + ["film"] * ("film" in t) for t in table["text"]]
     if task == "token":
-        words = [text.split() for text in table["text"]]
-        table = {"tokens": words, "ner_tags": [["A" if w == "the" else "B" for w in row] for row in words]}
+        table = tagged(40)
     if task == "pairs":
         table["text_pair"] = texts(40, seed=2)
     file = write(tmp_path / "d.jsonl", table)
@@ -460,6 +459,31 @@ def test_a_full_disk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in tmp_path.iterdir()] in ([], [".e.training"])
 
 
+def test_a_disk_that_fills_up_in_training(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"data": place / "train.jsonl", **QUICK, "epochs": 2}
+    whole = plait.ensemble(place / "base", out=tmp_path / "whole", **told)
+    saves, own = [0], torch.save
+
+    def full(value: Any, file: Any, *arguments: Any, **more: Any) -> None:
+        saves[0] += str(file).endswith("optimizer.pt")
+        if saves[0] == 2:
+            Path(file).write_bytes(b"PK")
+            raise RuntimeError(
+                "[enforce fail] PytorchStreamWriter failed writing file data/1: file write failed"
+            )
+        own(value, file, *arguments, **more)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="cannot be written"):
+        plait.ensemble(place / "base", out=tmp_path / "e", **told)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".e.training", "whole"]
+    monkeypatch.setattr(torch, "save", own)
+    again = plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **told)
+    assert again.report["validation"] == whole.report["validation"]
+
+
 @pytest.mark.parametrize("method", ["camero", "separate"])
 def test_a_stopped_run_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
@@ -481,6 +505,10 @@ def test_a_stopped_run_goes_on(
     assert [p.name for p in tmp_path.iterdir() if "e" in p.name and p.name != "whole"] == [".e.training"]
     with pytest.raises(PlaitError, match="left by another run"):
         plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **{**told, "seed": 3})
+    *_, last = sorted((tmp_path / ".e.training").rglob("checkpoint-*"))
+    shutil.copytree(last, last.with_name("checkpoint-999"))
+    for record in ("trainer_state.json", "optimizer.pt"):  # killed while this one was saved
+        (last.with_name("checkpoint-999") / record).write_bytes(b"{")
     again = plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **told)
     for mine, theirs in zip(again.folders, whole.folders, strict=True):
         assert all(torch.equal(weights(theirs)[name], tensor) for name, tensor in weights(mine).items())
@@ -522,9 +550,17 @@ def still(folder: Path) -> Path:
     return save(model, folder)
 
 
-def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
-    base = still(tmp_path / "base")
-    told = {**QUICK, "data": rows(40), "perturbation": "none", "held_back": 0.0}
+def tagged(count: int) -> dict[str, Any]:
+    """Sentences with a label for each word: parts with as many texts have other numbers of labels."""
+    words = [text.split() for text in texts(count)]
+    return {"tokens": words, "ner_tags": [["A" if w == "the" else "B" for w in row] for row in words]}
+
+
+@pytest.mark.parametrize("task", ["text", "token"])
+def test_accumulation_is_a_larger_batch(tmp_path: Path, task: str) -> None:
+    base, count = still(tmp_path / "base"), 43  # the last step has parts of two and one
+    table = tagged(count) if task == "token" else rows(count)
+    told = {**QUICK, "data": table, "perturbation": "none", "held_back": 0.0, "epochs": 2}
     plait.ensemble(base, out=tmp_path / "one", **told)
     plait.ensemble(base, out=tmp_path / "parts", accumulate=4, **told)
     close(tmp_path / "one", tmp_path / "parts")
@@ -533,7 +569,7 @@ def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     base = still(tmp_path / "base")
-    file = write(tmp_path / "d.jsonl", rows(40))
+    file = write(tmp_path / "d.jsonl", tagged(40))
     asked = ["ensemble", base, "--data", file, "--members", 2, "--perturbation", "none", "--held-back", 0.2]
     asked += ["--epochs", 1, "--batch-size", 8, "--max-length", 16, "--learning-rate", 1e-3]
     assert command(*asked, "-o", tmp_path / "one") == 0

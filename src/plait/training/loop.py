@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from plait import progress
+from plait.data.labels import IGNORED
 from plait.errors import DataError, RecipeError, listed
 from plait.training.heads import quiet
 from plait.training.processes import processes
@@ -141,10 +143,20 @@ class ObjectiveTrainer(Trainer):
         self.sampler = sampler
         self.judge = judge
         self.terms: dict[str, list[Tensor]] = {}
+        self.shares: list[Tensor] = []
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:  # noqa: ARG002 (the Trainer's signature)
         return self.sampler
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """Returns the parts of a step; each one's mean will count by its share of what the step has."""
+        parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.tensor([_counted(part) for part in parts], device=device)
+        total = self.accelerator.reduce(counts.sum(), "sum")
+        # The Trainer takes the plain mean over parts, and over processes.
+        self.shares = list(counts * len(parts) * self.accelerator.num_processes / total.clamp(min=1))
+        return parts, None
 
     def compute_loss(
         self,
@@ -157,7 +169,7 @@ class ObjectiveTrainer(Trainer):
         terms = self.objective(model, inputs)
         for name, term in terms.items():
             self.terms.setdefault(name, []).append(term.detach())
-        loss = torch.stack(list(terms.values())).sum()
+        loss = torch.stack(list(terms.values())).sum() * self.shares.pop(0)
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -179,6 +191,14 @@ class ObjectiveTrainer(Trainer):
                 "lower learning_rate, and look for extreme labels"
             )
         super().log({**logs, **means}, start_time)
+
+
+def _counted(part: Batch) -> int:
+    """Returns over how much a part's loss is a mean: labelled tokens where labels are per token, else examples."""
+    labels = part.get("labels")
+    if labels is not None and labels.dim() == 2 and not labels.is_floating_point():
+        return int((labels != IGNORED).sum())
+    return len(next(iter(part.values())))
 
 
 class Ticks(TrainerCallback):
@@ -245,7 +265,7 @@ def train(
 def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
     plan: Schedule, folder: Path, steps: int, checkpoints: bool, judged: bool, best: str | None
 ) -> TrainingArguments:
-    return TrainingArguments(
+    told = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=plan.epochs,
         learning_rate=plan.learning_rate,
@@ -271,11 +291,23 @@ def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
+    # One process, one device: the Trainer would spread a larger batch over all it sees.
+    told._n_gpu = min(told.n_gpu, 1)
+    return told
 
 
 def _last_state(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """Returns the last state that was saved whole: a run may have been killed, or the disk full, while it was saved."""
+    states = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
+    found = next((str(place) for place in reversed(states) if _is_whole(place)), None)
     logger.info("resuming from %s", found) if found else logger.info("nothing to resume in %s", folder)
     return found
+
+
+def _is_whole(state: Path) -> bool:
+    """Says whether the Trainer came to the end of saving a state: its own record is the last file."""
+    try:
+        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
