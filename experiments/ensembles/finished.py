@@ -95,13 +95,14 @@ def value(cell: Mapping[str, Any], variant: str, key: str) -> float | None:
 
 
 def kept_epochs(cell: Mapping[str, Any]) -> list[float]:
-    """Returns the best epoch, the first of equals, of each model that was trained by itself."""
-    best: dict[float, tuple[float, float]] = {}
+    """Returns the epoch kept of each model trained by itself: the best, of level ones that of the lower NLL."""
+    best: dict[float, tuple[tuple[float, float], float]] = {}
     for entry in cell["validation"]:
         member = entry.get("member", 0.0)
-        (score,) = (value for name, value in entry.items() if name not in {"member", "epoch"})
-        if member not in best or score > best[member][0]:
-            best[member] = score, entry["epoch"]
+        (score,) = (value for name, value in entry.items() if name not in {"member", "epoch", "nll"})
+        worth = score, -entry.get("nll", 0.0)
+        if member not in best or worth > best[member][0]:
+            best[member] = worth, entry["epoch"]
     return [epoch for _, epoch in best.values()]
 
 

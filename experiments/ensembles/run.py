@@ -107,7 +107,7 @@ def scored(folder: Path, task: Task, texts: Texts) -> dict[str, Any]:
 
 def epochs_of(report: Mapping[str, Any]) -> list[dict[str, float]]:
     """Returns what decided the epoch, epoch by epoch."""
-    kept = ("member", "epoch", report["validation"]["primary"])
+    kept = ("member", "epoch", report["validation"]["primary"], "nll")
     return [{name: entry[name] for name in kept if name in entry} for entry in report["epochs"]]
 
 

@@ -234,7 +234,7 @@ def sections(found: Results) -> list[tuple[str, list[str]]]:
         ),
         ("Oracle accuracy: some member is right", by_task(found, "oracle_accuracy", best=False)),
         (
-            "The epoch that was kept, by accuracy (Pearson) on other texts: early ones are less sure of themselves",
+            "The epoch that was kept, by accuracy (Pearson) on other texts: early ones are less sure",
             by_task(found, EPOCH, 1, 1, best=False),
         ),
         ("Is the training long enough?", long_enough(found)),
