@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from plait.data.labels import IGNORED
 from plait.errors import DataError, RecipeError, listed
 from plait.training.heads import quiet
 from plait.training.processes import processes
-
-logger = logging.getLogger(__name__)
+from plait.training.state import last_state
 
 Batch = Mapping[str, Tensor]
 GROUPED = 50  # batches' worth of shuffled examples that are sorted by length together
@@ -253,7 +250,7 @@ def train(
             callbacks=[Ticks(tick)],
         )
         trainer.remove_callback(PrinterCallback)
-        last = _last_state(folder) if resume else None
+        last = last_state(folder) if resume else None
         with quiet():
             trainer.train(resume_from_checkpoint=last)
         # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
@@ -294,20 +291,3 @@ def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
     # One process, one device: the Trainer would spread a larger batch over all it sees.
     told._n_gpu = min(told.n_gpu, 1)
     return told
-
-
-def _last_state(folder: Path) -> str | None:
-    """Returns the last state that was saved whole: a run may have been killed, or the disk full, while it was saved."""
-    states = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
-    found = next((str(place) for place in reversed(states) if _is_whole(place)), None)
-    logger.info("resuming from %s", found) if found else logger.info("nothing to resume in %s", folder)
-    return found
-
-
-def _is_whole(state: Path) -> bool:
-    """Says whether the Trainer came to the end of saving a state: its own record is the last file."""
-    try:
-        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,8 @@ from safetensors import SafetensorError
 from plait.checkpoints.files import first_line
 from plait.errors import OutputError, PlaitError, listed
 from plait.training.processes import first
+
+logger = logging.getLogger("plait")
 
 
 @contextmanager
@@ -50,6 +53,23 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(dict(run)) + "\n")
+
+
+def last_state(folder: Path) -> str | None:
+    """Returns the last state that was saved whole: a run may have been killed, or the disk full, while it was saved."""
+    states = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
+    found = next((str(place) for place in reversed(states) if _is_whole(place)), None)
+    logger.info("resuming from %s", found) if found else logger.info("nothing to resume in %s", folder)
+    return found
+
+
+def _is_whole(state: Path) -> bool:
+    """Says whether the Trainer came to the end of saving a state: its own record is the last file."""
+    try:
+        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_accelerate() -> None:
