@@ -23,7 +23,7 @@ from plait.ensembles.fitting import FITS
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
 from plait.report.scores import TaskScores
 from plait.training import loop
-from tests.models import FAMILIES, save, texts, tiny
+from tests.models import FAMILIES, save, texts, tiny, tiny_tokenizer
 
 NAMES = ("bad", "good")
 QUICK: dict[str, Any] = {
@@ -121,6 +121,10 @@ def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)["tasks"]["model"]
     assert found["metrics"] == pytest.approx(report["validation"]["metrics"], abs=1e-5)
     assert list(found["sources"]) == [f"member {m}" for m in range(4)]
+    curve = found["selective_prediction"]
+    assert curve["coverage"] == pytest.approx([k / 12 for k in range(1, 13)])
+    assert curve["risk"][-1] == pytest.approx(1 - found["metrics"]["accuracy"])
+    assert sum(curve["risk"]) / 12 == pytest.approx(found["metrics"]["aurc"])
     assert command("inspect", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["shared_layers"] == 2
 
@@ -271,8 +275,13 @@ def test_every_task(place: Path, tmp_path: Path, task: str, head: str) -> None:
     primary = {"regression": "pearson", "multi_label": "macro_f1"}.get(task, "accuracy")
     assert found.primary == primary
     assert found.metrics["consistency"] > 0
+    if task == "regression":
+        assert found.curve["risk"][-1] == pytest.approx(found.metrics["mse"], rel=1e-4)
     [said] = saved.predict([["the", "film"]] if task == "token" else ["the film"])
     assert said
+    if task == "token":
+        [said] = saved.predict([["the"] * 70])
+        assert said[69] is None  # beyond the length that it was trained with
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -359,6 +368,7 @@ def test_methods_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
 
 BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [
     (RecipeError, "shared_layers is 3; the encoder has 2 layers", {"shared_layers": 3}),
+    (RecipeError, "shared_layers is 'some': expected all, or how many", {"shared_layers": "some"}),
     (RecipeError, "members is 0; expected 1 or more", {"members": 0}),
     (RecipeError, "strength is 0.0; expected", {"perturbation": "gaussian", "strength": 0}),
     (RecipeError, "strength is nan; expected", {"perturbation": "adversarial", "strength": float("nan")}),
@@ -373,6 +383,7 @@ BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [
     (RecipeError, "does not use members", {"method": "single"}),
     (RecipeError, "separate does not use shared_layers", {"method": "separate", "shared_layers": 1}),
     (RecipeError, "trains with dropout alone", {"method": "batchensemble", "perturbation": "gaussian"}),
+    (RecipeError, "expected dropout", {"method": "mc-dropout", "perturbation": "word-dropout"}),
     (RecipeError, "replicate_at is 1, and perturbation", {"replicate_at": 1, "perturbation": "word-dropout"}),
     (RecipeError, "replicate_at is 5", {"replicate_at": 5}),
     (RecipeError, "multiple of 3", {"accumulate": 3}),
@@ -406,12 +417,46 @@ def test_models_that_do_not_go_together(place: Path, tmp_path: Path) -> None:
             plait.ensemble(sources=[place / "seed1", tmp_path / stranger], out=tmp_path / "e", epochs=0)
     with pytest.raises(RecipeError, match="both of base and from"):
         plait.ensemble(place / "base", sources=[place / "seed1"], out=tmp_path / "e", epochs=0)
+    shutil.copytree(place / "seed1", tmp_path / "shouts")
+    tiny_tokenizer("bert", do_lower_case=False).save_pretrained(tmp_path / "shouts")
+    with pytest.raises(MergeError, match="tokenizers differ"):
+        plait.ensemble(sources=[place / "seed1", tmp_path / "shouts"], out=tmp_path / "e", epochs=0)
     save(tiny("distilbert", "sequence", labels=2), tmp_path / "distil")
     with pytest.raises(RecipeError, match="no place for a tanh head"):
         plait.ensemble(sources=[tmp_path / "distil"], head="tanh", out=tmp_path / "e", epochs=0)
     with pytest.raises(RecipeError, match="members is 5, and 1 models"):
         plait.ensemble(sources=[place / "seed1"], out=tmp_path / "e", epochs=0, members=5)
     assert command("ensemble", "-o", tmp_path / "e", "--data", "x.csv") == 2
+
+
+def test_a_model_without_a_tokenizer_takes_the_others(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "seed1", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    saved = plait.ensemble(sources=[tmp_path / "mute", place / "seed2"], out=tmp_path / "e", epochs=0)
+    assert saved.predict(["the film"])
+
+
+def test_a_label_that_nobody_teaches(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=[*NAMES, "oos"])}
+    )
+    data = datasets.Dataset.from_dict({"text": texts(20), "label": [0, 1] * 10}, features=kinds)
+    saved = plait.ensemble(place / "base", data=data, out=tmp_path / "e", **QUICK)
+    assert "no example to train on for label oos" in caplog.text
+    assert saved.labels == (*NAMES, "oos")
+    strange = {"text": texts(6, seed=2), "label": ["oos", "good"] * 3}
+    assert 0 <= plait.evaluate(saved.folder, strange)["model"]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("head", ["linear", "tanh"])
+def test_where_only_the_head_drops(tmp_path: Path, head: str) -> None:
+    base = tmp_path / "base"
+    save(tiny("albert", "body"), base)  # its layers drop nothing by default, its head does
+    told = {**QUICK, "data": rows(20), "head": head}
+    assert plait.ensemble(base, out=tmp_path / "e", **told).report["validation"]["metrics"]["consistency"] > 0
+    with pytest.raises(RecipeError, match="drops nothing"):
+        plait.ensemble(base, out=tmp_path / "no", **told, classifier_dropout=0.0)
+    assert not (tmp_path / "no").exists()
 
 
 def test_existing_output(made: SavedEnsemble, place: Path, tmp_path: Path) -> None:

@@ -86,6 +86,18 @@ def test_teachers_are_held_still(name: str) -> None:
     torch.testing.assert_close(logits.grad, moved, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["camero", "one", "codistillation"])
+def test_a_batch_without_any_label_teaches_nothing(name: str) -> None:
+    logits = torch.randn(2, 3, 4, 3, requires_grad=True)
+    labels = torch.full((3, 4), -100)
+    task = task_loss(logits, labels, SINGLE)
+    terms = Choice(name).terms(task, logits, labels, SINGLE, labels != -100)
+    torch.stack(list(terms.values())).sum().backward()
+    assert {float(term.detach()) for term in terms.values()} == {0.0}
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
 def test_rows_that_do_not_count_change_nothing() -> None:
     logits, _ = drawn(SINGLE)
     labels, mask = torch.tensor([0, 1, 2, -100, -100]), torch.tensor([True, True, True, False, False])

@@ -57,6 +57,15 @@ def test_risk_coverage_by_hand():
     assert worst.risk.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
 
 
+def test_points_of_a_curve_are_the_surest_shares_of_it():
+    curve = u.risk_coverage([0.9, 0.6, 0.8, 0.7], [0, 1, 0, 0])
+    assert curve.points() == {"coverage": [0.25, 0.5, 0.75, 1.0], "risk": [0, 0, 0, 0.25]}
+    assert curve.points(2) == {"coverage": [0.5, 1.0], "risk": [0, 0.25]}
+    long = u.risk_coverage(np.linspace(1, 0, 1000), np.arange(1000) % 2)
+    assert long.points()["coverage"] == pytest.approx([k / 100 for k in range(1, 101)])
+    assert long.points()["risk"][-1] == 0.5
+
+
 def test_risk_coverage_against_a_loop():
     random = np.random.default_rng(1)
     sure, losses = random.random(100), random.random(100)

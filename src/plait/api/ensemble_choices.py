@@ -6,15 +6,18 @@ from typing import Any
 
 from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
+from plait.checkpoints.naming import skeleton
 from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.data import Examples
 from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.method import Build, Choice, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import PERTURBATIONS, Place
+from plait.ensembles.perturbations.dropout import dropouts
 from plait.ensembles.training import Noise
-from plait.errors import DataError, RecipeError, listed
+from plait.errors import DataError, MergeError, RecipeError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, head_for
@@ -67,19 +70,23 @@ def noise_of(recipe: EnsembleRecipe) -> Noise:
     return Noise(name, options, recipe.replicate_at)
 
 
-def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig) -> None:
+def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig, kind: str) -> None:
     """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
     if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build in (Build.JOINT, Build.FACTORS):
         raise RecipeError(
             f"method {choice.name} trains with dropout alone; found perturbation {noise.name}: expected none or dropout"
         )
-    rates = [
-        value
-        for name, value in vars(config.encoder).items()
-        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    own = noise.place is Place.DROPOUT and noise.options.get("rate") is None
-    if own and not any([*rates, config.classifier_dropout or 0.0]):
+    if noise.place is not Place.DROPOUT:
+        if choice.passes:
+            raise RecipeError(
+                f"method {choice.name} answers by passes with dropout; found perturbation {noise.name}: expected "
+                "dropout"
+            )
+        return
+    model = skeleton(ENSEMBLES[kind], config, config.encoder.model_type)
+    if noise.options.get("rate") is None and not any(
+        getattr(part, name) > 0 for part, name in dropouts(model)
+    ):
         raise RecipeError(
             f"perturbation {noise.name}: this encoder drops nothing (its config says 0), so members would not differ; "
             "give a rate (--set rate=0.1), or choose another perturbation"
@@ -102,6 +109,8 @@ def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         )
     if recipe.sources is not None:
         check_sources(found)
+        if problems := tokenizer_problems(found):
+            raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ from plait.ensembles.method import Build, Choice
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import Place
 from plait.ensembles.training import Noise
-from plait.errors import DataError, OutputError
+from plait.errors import DataError, OutputError, listed
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, check_labelled
 from plait.training.loop import Schedule
+
+logger = logging.getLogger("plait")
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,11 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     rate(choice.consistency, choice.alpha, members)
     if recipe.sources is not None and recipe.head == "tanh":
         projection(config, head.kind == "token_classification")
-    check_noise(noise, choice, config)
+    check_noise(noise, choice, config, head.kind)
     depth = depth_of(noise, choice, config)
     given = recipe.validation if validation is None else validation
     rows, held = divided(recipe, examples, given, head)
+    warn_of_unseen(rows, head)
     return EnsemblePlan(
         recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None
     )
@@ -230,6 +235,17 @@ def divided(
             "give more, or a smaller --batch-size"
         )
     return rows, held
+
+
+def warn_of_unseen(rows: Examples | None, head: Head) -> None:
+    """Warns of labels that no example teaches, such as one that a data set declares for its test data alone."""
+    if rows is None or head.names is None:
+        return
+    several = head.problem_type == "multi_label_classification"
+    found = [row if isinstance(row, tuple) else (row,) for row in rows.labels or ()]
+    seen = {at for row in found for at, value in enumerate(row) if value} if several else set(chain(*found))
+    if unseen := [name for at, name in enumerate(head.names) if at not in seen]:
+        logger.warning("%s: no example to train on for label %s", rows.source, listed(unseen, 5))
 
 
 def _labelled(data: Any, purpose: str) -> Examples:

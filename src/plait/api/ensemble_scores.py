@@ -21,7 +21,7 @@ from plait.ensembles.outputs import means
 from plait.ensembles.perturbations.dropout import dropping
 from plait.errors import DataError
 from plait.evaluation import predict_logits, primary_metric, score
-from plait.evaluation.uncertainty import out_of_scope, risk_coverage, uncertainty, yes_or_no
+from plait.evaluation.uncertainty import Curve, out_of_scope, risk_coverage, uncertainty, yes_or_no
 from plait.report.scores import TaskScores
 from plait.training.heads import check_labelled
 
@@ -144,7 +144,12 @@ def saved_scores(
     logits = ask(aligned)
     found = scores(logits, aligned, kind, saved.problem)
     doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()), saved.problem)
-    return replace(found, metrics={**found.metrics, **doubted}, sources=found.sources if members else {})
+    return replace(
+        found,
+        metrics={**found.metrics, **doubted},
+        sources=found.sources if members else {},
+        curve=selective(*labelled_rows(logits, aligned), saved.problem).points(),
+    )
 
 
 def scores(logits: Logits, examples: Examples, kind: Kind, problem: ProblemType) -> TaskScores:
@@ -170,11 +175,28 @@ def scored(logits: Logits, examples: Examples, problem: ProblemType) -> dict[str
 
 def doubts(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
     """Returns NLL, Brier score, calibration error, and what answering the surest examples alone would risk."""
-    given = probabilities.numpy(), labels.numpy()
-    table, truth = yes_or_no(*given) if problem == "multi_label_classification" else given
+    table, truth = answered(probabilities, labels, problem)
     curve = risk_coverage(table.max(-1), table.argmax(-1) != truth)
     risks = {f"risk_at_{at}": float(curve.risk[math.ceil(at / 100 * len(truth)) - 1]) for at in COVERAGES}
     return {**uncertainty(table, truth), **risks}
+
+
+def answered(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> tuple[Any, Any]:
+    """Returns arrays of class probabilities and classes; several labels are as many questions."""
+    given = probabilities.numpy(), labels.numpy()
+    return yes_or_no(*given) if problem == "multi_label_classification" else given
+
+
+def selective(table: Tensor, labels: Tensor, problem: ProblemType) -> Curve:
+    """Returns the risk of the mean logits at each coverage; for a regression its squared error.
+
+    The members of a regression are sure of a number where they agree on it.
+    """
+    if problem == "regression":
+        z = table.double().flatten(1)
+        return risk_coverage(-z.var(0, correction=0).numpy(), (z.mean(0) - labels).square().numpy())
+    chances, truth = answered(means(table.double().mean(0), problem), labels, problem)
+    return risk_coverage(chances.max(-1), chances.argmax(-1) != truth)
 
 
 def mixture(table: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
@@ -245,8 +267,10 @@ def _value(row: Tensor, _: Sequence[str]) -> dict[str, Any]:
     return {"value": float(row.mean()), "spread": float(row.std(correction=0))}
 
 
-def _words(row: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    return [_class(row[:, word], labels) for word in range(row.shape[1])]
+def _words(row: Tensor, labels: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Returns what each word is; None for one that the length limit cut off."""
+    lost = row[0].isneginf().all(-1)
+    return [None if lost[word] else _class(row[:, word], labels) for word in range(row.shape[1])]
 
 
 SAYINGS: Mapping[str, Callable[[Tensor, Sequence[str]], Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import time
@@ -16,6 +17,7 @@ from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
+from plait.checkpoints.vocabulary import has_tokenizer
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode, length_limit
 from plait.ensembles.fitting import PREFERENCE, Fit, Fitted, fit
@@ -136,13 +138,13 @@ def announce(job: EnsemblePlan, out: Path) -> None:
         costs["training_step"],
     )  # fmt: skip
     place = next(folder for folder in out.parents if folder.exists())
-    # The result, and the state of one epoch: weights and two moments of the optimiser.
-    check_space(place, sizes["saved"] * 4 * (4 if job.recipe.epochs else 1))
+    # The result, and the states of the best, the last and the present epoch: weights and two moments of the optimiser.
+    check_space(place, sizes["saved"] * 4 * (1 + 3 * min(3, math.ceil(job.recipe.epochs))))
 
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
-    """Returns the tokenizer of the base, or of the first model."""
-    source = job.sources[0]
+    """Returns the tokenizer of the base, or of the first model that was saved with one."""
+    source = next((source for source in job.sources if has_tokenizer(source)), job.sources[0])
     tokenizer = source.tokenizer()
     if job.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # Words that come one by one are not continuations of the word before.
@@ -160,6 +162,7 @@ def identity(job: EnsemblePlan) -> dict[str, Any]:
     return {
         **job.resolved().model_dump(mode="json", exclude={"output", "report_to"}),
         "data": None if job.examples is None else job.examples.fingerprint,
+        "judged_on": None if job.held is None else job.held.fingerprint,
         "sources": [source.digest for source in job.sources],
     }
 

@@ -115,7 +115,7 @@ def ensemble(
     base, sources = starts(models, source)
     columns = (text_column, text_pair_column, label_column)
     fields: dict[str, Any] = {
-        "members": members, "shared_layers": layers(shared_layers), "head": head, "replay": replay,
+        "members": members, "shared_layers": shared_layers, "head": head, "replay": replay,
         **chosen(method, perturbation, options), "strength": strength, "replicate_at": replicate_at,
         "consistency": consistency, "alpha": alpha, "accumulate": accumulate, "limit": limit,
         "held_back": held_back, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
@@ -151,11 +151,6 @@ def starts(models: list[str] | None, first: str | None) -> tuple[str | None, lis
     return given[0], None
 
 
-def layers(text: str) -> int | str:
-    """Returns how many layers are shared; what is no number stays as it is, for the recipe to refuse."""
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
 def chosen(method: str, perturbation: str | None, options: list[str] | None) -> dict[str, Any]:
     """Returns method and perturbation with the options that are theirs."""
     given = pairs(options, "--set", parse_yaml)
@@ -181,7 +176,7 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
         f"({report['megabytes']:g} MB); as separate models {sizes['separate']:,}"
     )
     for epoch in report["epochs"]:
-        shown = {name: value for name, value in epoch.items() if name in SHOWN}
+        shown = {name: epoch[name] for name in SHOWN if name in epoch}
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()))
     if found := report.get("validation"):
         primary, metrics = found["primary"], found["metrics"]

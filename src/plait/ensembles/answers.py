@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from plait.data.labels import IGNORED
 from plait.ensembles.shapes import MemberLogits
 
 
@@ -34,7 +35,9 @@ def task_loss(members: MemberLogits, labels: Tensor, problem: str) -> Tensor:
         return F.mse_loss(members.reshape(len(members), -1), expected.reshape(len(members), -1).to(members))
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(members, expected.to(members))
-    return F.cross_entropy(members.flatten(0, -2), expected.flatten())
+    table, classes = members.flatten(0, -2), expected.flatten()
+    # Not the mean of nothing, NaN, where no token has a label.
+    return F.cross_entropy(table, classes, reduction="sum") / (classes != IGNORED).sum().clamp(min=1)
 
 
 def refuse_unkept(options: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

@@ -100,6 +100,7 @@ class EnsembleConfig(PreTrainedConfig):
         rates = (
             self.classifier_dropout,
             getattr(self.encoder, "classifier_dropout", None),
+            getattr(self.encoder, "classifier_dropout_prob", None),
             getattr(self.encoder, "hidden_dropout_prob", None),
             getattr(self.encoder, "dropout", None),
         )

@@ -31,6 +31,13 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
 
+def _all_or_number(value: Any) -> Any:
+    if isinstance(value, str) and value != "all" and not value.lstrip("-").isdigit():
+        raise ValueError("expected all, or how many from the bottom")
+    return int(value) if isinstance(value, str) and value != "all" else value
+
+
+Layers = Annotated[int | Literal["all"], BeforeValidator(_all_or_number)]
 Choice = Annotated[ChoiceSpec, BeforeValidator(_named)]
 Models = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)]
 CAMERO = ChoiceSpec(name="camero")
@@ -48,7 +55,7 @@ class EnsembleRecipe(Strict):
     data: Data | None = None
     validation: Data | None = None
     members: int | None = None
-    shared_layers: int | Literal["all"] = "all"
+    shared_layers: Layers = "all"
     head: Literal["linear", "tanh"] = "linear"
     classifier_dropout: float | None = None
     problem_type: (

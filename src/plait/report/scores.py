@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One task's metrics, and the same metrics of each source on the same rows."""
+    """One task's metrics, and the same metrics of each source on the same rows; of ensembles coverage and risk."""
 
     metrics: Mapping[str, float]
     primary: str
     examples: int
     sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def relative(self) -> float | None:
@@ -30,6 +31,7 @@ class TaskScores:
             "examples": self.examples,
             "sources": {name: dict(metrics) for name, metrics in self.sources.items()},
             "relative": self.relative,
+            **({"selective_prediction": dict(self.curve)} if self.curve else {}),
         }
 
 
