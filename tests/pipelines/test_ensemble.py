@@ -573,7 +573,11 @@ def test_of_epochs_that_are_level_the_surer_is_kept(
             ensembling, "scored_by", lambda *_, said=said: TaskScores(next(said), "accuracy", 12, {})
         )
         saved = plait.ensemble(place / "base", out=tmp_path / name, **told)
-        assert [set(entry) for entry in saved.report["epochs"]] == [{"epoch", "accuracy", "nll"}] * 2
+        scored = [{name for name in entry if name != "kept"} for entry in saved.report["epochs"]]
+        assert scored == [{"epoch", "accuracy", "nll"}] * 2
+        assert [entry.get("kept", False) for entry in saved.report["epochs"]] == (
+            [False, True] if last or name == "better" else [True, False]
+        )
         kept[name] = weights(saved.folder)
     same = [torch.equal(kept["level"][name], tensor) for name, tensor in kept["better"].items()]
     assert all(same) is last

@@ -71,7 +71,7 @@ class EnsemblePlan:
     @property
     def alone(self) -> bool:
         """Says whether what is trained has members of its own: several in one model."""
-        return self.choice.lone or self.choice.build in (Build.SEPARATE, Build.JOINT)
+        return _alone(self.choice)
 
     def schedule(self) -> Schedule:
         """Returns how long and how fast."""

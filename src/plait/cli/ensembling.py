@@ -177,7 +177,8 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
     )
     for epoch in report["epochs"]:
         shown = {name: epoch[name] for name in SHOWN if name in epoch}
-        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()))
+        kept = " (kept)" if epoch.get("kept") else ""
+        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()) + kept)
     if found := report.get("validation"):
         primary, metrics = found["primary"], found["metrics"]
         alone = [scores[primary] for scores in found["sources"].values()]

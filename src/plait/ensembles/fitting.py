@@ -153,14 +153,17 @@ def _seeds(job: Fit) -> list[int]:
 
 
 def _epochs(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
+    """Returns what the judge said after each epoch; the one whose weights were given back is `kept`."""
+    judged = [entry for entry in log if any(name.startswith("eval_") for name in entry)]
+    best = max(judged, key=lambda entry: entry.get(f"eval_{PREFERENCE}", 0.0), default=None)
     return tuple(
         {
             name.removeprefix("eval_"): round(value, 6)
             for name, value in entry.items()
             if name not in ("step", f"eval_{PREFERENCE}")
         }
-        for entry in log
-        if any(name.startswith("eval_") for name in entry)
+        | ({"kept": True} if entry is best else {})
+        for entry in judged
     )
 
 

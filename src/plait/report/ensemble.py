@@ -51,7 +51,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
 
 def shown(epochs: list[dict[str, float]]) -> list[dict[str, float]]:
     """Returns of each epoch's scores those that fit into a table."""
-    kept = ("member", "epoch", *PRIMARY, *SHOWN[:4])
+    kept = ("member", "epoch", "kept", *PRIMARY, *SHOWN[:4])
     return [{name: epoch[name] for name in kept if name in epoch} for epoch in epochs]
 
 
