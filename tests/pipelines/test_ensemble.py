@@ -158,6 +158,7 @@ def test_an_ensemble_is_a_transformers_model(made: SavedEnsemble) -> None:
     assert found["label"] in NAMES
     [ours] = made.predict(["the film is good"])
     assert ours["label"] == found["label"]
+    assert made.predict("the film is good") == [ours]
     assert ours["score"] == pytest.approx(found["score"], abs=1e-5)
     assert 0 <= ours["agreement"] <= 1
 
@@ -279,6 +280,10 @@ def test_every_task(place: Path, tmp_path: Path, task: str, head: str) -> None:
         assert found.curve["risk"][-1] == pytest.approx(found.metrics["mse"], rel=1e-4)
     [said] = saved.predict([["the", "film"]] if task == "token" else ["the film"])
     assert said
+    if task == "pairs":
+        assert saved.predict([("the film", "a book")]) == saved.predict(
+            {"text": ["the film"], "text_pair": ["a book"]}
+        )
     if task == "token":
         [said] = saved.predict([["the"] * 70])
         assert said[69] is None  # beyond the length that it was trained with

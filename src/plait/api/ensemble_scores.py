@@ -241,12 +241,22 @@ def strangers(inside: Logits, outside: Logits, problem: ProblemType) -> dict[str
 def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
     """Returns per text a label with its probability, several, a value, or a label for each word."""
     tokens = saved.kind == "token_classification"
-    if tokens and isinstance(texts, list | tuple):
-        texts = {"tokens": [row.split() if isinstance(row, str) else list(row) for row in texts]}
-    examples = replace(read_examples(texts).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
+    table = columns([texts] if isinstance(texts, str) else texts, tokens=tokens)
+    examples = replace(read_examples(table).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
     logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
     say = SAYINGS["token" if tokens else saved.problem]
     return [say(row, saved.labels or ()) for row in logits]
+
+
+def columns(texts: Any, *, tokens: bool) -> Any:
+    """Returns a list of texts as columns, of words where those are wanted, or of texts and their pairs."""
+    if not isinstance(texts, list | tuple):
+        return texts
+    if tokens:
+        return {"tokens": [row.split() if isinstance(row, str) else list(row) for row in texts]}
+    if texts and all(isinstance(row, list | tuple) and len(row) == 2 for row in texts):
+        return {"text": [row[0] for row in texts], "text_pair": [row[1] for row in texts]}
+    return texts
 
 
 def _class(row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
