@@ -454,11 +454,12 @@ def test_a_label_that_nobody_teaches(place: Path, tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("head", ["linear", "tanh"])
-def test_where_only_the_head_drops(tmp_path: Path, head: str) -> None:
+def test_where_only_the_head_drops(tmp_path: Path, caplog: pytest.LogCaptureFixture, head: str) -> None:
     base = tmp_path / "base"
     save(tiny("albert", "body"), base)  # its layers drop nothing by default, its head does
     told = {**QUICK, "data": rows(20), "head": head}
     assert plait.ensemble(base, out=tmp_path / "e", **told).report["validation"]["metrics"]["consistency"] > 0
+    assert "drops in its head alone" in caplog.text
     with pytest.raises(RecipeError, match="drops nothing"):
         plait.ensemble(base, out=tmp_path / "no", **told, classifier_dropout=0.0)
     assert not (tmp_path / "no").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from plait.api.ensembles import is_ensemble
@@ -22,6 +23,7 @@ from plait.merging.manifest import is_merged
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, head_for
 
+logger = logging.getLogger("plait")
 MEMBERS = 4
 """Members where nobody says how many."""
 
@@ -83,13 +85,21 @@ def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig, kind: str)
                 "dropout"
             )
         return
-    model = skeleton(ENSEMBLES[kind], config, config.encoder.model_type)
-    if noise.options.get("rate") is None and not any(
-        getattr(part, name) > 0 for part, name in dropouts(model)
-    ):
+    if noise.options.get("rate") is None:
+        check_rates(skeleton(ENSEMBLES[kind], config, config.encoder.model_type), noise.name)
+
+
+def check_rates(model: Any, name: str) -> None:
+    """Raises `RecipeError` where a model drops nothing; warns where its layers do not."""
+    if not any(getattr(part, rate) > 0 for part, rate in dropouts(model)):
         raise RecipeError(
-            f"perturbation {noise.name}: this encoder drops nothing (its config says 0), so members would not differ; "
+            f"perturbation {name}: this encoder drops nothing (its config says 0), so members would not differ; "
             "give a rate (--set rate=0.1), or choose another perturbation"
+        )
+    if not any(getattr(part, rate) > 0 for part, rate in dropouts(model.encoder.base_model)):
+        logger.warning(
+            "perturbation %s: this encoder drops in its head alone; give a rate (--set rate=0.1) to drop in its layers",
+            name,
         )
 
 
