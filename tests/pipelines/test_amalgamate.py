@@ -143,10 +143,13 @@ def test_a_second_student_runs_no_teacher(
     place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = {"texts": place / "texts.txt", "student": place / "base", "store": tmp_path / "store", **QUICK}
-    plait.amalgamate(teachers, out=tmp_path / "one", **told)
+    one = plait.amalgamate(teachers, out=tmp_path / "one", **told)
     monkeypatch.setattr(Checkpoint, "model", lambda *_, **__: pytest.fail("a teacher was loaded"))
-    plait.amalgamate(teachers, out=tmp_path / "two", target="soft", **told)
-    plait.amalgamate(teachers, out=tmp_path / "three", objective="vkd", **told)
+    two = plait.amalgamate(teachers, out=tmp_path / "two", target="soft", **told)
+    three = plait.amalgamate(teachers, out=tmp_path / "three", objective="vkd", **told)
+    costs = [student.report["forward_equivalents"] for student in (one, two, three)]
+    assert [cost["teachers"] for cost in costs] == [10, 10, 10]
+    assert [cost["teachers_now"] for cost in costs] == [10, 0, 0]
 
 
 def test_posteriors_then_student(
@@ -161,6 +164,7 @@ def test_posteriors_then_student(
     # The number of passes is not named: those of the store are used.
     asked = ["--student", place / "base", "-o", tmp_path / "s", "--store", tmp_path / "store", "--epochs", 1]
     assert command("amalgamate", *two, *asked) == 0
+    assert "teachers 10.00 (in the store already) + student" in capsys.readouterr().out
 
 
 def test_recipe(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def run_amalgamation(
     names = ", ".join(t.name for t in job.teachers)
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
     truth = true_labels(job)
-    store = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
+    store, spent = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
     posteriors = [store.posterior(t.name) for t in job.teachers]
     taught = lesson(posteriors, job.space, job.choices, truth)
     out = Path(os.path.realpath(recipe.output))
@@ -102,7 +102,7 @@ def run_amalgamation(
         pupil, tokenizer = open_pupil(job, posteriors, taught)
         check_state(state, identity(job, store))
         learned = train_pupil(job, pupil, tokenizer, state, resume=resume)
-        report = describe_result(job, store, learned, who_taught_what(taught, job.choices, truth))
+        report = describe_result(job, store, spent, learned, who_taught_what(taught, job.choices, truth))
         if job.validation is not None:
             report["validation"] = judge_of(job, tokenizer)(pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
@@ -169,7 +169,7 @@ def judge_of(job: AmalgamationPlan, tokenizer: PreTrainedTokenizerBase) -> Judge
 
 
 def describe_result(
-    job: AmalgamationPlan, store: Store, learned: Learned, who: Mapping[str, Any]
+    job: AmalgamationPlan, store: Store, spent: float, learned: Learned, who: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what is written beside the student: who taught it what, how, and what that cost."""
     teachers = store.cost.total
@@ -185,6 +185,7 @@ def describe_result(
         "epochs": learned.epochs,
         "forward_equivalents": {
             "teachers": round(teachers, 2),
+            "teachers_now": round(spent, 2),
             "student": round(learned.forwards / store.count, 2),
             "total": round(teachers + learned.forwards / store.count, 2),
         },

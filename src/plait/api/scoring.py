@@ -16,7 +16,7 @@ from plait.api.merging import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_corpus, open_teachers
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
-from plait.statistics.posteriors.record import OtherStoreError
+from plait.statistics.posteriors.record import OtherStoreError, read_record
 
 logger = logging.getLogger("plait")
 
@@ -60,19 +60,28 @@ def posteriors(
     return store
 
 
-def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> Store:
-    """Returns the teachers' posteriors, scored now as far as the store does not hold them.
+def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Store, float]:
+    """Returns the teachers' posteriors, and the forward passes per text of the teachers that the store lacked.
 
     A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew.
     """
-    make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
+    make, before = partial(score_texts, folder, job.texts, job.teachers, job.settings), finished(folder)
     try:
-        return make()
+        store = make()
     except OtherStoreError as error:
         if not overwrite:
             raise
         logger.info("%s; it is made anew", error)
-        return make(overwrite=True)
+        store, before = make(overwrite=True), frozenset()
+    return store, sum(cost for name, cost in store.cost.teachers.items() if name not in before)
+
+
+def finished(folder: Path) -> frozenset[str]:
+    """Returns the teachers that a store has heard to the end; none where there is no store."""
+    try:
+        return frozenset(read_record(folder).forwards)
+    except DataError:
+        return frozenset()
 
 
 def true_labels(job: AmalgamationPlan) -> Tensor | None:

@@ -172,8 +172,9 @@ def show_student(student: Any, *, json: bool) -> None:
     for epoch in report["epochs"]:
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
     cost = report["forward_equivalents"]
+    stored = "" if cost["teachers_now"] else " (in the store already)"
     render.line(
-        f"  forward passes per text: teachers {cost['teachers']:.2f} + student {cost['student']:.2f} "
+        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f} "
         f"= {cost['total']:.2f} (a backward pass counts as two)"
     )
 

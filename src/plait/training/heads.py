@@ -111,8 +111,8 @@ def open_with(
         if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
             # Words that come one by one are not continuations of the word before.
             tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **trust)
-        config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
         with quiet():
+            config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
             model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
     except (OSError, ValueError) as error:
         raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {first_line(error)}") from error
