@@ -21,6 +21,7 @@ from plait.api.ensembles import SavedEnsemble
 from plait.cli import invoke
 from plait.ensembles.fitting import FITS
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
+from plait.recipe import EnsembleRecipe
 from plait.report.scores import TaskScores
 from plait.training import loop
 from tests.models import FAMILIES, save, texts, tiny, tiny_tokenizer
@@ -510,6 +511,21 @@ def test_a_full_disk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in tmp_path.iterdir()] in ([], [".e.training"])
 
 
+@pytest.mark.parametrize(
+    ("options", "times"),
+    [({"epochs": 1}, 4), ({"epochs": 5}, 10), ({"method": "separate", "members": 3, "epochs": 5}, 2 + 9 / 3)],
+)
+def test_room_for_result_and_states_is_asked_for_first(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], times: float
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ensembling, "check_space", lambda _, size: asked.append(size))
+    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), "output": "e", **options}
+    job = ensembling.plan(EnsembleRecipe.model_validate(told))
+    ensembling.announce(job, tmp_path / "e")
+    assert asked == [pytest.approx(times * 4 * job.sizes()["saved"], abs=1)]
+
+
 def test_a_disk_that_fills_up_in_training(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,13 +551,12 @@ def test_a_disk_that_fills_up_in_training(
     assert again.report["validation"] == whole.report["validation"]
 
 
-@pytest.mark.parametrize("method", ["camero", "separate"])
+@pytest.mark.parametrize(("method", "stop"), [("camero", 6), ("separate", 10), ("separate", 14)])
 def test_a_stopped_run_goes_on(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
 ) -> None:
     told = {"data": place / "train.jsonl", "method": method, **QUICK, "epochs": 2}
     whole = plait.ensemble(place / "base", out=tmp_path / "whole", **told)
-    stop = {"camero": 6, "separate": 10}[method]
     steps, own = [0], loop.ObjectiveTrainer.compute_loss
 
     def killed(*arguments: Any, **more: Any) -> Any:
@@ -556,10 +571,12 @@ def test_a_stopped_run_goes_on(
     assert [p.name for p in tmp_path.iterdir() if "e" in p.name and p.name != "whole"] == [".e.training"]
     with pytest.raises(PlaitError, match="left by another run"):
         plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **{**told, "seed": 3})
-    *_, last = sorted((tmp_path / ".e.training").rglob("checkpoint-*"))
-    shutil.copytree(last, last.with_name("checkpoint-999"))
-    for record in ("trainer_state.json", "optimizer.pt"):  # killed while this one was saved
-        (last.with_name("checkpoint-999") / record).write_bytes(b"{")
+    states = list((tmp_path / ".e.training").rglob("checkpoint-*"))
+    assert len(states) == (stop != 10)  # the second of the separate models had saved nothing yet
+    for state in states:
+        partial = Path(shutil.copytree(state, state.with_name("checkpoint-999")))
+        for record in ("trainer_state.json", "optimizer.pt"):  # killed while this one was saved
+            (partial / record).write_bytes(b"{")
     again = plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **told)
     for mine, theirs in zip(again.folders, whole.folders, strict=True):
         assert all(torch.equal(weights(theirs)[name], tensor) for name, tensor in weights(mine).items())

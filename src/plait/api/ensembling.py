@@ -138,8 +138,11 @@ def announce(job: EnsemblePlan, out: Path) -> None:
         costs["training_step"],
     )  # fmt: skip
     place = next(folder for folder in out.parents if folder.exists())
-    # The result, and the states of the best, the last and the present epoch: weights and two moments of the optimiser.
-    check_space(place, sizes["saved"] * 4 * (1 + 3 * min(3, math.ceil(job.recipe.epochs))))
+    # The states of the best, the last and the present epoch: weights and two moments of the optimiser.
+    states = 3 * min(3, math.ceil(job.recipe.epochs))
+    one_by_one = job.choice.build is Build.SEPARATE  # what is finished waits for the others
+    needed = 2 + states / job.members if one_by_one else 1 + states
+    check_space(place, math.ceil(sizes["saved"] * 4 * needed))
 
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:

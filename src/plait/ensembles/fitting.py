@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,8 @@ def _once(job: Fit) -> tuple[Ensemble, Sequence[Mapping[str, float]]]:
         partial = weights.with_suffix(".partial")
         save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
         partial.rename(weights)
+        for done in job.state.glob("checkpoint-*"):
+            shutil.rmtree(done)
     together()
     return model, log
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("plait")
 def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     """Yields the folder of the training's state, empty unless it is resumed.
 
-    It stays only where it is to be kept and holds a checkpoint to resume from.
+    It stays only where it is to be kept and holds weights to resume from.
     """
     folder = out.parent / f".{out.name}.training"
     if not resume and first():
@@ -35,7 +35,7 @@ def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        if first() and (not keep or not any(folder.rglob("checkpoint-*"))):
+        if first() and (not keep or not any(folder.rglob("*.safetensors"))):
             shutil.rmtree(folder, ignore_errors=True)
 
 
