@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, pipeline
 
 import plait
-from plait.api import ensembling
 from plait.api.ensembles import SavedEnsemble
-from plait.cli import invoke
 from plait.ensembles.fitting import FITS
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
-from plait.recipe import EnsembleRecipe
-from plait.report.scores import TaskScores
-from plait.training import loop
+from tests.ensembles import NAMES, QUICK, close, command, inputs, prepare, rows, still, tagged, weights, write
 from tests.models import FAMILIES, save, texts, tiny, tiny_tokenizer
 
-NAMES = ("bad", "good")
-QUICK: dict[str, Any] = {
-    "epochs": 1, "max_length": 16, "batch_size": 8, "members": 2, "learning_rate": 1e-3, "held_back": 0.2,
-}  # fmt: skip
 METHODS = (
     "camero",
     "shared",
@@ -42,50 +30,15 @@ METHODS = (
 )
 
 
-def rows(count: int, seed: int = 0) -> dict[str, Any]:
-    found = texts(count, seed=seed)
-    return {"text": found, "label": [NAMES[len(text) % 2] for text in found]}
-
-
-def write(file: Path, table: dict[str, Any]) -> str:
-    lines = (dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True))
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return str(file)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ensemble")
-    save(tiny("bert", "body"), folder / "base")
-    save(tiny("roberta", "body"), folder / "cousin")
-    for seed in (1, 2, 3):
-        model = tiny("bert", "sequence", seed=seed, labels=2)
-        model.config.id2label = dict(enumerate(NAMES))
-        model.config.label2id = {name: at for at, name in enumerate(NAMES)}
-        save(model, folder / f"seed{seed}")
-    write(folder / "train.jsonl", rows(40))
-    write(folder / "test.jsonl", rows(12, seed=5))
-    (folder / "strange.txt").write_text("\n".join(texts(9, seed=8)) + "\n", encoding="utf-8")
-    return folder
+    return prepare(tmp_path_factory.mktemp("ensemble"))
 
 
 @pytest.fixture(scope="module")
 def made(place: Path, tmp_path_factory: pytest.TempPathFactory) -> SavedEnsemble:
     out = tmp_path_factory.mktemp("made") / "ens"
     return plait.ensemble(place / "base", data=place / "train.jsonl", out=out, **{**QUICK, "members": 3})
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def command(*arguments: Any) -> int:
-    return invoke([str(argument) for argument in arguments])
-
-
-def inputs(folder: Path) -> dict[str, torch.Tensor]:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return dict(tokenizer(texts(5, seed=3), padding=True, return_tensors="pt"))
 
 
 def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -497,156 +450,3 @@ def test_damaged_ensembles(made: SavedEnsemble, place: Path, tmp_path: Path) -> 
     for name in ("weights", "tokenizer"):
         with pytest.raises(SourceError, match=str(tmp_path / name)):
             plait.evaluate(tmp_path / name, place / "test.jsonl")
-
-
-def test_a_full_disk(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plait.ensembles.modeling import Ensemble
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Ensemble, "save_pretrained", full)
-    with pytest.raises(OutputError, match="No space left"):
-        plait.ensemble(place / "base", data=place / "train.jsonl", out=tmp_path / "e", **QUICK)
-    assert [p.name for p in tmp_path.iterdir()] in ([], [".e.training"])
-
-
-@pytest.mark.parametrize(
-    ("options", "times"),
-    [({"epochs": 1}, 4), ({"epochs": 5}, 10), ({"method": "separate", "members": 3, "epochs": 5}, 2 + 9 / 3)],
-)
-def test_room_for_result_and_states_is_asked_for_first(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], times: float
-) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(ensembling, "check_space", lambda _, size: asked.append(size))
-    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), "output": "e", **options}
-    job = ensembling.plan(EnsembleRecipe.model_validate(told))
-    ensembling.announce(job, tmp_path / "e")
-    assert asked == [pytest.approx(times * 4 * job.sizes()["saved"], abs=1)]
-
-
-def test_a_disk_that_fills_up_in_training(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = {"data": place / "train.jsonl", **QUICK, "epochs": 2}
-    whole = plait.ensemble(place / "base", out=tmp_path / "whole", **told)
-    saves, own = [0], torch.save
-
-    def full(value: Any, file: Any, *arguments: Any, **more: Any) -> None:
-        saves[0] += str(file).endswith("optimizer.pt")
-        if saves[0] == 2:
-            Path(file).write_bytes(b"PK")
-            raise RuntimeError(
-                "[enforce fail] PytorchStreamWriter failed writing file data/1: file write failed"
-            )
-        own(value, file, *arguments, **more)
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OutputError, match="cannot be written"):
-        plait.ensemble(place / "base", out=tmp_path / "e", **told)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".e.training", "whole"]
-    monkeypatch.setattr(torch, "save", own)
-    again = plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **told)
-    assert again.report["validation"] == whole.report["validation"]
-
-
-@pytest.mark.parametrize(("method", "stop"), [("camero", 6), ("separate", 10), ("separate", 14)])
-def test_a_stopped_run_goes_on(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
-) -> None:
-    told = {"data": place / "train.jsonl", "method": method, **QUICK, "epochs": 2}
-    whole = plait.ensemble(place / "base", out=tmp_path / "whole", **told)
-    steps, own = [0], loop.ObjectiveTrainer.compute_loss
-
-    def killed(*arguments: Any, **more: Any) -> Any:
-        steps[0] += 1
-        if steps[0] == stop:
-            raise KeyboardInterrupt
-        return own(*arguments, **more)
-
-    monkeypatch.setattr(loop.ObjectiveTrainer, "compute_loss", killed)
-    with pytest.raises(KeyboardInterrupt):
-        plait.ensemble(place / "base", out=tmp_path / "e", **told)
-    assert [p.name for p in tmp_path.iterdir() if "e" in p.name and p.name != "whole"] == [".e.training"]
-    with pytest.raises(PlaitError, match="left by another run"):
-        plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **{**told, "seed": 3})
-    states = list((tmp_path / ".e.training").rglob("checkpoint-*"))
-    assert len(states) == (stop != 10)  # the second of the separate models had saved nothing yet
-    for state in states:
-        partial = Path(shutil.copytree(state, state.with_name("checkpoint-999")))
-        for record in ("trainer_state.json", "optimizer.pt"):  # killed while this one was saved
-            (partial / record).write_bytes(b"{")
-    again = plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **told)
-    for mine, theirs in zip(again.folders, whole.folders, strict=True):
-        assert all(torch.equal(weights(theirs)[name], tensor) for name, tensor in weights(mine).items())
-    assert again.report["validation"] == whole.report["validation"]
-
-
-@pytest.mark.parametrize(("nlls", "last"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
-def test_of_epochs_that_are_level_the_surer_is_kept(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nlls: tuple[float, float], last: bool
-) -> None:
-    told = {"data": place / "train.jsonl", "validation": place / "test.jsonl", **QUICK, "epochs": 2}
-    kept = {}
-    for name, accuracies, surprise in (("level", (0.5, 0.5), nlls), ("better", (0.5, 0.6), (1.0, 1.0))):
-        waiting = [{"accuracy": a, "nll": n} for a, n in zip(accuracies, surprise, strict=True)]
-        said = iter([*waiting, waiting[-1]])  # after each epoch, and of the result
-        monkeypatch.setattr(
-            ensembling, "scored_by", lambda *_, said=said: TaskScores(next(said), "accuracy", 12, {})
-        )
-        saved = plait.ensemble(place / "base", out=tmp_path / name, **told)
-        scored = [{name for name in entry if name != "kept"} for entry in saved.report["epochs"]]
-        assert scored == [{"epoch", "accuracy", "nll"}] * 2
-        assert [entry.get("kept", False) for entry in saved.report["epochs"]] == (
-            [False, True] if last or name == "better" else [True, False]
-        )
-        kept[name] = weights(saved.folder)
-    same = [torch.equal(kept["level"][name], tensor) for name, tensor in kept["better"].items()]
-    assert all(same) is last
-
-
-def close(first: Path, second: Path) -> None:
-    """The same training, summed up in another order: Adam makes much of gradients that are nearly nothing."""
-    one, two = weights(first), weights(second)
-    assert one.keys() == two.keys()
-    worst = [float((one[name] - tensor).abs().max()) for name, tensor in two.items()]
-    assert max(worst) < 2e-3
-    assert sum(value < 5e-5 for value in worst) > 0.9 * len(worst)
-
-
-def still(folder: Path) -> Path:
-    """A base without dropout: what is divided, or comes one after another, draws other masks."""
-    model = tiny("bert", "body")
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
-    return save(model, folder)
-
-
-def tagged(count: int) -> dict[str, Any]:
-    """Sentences with a label for each word: parts with as many texts have other numbers of labels."""
-    words = [text.split() for text in texts(count)]
-    return {"tokens": words, "ner_tags": [["A" if w == "the" else "B" for w in row] for row in words]}
-
-
-@pytest.mark.parametrize("task", ["text", "token"])
-def test_accumulation_is_a_larger_batch(tmp_path: Path, task: str) -> None:
-    base, count = still(tmp_path / "base"), 43  # the last step has parts of two and one
-    table = tagged(count) if task == "token" else rows(count)
-    told = {**QUICK, "data": table, "perturbation": "none", "held_back": 0.0, "epochs": 2}
-    plait.ensemble(base, out=tmp_path / "one", **told)
-    plait.ensemble(base, out=tmp_path / "parts", accumulate=4, **told)
-    close(tmp_path / "one", tmp_path / "parts")
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    base = still(tmp_path / "base")
-    file = write(tmp_path / "d.jsonl", tagged(40))
-    asked = ["ensemble", base, "--data", file, "--members", 2, "--perturbation", "none", "--held-back", 0.2]
-    asked += ["--epochs", 1, "--batch-size", 8, "--max-length", 16, "--learning-rate", 1e-3]
-    assert command(*asked, "-o", tmp_path / "one") == 0
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    told = [*start, "-m", "plait", *map(str, asked), "-o", str(tmp_path / "two")]
-    subprocess.run(told, check=True, env=environment, capture_output=True, text=True)
-    close(tmp_path / "one", tmp_path / "two")
