@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from plait.checkpoints import writer
 from plait.checkpoints.files import read_headers
@@ -155,7 +156,20 @@ def test_the_folder_appears_when_the_block_ends(tmp_path: Path) -> None:
         assert not target.exists()
         assert folder.parent == target.parent
     assert contents(tmp_path) == {"deep/out/x": "new"}
-    assert target.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_whoever_may_read_new_files_may_read_what_is_written(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "members").mkdir()
+            save_file({"w": torch.zeros(2)}, folder / "members" / "model.safetensors")  # 0600 by itself
+    finally:
+        os.umask(before)
+    places = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    modes = [place.stat().st_mode & 0o777 for place in places]
+    assert modes == [0o777 & ~umask, 0o777 & ~umask, 0o666 & ~umask]
 
 
 def give_up(file: Path, failure: type[BaseException]) -> None:

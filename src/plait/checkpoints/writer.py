@@ -253,8 +253,8 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
     except OSError as error:
         raise OutputError(f"cannot write {place}: {error.strerror}") from None
     try:
-        partial.chmod(0o755)
         yield partial
+        _as_any_file(partial)
         _replace(place, partial, overwrite=overwrite)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -276,6 +276,15 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{target} exists and is not empty (use --overwrite, or another output)")
     if (place / ".git").exists() or not any((place / name).is_file() for name in MODEL_FILES):
         raise OutputError(f"{target} holds no model, it will not be overwritten (choose another output)")
+
+
+def _as_any_file(folder: Path) -> None:
+    """Gives a folder and all in it the rights of newly made ones: those of temporary files are their owner's alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for place in (folder, *folder.rglob("*")):
+        if not place.is_symlink():
+            place.chmod((0o777 if place.is_dir() else 0o666) & ~umask)
 
 
 def _replace(place: Path, partial: Path, *, overwrite: bool) -> None:
