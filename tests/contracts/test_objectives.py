@@ -82,7 +82,7 @@ def cases(draw: st.DrawFn, objective: ObjectiveEntry) -> Case:
         teacher_features=[torch.randn(b, w, generator=g) * 7 + 1 for w in widths],
         student_layers=torch.randn(b, depth + 1, width, generator=g),
         teacher_layers=[torch.randn(b, d + 1, w, generator=g) for d, w in zip(depths, widths, strict=True)],
-        adapters=adapters.build(objective.name, width, depth, widths, depths),
+        adapters=adapters.build(objective.name, width, depth, widths),
         options=options_of(draw, objective),
     )
 
@@ -190,7 +190,7 @@ def test_gradients_are_finite_at_extreme_outputs(name: str, size: float, precisi
         teacher_features=[torch.randn(4, 3, generator=g).half() * min(size, 1e3)] * 2,
         student_layers=layers,
         teacher_layers=[torch.randn(4, 2, 3, generator=g).half() * min(size, 1e3)] * 2,
-        adapters=adapters.build(name, 6, 2, [3, 3], [1, 1]),
+        adapters=adapters.build(name, 6, 2, [3, 3]),
         options={},
     )
     loss = torch.stack(list(case.call(OBJECTIVES[name]).values())).sum()
@@ -216,7 +216,7 @@ def test_mixed_precision_changes_little(name: str) -> None:
         teacher_features=[torch.randn(8, 5, generator=g).half()] * 2,
         student_layers=torch.randn(8, 3, 6, generator=g),
         teacher_layers=[torch.randn(8, 3, 5, generator=g).half()] * 2,
-        adapters=adapters.build(name, 6, 2, [5, 5], [2, 2]),
+        adapters=adapters.build(name, 6, 2, [5, 5]),
         options={},
     )
     wanted = case.values(OBJECTIVES[name])
@@ -247,7 +247,7 @@ def test_a_student_that_already_does_it_has_nothing_to_learn(name: str) -> None:
         teacher_features=[torch.randn(6, 3, generator=g)],
         student_layers=torch.randn(6, 3, 3, generator=g),
         teacher_layers=[torch.randn(6, 3, 3, generator=g)],
-        adapters=adapters.build(name, 3, 2, [3], [2]),
+        adapters=adapters.build(name, 3, 2, [3]),
         options={},
     )
     term = case.call(OBJECTIVES[name])["divergence"]

@@ -280,8 +280,7 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
 
 def _as_any_file(folder: Path) -> None:
     """Gives a folder and all in it the rights of newly made ones: those of temporary files are their owner's alone."""
-    umask = os.umask(0)
-    os.umask(umask)
+    os.umask(umask := os.umask(0))
     for place in (folder, *folder.rglob("*")):
         if not place.is_symlink():
             place.chmod((0o777 if place.is_dir() else 0o666) & ~umask)
