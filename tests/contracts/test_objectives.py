@@ -145,11 +145,11 @@ def test_texts_and_teachers_in_another_order(name: str, data: st.DataObject) -> 
         },
     )
     if isinstance(case.adapters, adapters.Alignment):
-        turned = adapters.Alignment(2, 1, [2], [1])
+        turned = adapters.Alignment(2, 1, [2])
         turned.maps = nn.ModuleList(reversed(list(case.adapters.maps)))
         moved = replace(moved, adapters=turned)
     if isinstance(case.adapters, adapters.CommonSpace):
-        space = adapters.CommonSpace(2, 1, [2], [1])
+        space = adapters.CommonSpace(2, 1, [2])
         space.student, space.shared = case.adapters.student, case.adapters.shared
         space.teachers = nn.ModuleList(reversed(list(case.adapters.teachers)))
         space.back = nn.ModuleList(reversed(list(case.adapters.back)))
