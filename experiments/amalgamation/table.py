@@ -5,12 +5,16 @@ python experiments/amalgamation/table.py
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
+
+from grid import markdown, read
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RIVALS = ("vkd", "uhc", "dfa", "cfl")
@@ -31,10 +35,6 @@ GATED = tuple(f"{gate} hard, no margin" for gate in ("muka", "energy", *GATES[1:
 LONGER = ("muka hard", "mahalanobis hard", "vkd", "uhc")
 
 
-def read(folder: str) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted((RESULTS / folder).glob("[!.]*.json"))]
-
-
 def by_row(found: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry["row"] == name]
 
@@ -47,15 +47,11 @@ def show(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{spread}" + ("" if len(values) == 3 else f" ({len(values)})")
 
 
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines]]
-
-
 class Results:
     """All finished cells, and the order of the rows."""
 
     def __init__(self, folder: str = "") -> None:
-        self.rows, self.cells = read(f"{folder}rows"), read(f"{folder}cells")
+        self.rows, self.cells = read(RESULTS / folder / "rows"), read(RESULTS / folder / "cells")
         seen = {entry["row"] for entry in (*self.rows, *self.cells)}
         self.names = [name for name in order() if name in seen]
 
@@ -200,7 +196,7 @@ def ranking(found: Results) -> list[str]:
 
 def level(found: Results) -> list[str]:
     lines = []
-    for cell in read("twice"):
+    for cell in read(RESULTS / "twice"):
         once = found.student(cell["row"], cell["student"]).get(cell["seed"])
         lines.append(
             [
@@ -214,7 +210,7 @@ def level(found: Results) -> list[str]:
 
 def longer(found: Results) -> list[str]:
     """Returns what teachers trained much longer do to a row."""
-    then = Results("longer/")
+    then = Results("longer")
     lines = []
     for row in [name for name in found.names if by_row(then.rows, name)]:
         for label, results in (("the table's", found), ("longer", then)):

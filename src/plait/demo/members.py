@@ -10,19 +10,14 @@ from typing import Any
 logger = logging.getLogger("plait")
 
 MEMBERS = 4
+PRIVATE = 2
+"""Last layers in which members see different states while they are trained; all are shared."""
 SHOWN = ("accuracy", "calibration_error")
 """Scores that the demonstration shows of a model alone and of all members together."""
 
 
 def ensembling(
-    folder: Path,
-    base: str,
-    files: Mapping[str, Path],
-    alone: str,
-    *,
-    private: int,
-    epochs: float,
-    seed: int,
+    folder: Path, base: str, files: Mapping[str, Path], alone: str, *, epochs: float, seed: int
 ) -> dict[str, Any]:
     """Returns what an ensemble scores and takes, beside one model trained on the same rows.
 
@@ -31,7 +26,6 @@ def ensembling(
         base: the encoder that all members start from.
         files: training and test file.
         alone: the model trained on the same rows, as long and at the same rate.
-        private: layers that members see different states in while they are trained; all are shared.
         epochs: of fine-tuning.
         seed: of every random choice.
     """
@@ -46,7 +40,7 @@ def ensembling(
         data=files["train"],
         out=folder,
         members=MEMBERS,
-        replicate_at=max(0, depth - private),
+        replicate_at=max(0, depth - PRIVATE),
         held_back=0,
         epochs=epochs,
         learning_rate=1e-4,

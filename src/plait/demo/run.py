@@ -28,8 +28,6 @@ METHODS: dict[str, dict[str, Any]] = {
 """The ways of merging that the demonstration compares."""
 EXAMPLES = 128
 """Examples per source for statistics."""
-PRIVATE = 2
-"""Last layers that members of the ensemble see differently in training."""
 
 
 def carried_encoder() -> str:
@@ -83,9 +81,8 @@ def demo(
     rest = unused(found, tables["library"][0], seed)
     taught = amalgamation(folder / "amalgamation", encoder, files["library"], rest, seed)
     members = ensembling(
-        folder / "ensemble", encoder, files["library"], sources["library"],
-        private=PRIVATE, epochs=epochs, seed=seed,
-    )  # fmt: skip
+        folder / "ensemble", encoder, files["library"], sources["library"], epochs=epochs, seed=seed
+    )
     report = {
         "base": encoder,
         "seed": seed,
