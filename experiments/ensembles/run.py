@@ -68,6 +68,7 @@ def judge(
         "learning_rate": task.rate,
         "max_length": task.max_length,
         "precision": PRECISION,
+        "metric": task.metric,
         "seed": SPREAD * seed,
     }
     options: dict[str, Any] = {**members, **variant.options, **settings}
@@ -107,7 +108,7 @@ def scored(folder: Path, task: Task, texts: Texts) -> dict[str, Any]:
 
 def epochs_of(report: Mapping[str, Any]) -> list[dict[str, float]]:
     """Returns what decided the epoch, epoch by epoch."""
-    kept = ("member", "epoch", report["validation"]["primary"], "nll")
+    kept = ("member", "epoch", report["recipe"]["metric"], "nll")
     return [{name: entry[name] for name in kept if name in entry} for entry in report["epochs"]]
 
 

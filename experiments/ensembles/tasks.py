@@ -36,7 +36,7 @@ class Task:
         texts: training texts.
         epochs: how often they are seen.
         max_length: tokens that are read of each.
-        metric: the score that leads in the table; the epoch is kept by Plait's own (accuracy, Pearson).
+        metric: the score that leads in the table, and that decides which epoch is kept.
         test: the split to test on.
         validation: texts that decide the epoch.
         batch: texts a step.

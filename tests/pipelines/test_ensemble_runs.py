@@ -98,6 +98,8 @@ def test_a_stopped_run_goes_on(
     assert [p.name for p in tmp_path.iterdir() if "e" in p.name and p.name != "whole"] == [".e.training"]
     with pytest.raises(PlaitError, match="left by another run"):
         plait.ensemble(place / "base", out=tmp_path / "e", resume=True, **{**told, "seed": 3})
+    with pytest.raises(PlaitError, match="metric was accuracy, is nll"):
+        plait.ensemble(place / "base", out=tmp_path / "e", resume=True, metric="nll", **told)
     states = list((tmp_path / ".e.training").rglob("checkpoint-*"))
     assert len(states) == (stop != 10)  # the second of the separate models had saved nothing yet
     for state in states:
@@ -131,6 +133,42 @@ def test_of_epochs_that_are_level_the_surer_is_kept(
         kept[name] = weights(saved.folder)
     same = [torch.equal(kept["level"][name], tensor) for name, tensor in kept["better"].items()]
     assert all(same) is last
+
+
+SAID = {
+    "first": {"accuracy": 0.8, "macro_f1": 0.44, "matthews": 0.0, "nll": 0.5, "brier": 0.3, "micro_f1": 0.4},
+    "last": {"accuracy": 0.7, "macro_f1": 0.69, "matthews": 0.4, "nll": 0.6, "brier": 0.2, "micro_f1": 0.3},
+}
+"""What is said of two epochs; the first may know one class alone."""
+
+
+FIRST = (None, "accuracy", "nll")
+
+
+@pytest.mark.parametrize("metric", [*FIRST, "matthews", "macro_f1", "brier"])
+def test_a_metric_chooses_the_epoch(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str | None
+) -> None:
+    kept = "first" if metric in FIRST else "last"
+    said = iter([*SAID.values(), SAID[kept]])
+    monkeypatch.setattr(ensembling, "scored_by", lambda *_: TaskScores(next(said), "accuracy", 12, {}))
+    told = {"data": place / "train.jsonl", **QUICK, "epochs": 2, "metric": metric}
+    saved = plait.ensemble(place / "base", out=tmp_path / "e", **told)
+    assert [name for name, entry in zip(SAID, saved.report["epochs"], strict=True) if entry.get("kept")] == [
+        kept
+    ]
+    assert saved.report["recipe"]["metric"] == (metric or "accuracy")
+
+
+def test_the_lower_error_of_a_regression_is_kept(place: Path, tmp_path: Path) -> None:
+    table = rows(40)
+    table["label"] = [len(text) / 10 for text in table["text"]]
+    told = {"data": write(tmp_path / "d.jsonl", table), **QUICK, "epochs": 4, "learning_rate": 3e-2}
+    saved = plait.ensemble(place / "base", out=tmp_path / "e", metric="mse", **told)
+    errors = [entry["mse"] for entry in saved.report["epochs"]]
+    [chosen] = [entry["mse"] for entry in saved.report["epochs"] if entry.get("kept")]
+    assert chosen == min(errors) < max(errors)
+    assert saved.report["validation"]["metrics"]["mse"] == pytest.approx(chosen, rel=1e-4)
 
 
 @pytest.mark.parametrize("task", ["text", "token"])

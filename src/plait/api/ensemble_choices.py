@@ -18,7 +18,8 @@ from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import PERTURBATIONS, Place
 from plait.ensembles.perturbations.dropout import dropouts
 from plait.ensembles.training import Noise
-from plait.errors import DataError, MergeError, RecipeError, listed
+from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
+from plait.evaluation import primary_metric
 from plait.merging.manifest import is_merged
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, head_for
@@ -26,6 +27,14 @@ from plait.training.heads import Head, head_for
 logger = logging.getLogger("plait")
 MEMBERS = 4
 """Members where nobody says how many."""
+CHOOSING = {
+    "single_label_classification": ("accuracy", "macro_f1", "matthews", "nll", "brier"),
+    "multi_label_classification": ("macro_f1", "micro_f1", "accuracy", "nll", "brier"),
+    "regression": ("pearson", "spearman", "mse"),
+}
+"""Scores that may choose the epoch."""
+LOSSES = ("nll", "brier", "mse")
+"""Those of them that are the better the lower they are."""
 
 
 def choice_of(recipe: EnsembleRecipe) -> Choice:
@@ -177,3 +186,26 @@ def config_of(recipe: EnsembleRecipe, first: Checkpoint, head: Head, members: in
         classifier_dropout=recipe.classifier_dropout, problem_type=head.problem_type,
         id2label=dict(enumerate(names)),
     )  # fmt: skip
+
+
+def metric_of(recipe: EnsembleRecipe, head: Head, held: Examples | None) -> str | None:
+    """Returns the score that chooses the epoch; none without rows to judge by.
+
+    Raises:
+        RecipeError: a score that such heads do not have, or one that nothing can be judged by.
+    """
+    problem = head.problem_type or "single_label_classification"
+    if held is None:
+        if recipe.metric is not None:
+            raise RecipeError(
+                "metric chooses the epoch by rows that are held back; found none: give validation data"
+            )
+        return None
+    if recipe.metric is None:
+        return primary_metric(head.kind, head.problem_type)
+    if recipe.metric not in CHOOSING[problem]:
+        raise RecipeError(
+            f"metric: no score {recipe.metric!r} of {problem.replace('_', ' ')} chooses an epoch"
+            + did_you_mean(recipe.metric, CHOOSING[problem])
+        )
+    return recipe.metric

@@ -16,6 +16,7 @@ from plait.api.ensemble_choices import (
     config_of,
     head_of,
     members_of,
+    metric_of,
     noise_of,
     open_sources,
     training_data,
@@ -57,6 +58,7 @@ class EnsemblePlan:
     examples: Examples | None = None
     held: Examples | None = None
     given: bool = False
+    metric: str | None = None
 
     @property
     def kind(self) -> str:
@@ -89,6 +91,7 @@ class EnsemblePlan:
             "members": self.members,
             "perturbation": {"name": noise.name, **noise.options},
             "strength": None,
+            "metric": self.metric,
         }
         if choice.build is Build.SHARED and not choice.lone:
             chosen["replicate_at"] = self.depth
@@ -147,6 +150,7 @@ class EnsemblePlan:
             "alpha": choice.alpha if {"regulariser", "alpha"} & set(choice.entry.inputs) else None,
             "examples": None if self.examples is None else len(self.examples),
             "validation": None if self.held is None else len(self.held),
+            "metric": self.metric,
             "parameters": sizes,
             "megabytes": round(sizes["saved"] * 4 / 1e6, 2),
             "forward_equivalents": self.costs(),
@@ -199,8 +203,9 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     given = recipe.validation if validation is None else validation
     rows, held = divided(recipe, examples, given, head)
     warn_of_unseen(rows, head)
+    metric = metric_of(recipe, head, held)
     return EnsemblePlan(
-        recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None
+        recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None, metric
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.api.ensemble_building import build
+from plait.api.ensemble_choices import LOSSES
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
@@ -56,9 +57,9 @@ def ensemble(
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped.
         options: all other fields of a recipe: `members`, `shared_layers`, `head`, `method`, `perturbation`,
-            `strength`, `replicate_at`, `consistency`, `alpha`, `replay`, `accumulate`, `limit`, `held_back`, `epochs`,
-            `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`, `seed`, `problem_type`,
-            `classifier_dropout`, `revision`, `report_to`, `trust_remote_code`.
+            `strength`, `replicate_at`, `consistency`, `alpha`, `replay`, `accumulate`, `limit`, `held_back`, `metric`,
+            `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`, `seed`,
+            `problem_type`, `classifier_dropout`, `revision`, `report_to`, `trust_remote_code`.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
@@ -197,14 +198,14 @@ def encoded_for(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase) -> Encode
     )  # fmt: skip
 
 
-def preference(metrics: Mapping[str, float], primary: str) -> float:
-    """Returns what decides which epoch is kept: the primary metric; where that is level, the lower NLL.
+def preference(metrics: Mapping[str, float], metric: str) -> float:
+    """Returns what decides which epoch is kept: the metric, the higher the better; where that is level, the lower NLL.
 
     Accuracies on few rows are often level. The NLL, n, takes away n/(1+n) of a millionth, less than one row in a
     million does.
     """
     nll = metrics.get("nll", 0.0)
-    return metrics[primary] - 1e-6 * nll / (1 + nll)
+    return metrics[metric] * (-1 if metric in LOSSES else 1) - 1e-6 * nll / (1 + nll)
 
 
 def asked(job: EnsemblePlan, *, trained: bool) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def judgement(job: EnsemblePlan, tokenizer: Any, held: Examples, model: Any) -> 
     """Returns what all members together score on the rows held back, and how far that speaks for the epoch."""
     speaker = Members(model, job.config.encoder, asked(job, trained=False))
     found = scored_by([speaker], job, tokenizer, held)
-    return {**found.metrics, PREFERENCE: preference(found.metrics, found.primary)}
+    return {**found.metrics, PREFERENCE: preference(found.metrics, job.metric or found.primary)}
 
 
 def judged(job: EnsemblePlan, tokenizer: Any, fitted: Fitted) -> TaskScores:

@@ -82,6 +82,12 @@ def ensemble(
             "--held-back", min=0.0, max=0.9, help="Share that chooses the epoch without validation."
         ),
     ] = 0.1,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric", help="Score that chooses the epoch, such as matthews or nll; default the task's."
+        ),
+    ] = None,
     epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Examples a step.")] = 16,
@@ -118,9 +124,10 @@ def ensemble(
         "members": members, "shared_layers": shared_layers, "head": head, "replay": replay,
         **chosen(method, perturbation, options), "strength": strength, "replicate_at": replicate_at,
         "consistency": consistency, "alpha": alpha, "accumulate": accumulate, "limit": limit,
-        "held_back": held_back, "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size,
-        "max_length": max_length, "warmup": warmup, "weight_decay": weight_decay, "precision": precision,
-        "problem_type": problem_type, "seed": seed, "report_to": report_to, "revision": revision,
+        "held_back": held_back, "metric": metric, "epochs": epochs, "learning_rate": learning_rate,
+        "batch_size": batch_size, "max_length": max_length, "warmup": warmup, "weight_decay": weight_decay,
+        "precision": precision, "problem_type": problem_type, "seed": seed, "report_to": report_to,
+        "revision": revision,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     recipe = ensemble_recipe(
@@ -175,8 +182,9 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
         f"{saved.folder}: {several} by {report['recipe']['method']['name']}, {sizes['saved']:,} parameters "
         f"({report['megabytes']:g} MB); as separate models {sizes['separate']:,}"
     )
+    columns = dict.fromkeys((*SHOWN, report["recipe"].get("metric")))
     for epoch in report["epochs"]:
-        shown = {name: epoch[name] for name in SHOWN if name in epoch}
+        shown = {name: epoch[name] for name in columns if name in epoch}
         kept = " (kept)" if epoch.get("kept") else ""
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()) + kept)
     if found := report.get("validation"):

@@ -150,7 +150,7 @@ def _trimmer() -> Callable[[int], object]:
     """
     try:
         found: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
-    except (OSError, TypeError, AttributeError):  # no C library to open (Windows), or another one (macOS, musl)
+    except (OSError, TypeError, AttributeError):  # no C library (Windows), or another one (macOS, musl)
         return lambda _: 0
     return found
 

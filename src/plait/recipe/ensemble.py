@@ -71,6 +71,7 @@ class EnsembleRecipe(Strict):
     accumulate: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=1)
     held_back: float = Field(default=0.1, ge=0, lt=1)
+    metric: str | None = None
     epochs: float = Field(default=3.0, ge=0, allow_inf_nan=False)
     learning_rate: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=16, ge=1)
