@@ -98,6 +98,15 @@ def test_scores_for_people(made: SavedEnsemble, place: Path, capsys: pytest.Capt
         assert word in said
 
 
+def test_inspect_for_people(made: SavedEnsemble, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("inspect", made.folder) == 0
+    shown = capsys.readouterr().out
+    [epoch] = made.report["epochs"]
+    assert "\nepochs:\n" in shown
+    assert f"accuracy {epoch['accuracy']:g}, " in shown
+    assert "{" not in shown
+
+
 def test_an_ensemble_is_a_transformers_model(made: SavedEnsemble) -> None:
     model = plait.load(made.folder)
     same = AutoModelForSequenceClassification.from_pretrained(made.folder)

@@ -20,8 +20,6 @@ from plait.amalgamation.distill import INPUTS, Distillation, adapted, make_adapt
 from plait.statistics.posteriors.layers import encoder_of
 from plait.training.loop import Judge, Schedule, train
 
-FEWEST_HELD = 1
-
 
 @dataclass(frozen=True)
 class Pupil:
@@ -44,13 +42,6 @@ class Learned:
 
     epochs: list[dict[str, float]]
     forwards: float
-
-
-def held_back(count: int, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns the texts to train on and those held back to judge on, both in order; none are held for a share of 0."""
-    held = 0 if share == 0 or count < 2 else min(max(FEWEST_HELD, round(share * count)), count - 1)
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def teach(

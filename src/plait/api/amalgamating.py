@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from plait.amalgamation.corpus import pack
 from plait.amalgamation.distill import Distillation, classifier_path
 from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
-from plait.amalgamation.student import Learned, Pupil, held_back, teach
+from plait.amalgamation.student import Learned, Pupil, teach
 from plait.api.merging import is_file, versions
 from plait.api.scoring import score, true_labels
 from plait.api.starting import MERGED, starting_point
 from plait.api.students import Student, write_student
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
 from plait.checkpoints.source import Checkpoint
+from plait.data import held_back
 from plait.evaluation import evaluate_model
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Posterior, Store

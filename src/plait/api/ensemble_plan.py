@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from plait.amalgamation.student import held_back
 from plait.api.ensemble_choices import (
     check_noise,
     choice_of,
@@ -25,7 +24,7 @@ from plait.api.inputs import read
 from plait.checkpoints.naming import skeleton
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.writer import check_target
-from plait.data import Examples, align_labels
+from plait.data import Examples, align_labels, held_back
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
 from plait.ensembles.counting import Size, inference_cost, size, training_cost

@@ -9,7 +9,25 @@ import typer
 
 from plait.cli import render
 from plait.cli.app import app
-from plait.cli.arguments import Json, Overwrite, PairColumn, Quiet, Seed, TextColumn, Trust, pairs, spec
+from plait.cli.arguments import (
+    DryRun,
+    Epochs,
+    Json,
+    LearningRate,
+    Overwrite,
+    PairColumn,
+    Precision,
+    Quiet,
+    ReportTo,
+    Resume,
+    Seed,
+    StepSize,
+    TextColumn,
+    Trust,
+    Warmup,
+    pairs,
+    spec,
+)
 from plait.cli.making import parse_yaml, show_plan
 from plait.errors import RecipeError
 
@@ -93,23 +111,21 @@ def amalgamate(
     validation_label_column: Annotated[
         str | None, typer.Option("--validation-label-column", help="Column with the label in --validation.")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")] = 16,
+    epochs: Epochs = 3.0,
+    learning_rate: LearningRate = 5e-5,
+    batch_size: StepSize = 16,
     max_length: Length = None,
-    warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
-    precision: Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")] = "float32",
+    warmup: Warmup = 0.1,
+    precision: Precision = "float32",
     seed: Seed = 0,
-    report_to: Annotated[
-        str, typer.Option("--report-to", help="A tracker that transformers knows.")
-    ] = "none",
+    report_to: ReportTo = "none",
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelOfTexts = None,
     trust_remote_code: Trust = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -26,6 +26,18 @@ TextColumn = Annotated[
 ]
 PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="Column with the second text.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label.")]
+Epochs = Annotated[float, typer.Option("--epochs", min=0.0)]
+LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0)]
+StepSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")]
+CutAt = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
+Warmup = Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")]
+Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")]
+ProblemType = Annotated[
+    str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
+]
+ReportTo = Annotated[str, typer.Option("--report-to", help="A tracker that transformers knows.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 
 Names = Annotated[
     list[str] | None, typer.Option("--data", help="NAME=FILE: labelled data of a source or task.")

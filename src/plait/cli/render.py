@@ -40,7 +40,15 @@ def facts(content: Mapping[str, Any], indent: int = 0) -> None:
         if isinstance(value, Mapping) and value:
             line(start.rstrip())
             facts(value, indent + 2)
+        elif isinstance(value, list | tuple) and value and all(isinstance(row, Mapping) for row in value):
+            line(start.rstrip())
+            for row in value:
+                line(" " * (indent + 2) + ", ".join(f"{key} {_short(found)}" for key, found in row.items()))
         elif isinstance(value, list | tuple):
             line(start + (", ".join(map(str, value)) or "–"))
         elif value not in (None, {}, ""):
             line(start + str(value))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,14 +10,20 @@ import typer
 from plait.cli import render
 from plait.cli.app import app
 from plait.cli.arguments import (
-    BatchSize,
+    CutAt,
+    Epochs,
     Json,
     LabelColumn,
+    LearningRate,
     Overwrite,
     PairColumn,
+    ProblemType,
     Quiet,
+    Resume,
     Seed,
+    StepSize,
     TextColumn,
+    Warmup,
     spec,
 )
 
@@ -30,24 +36,20 @@ def finetune(
     validation: Annotated[
         str | None, typer.Option("--validation", help="FILE scored after every epoch.")
     ] = None,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0.0)] = 5e-5,
-    batch_size: BatchSize = 16,
-    max_length: Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")] = 128,
-    warmup: Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")] = 0.1,
+    epochs: Epochs = 3.0,
+    learning_rate: LearningRate = 5e-5,
+    batch_size: StepSize = 16,
+    max_length: CutAt = 128,
+    warmup: Warmup = 0.1,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
     ] = None,
-    problem_type: Annotated[
-        str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
-    ] = None,
+    problem_type: ProblemType = None,
     seed: Seed = 0,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of a killed run.")
-    ] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -75,7 +77,7 @@ def demo(
     ] = None,
     train: Annotated[int, typer.Option("--train", min=16, help="Training rows per task.")] = 960,
     test: Annotated[int, typer.Option("--test", min=16, help="Test rows per task.")] = 320,
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0)] = 3.0,
+    epochs: Epochs = 3.0,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json: Json = False,

@@ -4,6 +4,7 @@ from plait.data.batching import Encoded, batches, collate, encode, length_limit,
 from plait.data.examples import Examples, Kind, ProblemType
 from plait.data.labels import align_labels
 from plait.data.reading import read_examples
+from plait.data.splits import held_back
 from plait.data.streaming import Texts, open_texts
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "batches",
     "collate",
     "encode",
+    "held_back",
     "length_limit",
     "open_texts",
     "plan",
