@@ -4,9 +4,9 @@ Run from the repository root, once for each core:
 
     python experiments/amalgamation/run.py
 
-Processes that run at once share the work between them: the main students of every row and seed, the cheapest rows
-first, then the others. What is finished is skipped; what is missing (encoders, teachers, posteriors) is made. A file
-STOP in work-files/amalgamation ends them after the student they are at.
+Processes that run at once share the work between them, in the order of `work`: what the table needs, and with
+--everything all students of all rows and seeds. What is finished is skipped; what is missing (encoders, teachers,
+posteriors) is made. A file STOP in work-files/amalgamation ends them after the student they are at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -67,7 +67,6 @@ def rival(objective: str, **options: float) -> Choices:
     return Choices("energy", target="soft", margin=False, objective=objective, options=options)
 
 
-# In the order of the work: first these of all rows, then the next of all rows, and so on.
 FIRST = (
     Student("muka hard", taught_by("muka", margin=True)),
     Student("vkd", rival("vkd")),
@@ -96,14 +95,25 @@ GATED = (
 )
 _FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
 FEW = tuple(student for student in (*FIRST, *SECOND) if student.name in _FEW)
-WITH_GATES = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
+DEEP = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
+"""Rows with all students, and with the shared split."""
+WIDE = (*DEEP, "search_snippets 4x2", "heterogeneous", "overlap")
+"""Rows with all seeds: the others cost as much as these together."""
+Work = Iterator[tuple[Row, int, tuple[Student, ...]]]
 
 
-def students(row: Row, turn: int) -> tuple[Student, ...]:
-    """Returns the students of a row whose turn it is; those of other gates and of the shared split come last."""
-    last = FEW if row.split == "shared" else GATED if row.name in WITH_GATES else ()
-    early = () if row.split == "shared" else (FIRST, SECOND)[min(turn, 1)]
-    return last if turn == 2 else early
+def work(seeds: Sequence[int], rows: Sequence[str], *, everything: bool) -> Work:
+    """Yields row, seed and students in the order of the work."""
+    main = [ROWS[name] for name in rows if ROWS[name].split == "disjoint"]
+    shared = [ROWS[name] for name in rows if ROWS[name].split == "shared"]
+    for seed in seeds:
+        first = seed == SEEDS[0] or everything
+        yield from ((row, seed, FIRST) for row in main if first or row.name in WIDE)
+        if first:
+            yield from ((row, seed, (*SECOND, *GATED)) for row in main if row.name in DEEP)
+            yield from ((row, seed, FEW) for row in shared)
+    if everything:
+        yield from ((row, seed, SECOND) for seed in seeds for row in main)
 
 
 @dataclass(frozen=True)
@@ -275,10 +285,9 @@ def row_of(row: Row, seed: int) -> Path:
     return RESULTS / "rows" / f"{slug(row.name)}.{seed}.json"
 
 
-def advance(row: Row, seed: int, turn: int) -> None:
+def advance(row: Row, seed: int, wanted: Sequence[Student]) -> None:
     """Does what nobody else is doing of a row and seed."""
-    wanted = students(row, turn)
-    if wanted and not row_of(row, seed).exists():
+    if not row_of(row, seed).exists():
         with claimed(WORK / "claims" / row_of(row, seed).name) as mine:
             if not mine:
                 return
@@ -323,6 +332,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--everything", action="store_true", help="all students of all rows and seeds")
     parser.add_argument(
         "--twice", nargs=3, metavar=("ROW", "SEED", "STUDENT"), help="only this, twice as long"
     )
@@ -340,13 +350,11 @@ def main() -> None:
     if arguments.gates:
         judge_gates_anew()
         return
-    for turn in range(3):
-        for seed in arguments.seeds:
-            # Again: another process may have been at work on a row.
-            for name in (*arguments.rows, *arguments.rows):
-                if not STOP.exists():
-                    advance(ROWS[name], seed, turn)
-                stage.cache_clear()
+    for _ in range(2):  # again: another process may have been at work on a row
+        for row, seed, wanted in work(arguments.seeds, arguments.rows, everything=arguments.everything):
+            if not STOP.exists():
+                advance(row, seed, wanted)
+            stage.cache_clear()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Run from the repository root, once for each core:
 
     python experiments/ensembles/run.py
 
-Processes that run at once share the work between them, in the order of `variants.work`. What is finished is skipped.
+Processes that run at once share the work between them, in the order of `variants.work`; with --everything that is all
+variants of all tasks and seeds. What is finished is skipped.
 A file STOP in work-files/ensembles ends them after the cell they are at. Models lie in work-files/ensembles (not kept
 in git) until they are judged.
 """
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="*", help="only these, such as camero or 'camero alpha 3'")
+    parser.add_argument("--everything", action="store_true", help="all variants of all tasks and seeds")
     parser.add_argument("--full", action="store_true", help="all training texts, all cores or the GPU")
     parser.add_argument(
         "--twice", nargs=3, metavar=("TASK", "SEED", "VARIANT"), help="only this, twice as long"
@@ -175,7 +177,7 @@ def main() -> None:
         return
     failed: set[tuple[int, str, str]] = set()
     for _ in range(2):  # again: another process may have been at work on a cell, and stopped
-        for seed, task, variant in work(arguments.tasks, arguments.seeds):
+        for seed, task, variant in work(arguments.tasks, arguments.seeds, everything=arguments.everything):
             place = (seed, task, variant.name)
             if STOP.exists() or place in failed:
                 continue

@@ -6,10 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks import SEEDS
+
 MEMBERS = 4
 ALPHA = 1.0
 LAYERS = 6  # of the MiniLM
 SWEPT = "trec"
+DEEP = ("sst2", "trec", "cola")
+"""Tasks with all variants."""
+WIDE = (*DEEP, "stsb")
+"""Tasks with all seeds: the others cost as much as these together."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,13 @@ SWEEPS = tuple(
 )
 
 
-def work(tasks: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[int, str, Variant]]:
+def work(
+    tasks: Sequence[str], seeds: Sequence[int], *, everything: bool
+) -> Iterator[tuple[int, str, Variant]]:
     """Yields seed, task and variant of every cell in the order of the work: what the claim needs comes first."""
     for seed in seeds:
-        for group in (CORE, OTHER):
-            for task in tasks:
-                yield from ((seed, task, variant) for variant in group)
-        if SWEPT in tasks:
-            yield from ((seed, SWEPT, variant) for variant in SWEEPS)
+        first = seed == SEEDS[0] or everything
+        yield from ((seed, task, v) for task in tasks if first or task in WIDE for v in CORE)
+        if first:
+            yield from ((seed, task, v) for task in tasks if everything or task in DEEP for v in OTHER)
+            yield from ((seed, task, v) for task in tasks if task == SWEPT for v in SWEEPS)
