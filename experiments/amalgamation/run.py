@@ -93,8 +93,9 @@ GATED = (
     ),
     Student("cfl, ones", rival("cfl", matching=1.0, reconstruction=1.0)),
 )
+STUDENTS = {student.name: student for student in (*FIRST, *SECOND, *GATED)}
 _FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
-FEW = tuple(student for student in (*FIRST, *SECOND) if student.name in _FEW)
+FEW = tuple(STUDENTS[name] for name in _FEW)
 DEEP = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
 """Rows with all students, and with the shared split."""
 WIDE = (*DEEP, "search_snippets 4x2", "heterogeneous", "overlap")
@@ -320,7 +321,7 @@ def judge_gates_anew() -> None:
 def twice(name: str, seed: int, wanted: str) -> None:
     """Teaches one student twice as long, to see whether the length that all have is enough."""
     row = ROWS[name]
-    student = next(s for s in (*FIRST, *SECOND, *GATED) if s.name == wanted)
+    student = STUDENTS[wanted]
     file = RESULTS / "twice" / cell_of(row, seed, student).name
     if not file.exists():
         cell = teach(row, seed, student, length=2)
@@ -328,10 +329,20 @@ def twice(name: str, seed: int, wanted: str) -> None:
         show(name, seed, f"{wanted}, twice as long {cell['accuracy']:.3f}", cell["seconds"])
 
 
+def chosen(arguments: argparse.Namespace) -> Work:
+    """Yields what the command line asks for: some students of some rows, or the work in its order."""
+    if not arguments.students:
+        yield from work(arguments.seeds, arguments.rows, everything=arguments.everything)
+        return
+    wanted = tuple(STUDENTS[name] for name in arguments.students)
+    yield from ((ROWS[name], seed, wanted) for seed in arguments.seeds for name in arguments.rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--students", nargs="*", metavar="NAME", help="only these, such as 'muka soft'")
     parser.add_argument("--everything", action="store_true", help="all students of all rows and seeds")
     parser.add_argument(
         "--twice", nargs=3, metavar=("ROW", "SEED", "STUDENT"), help="only this, twice as long"
@@ -351,7 +362,7 @@ def main() -> None:
         judge_gates_anew()
         return
     for _ in range(2):  # again: another process may have been at work on a row
-        for row, seed, wanted in work(arguments.seeds, arguments.rows, everything=arguments.everything):
+        for row, seed, wanted in chosen(arguments):
             if not STOP.exists():
                 advance(row, seed, wanted)
             stage.cache_clear()
