@@ -28,11 +28,19 @@ TEST_SEED = 2022  # the same test texts whatever the seed
 
 @dataclass(frozen=True)
 class Pool:
-    """How many of a data set's training texts teach the teachers and the student, and how many tokens are read."""
+    """How a data set is used.
+
+    Attributes:
+        teaching: training texts of the teachers.
+        transfer: training texts of the student.
+        max_length: tokens that are read of each.
+        rate: the highest learning rate of teachers and student.
+    """
 
     teaching: int
     transfer: int
     max_length: int
+    rate: float = 1e-4
 
 
 POOLS = {
@@ -40,7 +48,7 @@ POOLS = {
     "search_snippets": Pool(1200, 1200, 40),
     "ag_news": Pool(1000, 1000, 48),
     "dbpedia14": Pool(1000, 1000, 48),
-    "newsgroups20": Pool(1000, 1000, 64),
+    "newsgroups20": Pool(1000, 1000, 64, rate=3e-4),
 }
 
 
@@ -83,6 +91,11 @@ class Row:
     def max_length(self) -> int:
         """Returns the tokens that teachers and student read of each text."""
         return max(POOLS[name].max_length for name in self.data)
+
+    @property
+    def rate(self) -> float:
+        """Returns the highest learning rate of the student."""
+        return max(POOLS[name].rate for name in self.data)
 
 
 def _runs(labels: tuple[int, ...]) -> list[list[int]]:

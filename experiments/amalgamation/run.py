@@ -47,7 +47,6 @@ from plait.training.state import seeded
 PASSES = 16
 EPOCHS = 5
 BATCH = 16
-RATE = 1e-4
 STOP = WORK / "STOP"
 
 
@@ -248,7 +247,7 @@ def teach(
     start, found = time.monotonic(), stage(row.name, seed)
     taught, choices = lesson_of(student, found), student.choices or Choices(gate="oracle")
     entry = choices.objective_entry
-    schedule = Schedule(EPOCHS * length, RATE, BATCH, seed=seed, precision=precision)  # type: ignore[arg-type]
+    schedule = Schedule(EPOCHS * length, row.rate, BATCH, seed=seed, precision=precision)  # type: ignore[arg-type]
     with seeded(seed), tempfile.TemporaryDirectory() as folder:
         head = Head("sequence_classification", found.space.names, "single_label_classification")
         model, tokenizer = open_with(encoder("minilm"), head, False)
@@ -269,7 +268,7 @@ def teach(
         "settings": {
             "epochs": schedule.epochs,
             "batch_size": BATCH,
-            "learning_rate": RATE,
+            "learning_rate": row.rate,
             "precision": precision,
         },
         "losses": [round(entry["loss"], 5) for entry in log if "loss" in entry][::4],

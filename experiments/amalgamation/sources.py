@@ -26,7 +26,6 @@ __all__ = ["claim_of", "claimed", "finished", "folder_of", "make", "waiting", "w
 
 EPOCHS = 4
 BATCH = 16
-RATE = 1e-4
 LEAST_STEPS = 80  # a teacher of few texts sees them more often
 
 
@@ -57,7 +56,7 @@ def make(teacher: Teacher, seed: int, *, precision: str = "bfloat16") -> None:
         folder_of(teacher, seed),
         labels=teacher.label_names,
         epochs=epochs(len(data)),
-        learning_rate=RATE,
+        learning_rate=POOLS[teacher.data].rate,
         batch_size=BATCH,
         max_length=POOLS[teacher.data].max_length,
         seed=seed,
