@@ -98,7 +98,7 @@ def test_labels_that_mean_the_same_are_left_in_peace(seed: int) -> None:
 def test_labels_that_mean_something_else_are_pointed_out(seed: int) -> None:
     [warning] = disagreement(overlapping(seed, same=False), SHARED, SHARED.teachers)
     assert "a and b both have the label 'Business' but use it for different texts" in warning
-    assert "--rename b.Business=NAME" in warning
+    assert "--rename 'b.Business=NAME'" in warning
 
 
 def test_few_texts_are_no_evidence() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from plait.amalgamation import adapters
 from plait.amalgamation.objective import ObjectiveEntry
 from plait.errors import SourceError
+from plait.statistics.posteriors.layers import read_by_head
 from plait.training.loop import Batch
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -56,7 +57,10 @@ class Distillation:
         layers = "student_layers" in self.entry.inputs
         with _watched(_inner(model).get_submodule(self.classifier)) as seen:
             output = model(**inputs, output_hidden_states=layers)
-        found = {"student_logits": output.logits, "student_features": seen[0]}
+        found = {
+            "student_logits": output.logits,
+            "student_features": read_by_head(seen[0], inputs["attention_mask"]),
+        }
         if layers:
             found["student_layers"] = pooled(output.hidden_states, inputs["attention_mask"])
         return found

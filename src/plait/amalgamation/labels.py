@@ -27,11 +27,13 @@ class LabelSpace:
         names: The labels of the union, in order.
         columns: For each teacher, the positions of its labels in the union; two of them may be equal.
         teachers: The teachers' names, in order.
+        own: For each teacher, its own names of its labels.
     """
 
     names: tuple[str, ...]
     columns: tuple[tuple[int, ...], ...]
     teachers: tuple[str, ...]
+    own: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +76,7 @@ def union(labels: Mapping[str, Sequence[str]], rename: Rename | None = None) -> 
         )
     _warn_of_twins(labels, given)
     columns = tuple(tuple(order[name] for name in names) for names in given.values())
-    return LabelSpace(tuple(order), columns, tuple(labels))
+    return LabelSpace(tuple(order), columns, tuple(labels), tuple(map(tuple, labels.values())))
 
 
 def _renamed(labels: Mapping[str, Sequence[str]], rename: Rename) -> dict[Own, str]:

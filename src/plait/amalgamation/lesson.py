@@ -15,7 +15,7 @@ from plait.amalgamation.disagreement import disagreement
 from plait.amalgamation.gate import GATES, GateEntry
 from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
-from plait.amalgamation.routing import Routing, route, summary
+from plait.amalgamation.routing import LEAST_MARGIN, Routing, route, summary
 from plait.amalgamation.targets import hard, probabilities, soft
 from plait.errors import DataError
 from plait.statistics.posteriors import Posterior
@@ -128,6 +128,12 @@ def lesson(
         logger.warning("%s", warning)
     target = (hard if choices.target == "hard" else soft)(given, routing, space)
     weight = routing.margin if choices.margin else torch.ones(len(target))
+    if choices.margin and choices.gated and float(weight.median()) <= 2 * LEAST_MARGIN:
+        logger.warning(
+            "the gate %s finds no difference between the best teachers on %d of %d texts, which hardly count: choose "
+            "another gate, or --no-margin",
+            *(choices.gate, int((weight <= 2 * LEAST_MARGIN).sum()), len(weight)),
+        )
     return Lesson(space, routing, target, weight, temperatures)
 
 

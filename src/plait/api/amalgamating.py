@@ -23,9 +23,11 @@ from plait.api.students import Student, write_student
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
 from plait.checkpoints.source import Checkpoint
 from plait.data import held_back
+from plait.errors import SourceError
 from plait.evaluation import evaluate_model
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Posterior, Store
+from plait.statistics.posteriors.ability import without_padding
 from plait.training.heads import Head, open_with
 from plait.training.loop import Judge, Schedule
 from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
@@ -44,6 +46,7 @@ def amalgamate(
     out: str | Path,
     student: str | Path | None = None,
     validation: Any = None,
+    label: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
@@ -57,6 +60,7 @@ def amalgamate(
         student: where the student starts: a model, a teacher's name, or `merged` for the average of the teachers;
             default the base that all teachers record.
         validation: labelled data that decides which epoch is kept, instead of agreement with the teachers.
+        label: column of the texts' own labels, for study: gate `oracle`, and how often the gate is right.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped. Posteriors are resumed in any case.
         options: all other fields of a recipe: `gate`, `temperature`, `target`, `margin`, `posterior`, `calibrate`,
@@ -67,12 +71,18 @@ def amalgamate(
     Raises:
         PlaitError: anything a user can mend; no student has been written then.
     """
+    if label is not None and is_file(texts):
+        texts, label = (
+            {**(texts if isinstance(texts, Mapping) else {"path": str(texts)}), "label": label},
+            None,
+        )
     recipe = amalgamation_recipe(
         teachers, out=out, texts=texts, student=student, validation=validation, options=options
     )
     return run_amalgamation(
         recipe,
         texts=None if is_file(texts) else texts,
+        label=label,
         validation=None if is_file(validation) else validation,
         overwrite=overwrite,
         resume=resume,
@@ -84,14 +94,15 @@ def run_amalgamation(
     *,
     texts: Any = None,
     validation: Any = None,
+    label: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Student:
-    """Returns the student of a recipe; `texts` and `validation` are what it has in memory instead of in files."""
+    """Returns the student of a recipe; `texts` (labels in column `label`) and `validation` are what is in memory."""
     started = time.monotonic()
     check_output(recipe, overwrite=overwrite)
     check_accelerate()
-    job = plan(recipe, texts, validation)
+    job = plan(recipe, texts, validation, label)
     names = ", ".join(t.name for t in job.teachers)
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
     truth = true_labels(job)
@@ -120,6 +131,8 @@ def open_pupil(
     recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
     with starting_point(recipe, job.start) as start:
         model, tokenizer = open_with(start.origin, head, recipe.trust_remote_code, start.revision)
+    if problem := without_padding(model):
+        raise SourceError(f"student {start.origin}: {problem}")
     model.config.problem_type = SINGLE
     entry = job.choices.objective_entry
     corpus = pack(
@@ -135,7 +148,9 @@ def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
     return {
         **job.resolved().model_dump(mode="json", exclude=left_out),
         "texts": store.record.texts.fingerprint,
-        **{f"teacher {t.name}": t.digest for t in store.teachers},
+        "judged_on": None if job.validation is None else job.validation.fingerprint,
+        "labels": list(job.space.names),
+        "teachers": [[t.name, t.digest] for t in store.teachers],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from plait.errors import RecipeError, listed
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Settings
 from plait.statistics.posteriors.record import FILE, read_record
+
+logger = logging.getLogger("plait")
 
 PASSES = 16
 """Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
@@ -26,24 +29,30 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
     """Returns how posteriors become targets, after checking every name and option.
 
     Raises:
-        RecipeError: an unknown gate, objective or option (did you mean), or options that would have no effect.
+        RecipeError: an unknown gate, objective or option (did you mean), or options that contradict each other.
     """
     gated = "target" in OBJECTIVES[recipe.objective.name].inputs
-    given = deciding(recipe)
-    if not gated:
-        _refuse_gate(recipe, given)
-    choices = Choices(
-        **{**(DEFAULTS if gated else CONCATENATED), **given},
-        posterior=recipe.posterior,
-        calibrate=recipe.calibrate,
-        objective=recipe.objective.name,
-        options=recipe.objective.options,
-        gate_options={} if recipe.gate is None else recipe.gate.options,
-    )
+    objective: dict[str, Any] = {"objective": recipe.objective.name, "options": recipe.objective.options}
+    if gated:
+        choices = Choices(
+            **{**DEFAULTS, **deciding(recipe)},
+            **objective,
+            posterior=recipe.posterior,
+            calibrate=recipe.calibrate,
+            gate_options={} if recipe.gate is None else recipe.gate.options,
+        )
+    else:
+        _say_what_is_idle(recipe)
+        calibrate = "none" if recipe.calibrate == "standardize" else recipe.calibrate
+        choices = Choices(**CONCATENATED, **objective, calibrate=calibrate)
     choices.objective_entry.check_values(choices.options)
     choices.gate_entry.check_values(choices.gate_options)
     if problems := list(_without_effect(recipe, choices)):
         raise RecipeError(listed(problems))
+    if not (choices.needs_passes or recipe.passes) and (recipe.last_layers or recipe.dropout):
+        logger.warning(
+            "last_layers and dropout are of Monte Carlo passes, which nothing here needs: give --passes"
+        )
     return choices
 
 
@@ -59,13 +68,14 @@ def deciding(recipe: AmalgamateRecipe) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _refuse_gate(recipe: AmalgamateRecipe, given: Mapping[str, Any]) -> None:
-    told = [*given, *(["posterior"] if recipe.posterior != "single" else [])]
+def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
+    """Warns of what an objective without a gate does not look at: a comparison may give all objectives one line."""
+    told = [*deciding(recipe), *(["posterior"] if recipe.posterior != "single" else [])]
     told += ["calibrate"] if recipe.calibrate == "standardize" else []
     if told:
-        raise RecipeError(
-            f"objective {recipe.objective.name} has no gate: it weighs the teachers' logits itself, so it cannot take "
-            f"{', '.join(told)}; leave {'it' if len(told) == 1 else 'them'} out, or choose objective muka"
+        logger.warning(
+            "objective %s has no gate, it takes all teachers on every text: %s without effect",
+            *(recipe.objective.name, f"{', '.join(told)} {'is' if len(told) == 1 else 'are'}"),
         )
 
 

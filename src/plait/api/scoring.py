@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -85,18 +86,36 @@ def finished(folder: Path) -> frozenset[str]:
 
 
 def true_labels(job: AmalgamationPlan) -> Tensor | None:
-    """Returns the texts' own labels as positions in the union, −1 for others, where their column is named."""
-    places = {name: at for at, name in enumerate(job.space.names)}
+    """Returns the texts' own labels as positions in the union, −1 for others, where their column is named.
+
+    Names are matched whatever their casing, as those of validation data are; a text may have no label.
+    """
+    names = job.space.names
+    exact = {name: at for at, name in enumerate(names)}
+    folded = Counter(name.casefold() for name in names)
+    loose = {name.casefold(): at for name, at in exact.items() if folded[name.casefold()] == 1}
     found: list[int] = []
+    strange: Counter[str] = Counter()
     for chunk in job.texts.chunks():
         if chunk.labels is None:
             return None
-        names = chunk.label_names
         for label in chunk.labels:
-            name = names[label] if names and isinstance(label, int) else label
-            found.append(places.get(str(name), -1))
+            name = _named(label, chunk.label_names)
+            at = -1 if name is None else exact.get(name, loose.get(name.casefold(), -1))
+            strange.update([name] if name is not None and at < 0 else [])
+            found.append(at)
     if max(found) < 0:
-        raise DataError(
-            f"{job.texts.source}: none of its labels is one of the union ({listed(job.space.names)})"
+        raise DataError(f"{job.texts.source}: none of its labels is one of the union ({listed(names)})")
+    if strange:
+        logger.warning(
+            "%s: %d texts have labels that no teacher knows (%s); they have no part in the routing accuracy",
+            *(job.texts.source, strange.total(), listed(sorted(strange), 5)),
         )
     return torch.tensor(found)
+
+
+def _named(label: Any, names: Sequence[str] | None) -> str | None:
+    """Returns a label's name; None where the text has none."""
+    if label is None:
+        return None
+    return names[label] if names and isinstance(label, int) and 0 <= label < len(names) else str(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from plait.statistics.posteriors.ability import check_able
 from plait.statistics.posteriors.record import FILE, check_same, read_record
 from plait.statistics.posteriors.score import text_facts
 from plait.statistics.posteriors.teacher import check_teachers, teacher_of
+
+logger = logging.getLogger("plait")
 
 
 @dataclass(frozen=True)
@@ -121,13 +124,16 @@ def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
             )
 
 
-def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) -> AmalgamationPlan:
+def plan(
+    recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None, label: str | None = None
+) -> AmalgamationPlan:
     """Returns the validated plan of an amalgamation; reads headers, configs, tokenizers and texts, no weights.
 
     Args:
         recipe: what to do.
         texts: in memory, instead of the recipe's file.
         validation: labelled data in memory, instead of the recipe's file.
+        label: column of the texts' own labels, where they are in memory.
 
     Raises:
         RecipeError: an unknown gate, objective, option, or renamed label.
@@ -139,7 +145,7 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
     start = start_of(recipe, teachers)
     check_start(start, trust_remote_code=recipe.trust_remote_code)
-    opened, skipped = open_corpus(recipe, texts)
+    opened, skipped = open_corpus(recipe, texts, label)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
     settings = settings_of(recipe, choices)
@@ -154,7 +160,8 @@ def check_gold(job: AmalgamationPlan) -> None:
     """Raises `RecipeError` where the gate looks at the texts' own labels and they have none."""
     if "labels" in job.choices.gate_entry.inputs and next(job.texts.chunks()).labels is None:
         raise RecipeError(
-            f"gate {job.choices.gate} looks at the texts' own labels: name their column with --label-column"
+            f"gate {job.choices.gate} looks at the texts' own labels: name their column with --label-column "
+            "(in Python label=)"
         )
 
 
@@ -170,7 +177,8 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened teachers, in order.
 
     Raises:
-        SourceError: one that is missing, corrupt, or not a classifier of single labels; all are named.
+        SourceError: one that is missing, corrupt, or not a classifier of single labels, all of which are named; or
+            one without a tokenizer.
     """
     found = tuple(
         open_checkpoint(t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code)
@@ -184,11 +192,15 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
     if several := [f"{t.name} ({t.origin})" for t in found if is_ensemble(t.folder)]:
         raise RecipeError(f"{listed(several)}: an ensemble has several members; plait export it first")
     check_teachers(found)
+    for teacher in found:
+        teacher.tokenizer()  # one that is missing or damaged is said before the first teacher has scored everything
     return found
 
 
-def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> tuple[Texts, int]:
+def open_corpus(recipe: AmalgamateRecipe, texts: Any, label: str | None = None) -> tuple[Texts, int]:
     """Returns the texts, or a random subset of them, and how many rows had no text.
+
+    A store that exists decides which subset: its texts serve students of other seeds.
 
     Raises:
         DataError: none are given, or there is none among them.
@@ -197,11 +209,13 @@ def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> tuple[Texts, int]:
     if given is None:
         raise DataError("no texts given: an amalgamation needs --text FILE, unlabelled texts to teach on")
     told = {"path": given.path, **given.columns()} if isinstance(given, DataSpec) else given
-    whole = open_texts(told)
+    whole = open_texts(told, label=label)
     if recipe.limit is None or recipe.limit >= whole.count():
         return whole, whole.skipped
+    folder = recipe.store_folder()
+    seed = read_record(folder).settings.seed if (folder / FILE).is_file() else recipe.seed
     return open_texts(
-        subset(whole, recipe.limit, recipe.seed), label="label" if labels(whole) else None
+        subset(whole, recipe.limit, seed), label="label" if labels(whole) else None
     ), whole.skipped
 
 
@@ -233,6 +247,11 @@ def labelled(data: Any, space: LabelSpace) -> Examples:
     found = read(data)
     if found.labels is None:
         raise DataError(f"{found.source}: has no labels, which validation needs")
+    if found.label_names is None and any(isinstance(label, int) for label in found.labels):
+        places = ", ".join(f"{at} = {name}" for at, name in enumerate(space.names))
+        logger.warning(
+            "%s: labels are numbers, read as places in the union: %s", found.source, listed([places])
+        )
     align_labels(
         found, space.names, kind="sequence_classification", problem_type="single_label_classification"
     )

@@ -46,7 +46,9 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
     record = folder / "run.json"
     found = json.loads(record.read_text()) if record.is_file() else dict(run)
     if changed := [
-        f"{name} was {found.get(name)}, is {run[name]}" for name in run if found.get(name) != run[name]
+        f"{name} was {found.get(name)}, is {run.get(name)}"
+        for name in dict.fromkeys((*run, *found))
+        if found.get(name) != run.get(name)
     ]:
         raise PlaitError(
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"

@@ -24,13 +24,28 @@ def check_able(teachers: Sequence[Checkpoint], settings: Settings) -> None:
     problems = []
     for teacher in teachers:
         model = naming.skeleton(teacher.model_class, teacher.config, str(teacher.folder))
-        problem = unable(model, settings) or _without_dropout(model, settings)
+        problem = without_padding(model) or unable(model, settings) or _without_dropout(model, settings)
+        problem = problem or _without_features(teacher, settings)
         if problem:
             problems.append(f"{teacher.name}: {problem}")
         elif settings.passes and settings.last_layers != 0 and _only_head_drops(model, settings):
             logger.warning("%s: only its head has dropout; --dropout RATE injects it elsewhere", teacher.name)
     if problems:
         raise SourceError(listed(problems))
+
+
+def without_padding(model: PreTrainedModel) -> str | None:
+    """Returns why texts cannot share a batch: decoders find the last token of a text by its padding."""
+    lacking = hasattr(model, "score") and model.config.get_text_config().pad_token_id is None
+    return "its configuration has no pad_token_id; set it to that of its tokenizer" if lacking else None
+
+
+def _without_features(teacher: Checkpoint, settings: Settings) -> str | None:
+    """Returns why what the head reads cannot be kept: it is not known which layer gives the labels."""
+    count = sum(name.endswith(".weight") for name in teacher.label_parameters)
+    if not settings.keeps("features") or count == 1:
+        return None
+    return f"{count} layers have the labels as rows, expected one; choose a gate that needs no features, such as energy"
 
 
 def unable(model: PreTrainedModel, settings: Settings) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -108,3 +109,11 @@ def _dropped(output: Any, rate: float) -> Any:
     if isinstance(output, Tensor):
         return F.dropout(output, rate, training=True)
     return (F.dropout(output[0], rate, training=True), *output[1:])
+
+
+def read_by_head(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns what a head looks at, [b, d]: decoders give it every token, and the last one counts."""
+    if values.dim() == 2:
+        return values
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return values[torch.arange(len(values), device=values.device), (mask * places).argmax(-1)]

@@ -141,5 +141,7 @@ def _all_teachers(found: Record, wanted: Sequence[Teacher]) -> Iterator[str]:
 
 
 def _texts(found: TextFacts, wanted: TextFacts) -> Iterator[str]:
-    if found.fingerprint != wanted.fingerprint:
+    if found.fingerprint != wanted.fingerprint and found.count == wanted.count:
+        yield f"texts (found other {found.count} texts, of {found.source})"
+    elif found.fingerprint != wanted.fingerprint:
         yield f"texts (found {found.count} of {found.source}, wanted {wanted.count} of {wanted.source})"

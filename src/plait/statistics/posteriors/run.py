@@ -51,6 +51,11 @@ def hash_texts(examples: Examples) -> Tensor:
     return torch.from_numpy(np.frombuffer(bytearray(digests), dtype="<i8").reshape(-1, 2))
 
 
+def _remove(files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 @dataclass
 class Run:
     """One call of `score_texts`: a store that is being filled."""
@@ -78,11 +83,21 @@ class Run:
                 pass
 
     def _clear_rounds(self) -> None:
-        """Removes what rounds left of shards that are summed up: a run was stopped between the two."""
-        for teacher in self.teachers:
-            for number in range(self.record.shards):
-                if self.file(teacher, number).exists():
-                    self.rounds_file(teacher, number).unlink(missing_ok=True)
+        """Removes what rounds left of shards that are summed up, or can no longer be.
+
+        A round looks at the passes of all teachers. Where a teacher's summary is gone (it was damaged), those of the
+        others are of no use once their passes have been removed: then the shard is scored anew by all.
+        """
+        if len(self.record.settings.rounds) < 2:
+            return
+        for number in range(self.record.shards):
+            summaries = [self.file(teacher, number) for teacher in self.teachers]
+            rounds = [self.rounds_file(teacher, number) for teacher in self.teachers]
+            done = [file.exists() for file in summaries]
+            if all(done):
+                _remove(rounds)
+            elif any(summed and not file.exists() for summed, file in zip(done, rounds, strict=True)):
+                _remove([*summaries, *rounds])
 
     def one_by_one(self) -> None:
         """Scores with each teacher, to the end, what it has not scored yet."""

@@ -18,7 +18,7 @@ from plait.errors import SourceError
 from plait.progress import Tick, nothing
 from plait.statistics.posteriors.ability import acting_modules, unable
 from plait.statistics.posteriors.dropout import DEAD, injected, modes_kept, own_random_numbers, seed_of
-from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of
+from plait.statistics.posteriors.layers import Encoder, Meter, Trunk, encoder_of, read_by_head
 from plait.statistics.posteriors.masks import Masks
 from plait.statistics.posteriors.settings import Settings
 from plait.statistics.posteriors.summary import summarize
@@ -103,7 +103,7 @@ class Scorer:
         self._check_finite(outputs.logits)
         found = {"logits": outputs.logits.float()}
         if self.settings.keeps("features"):
-            found["features"] = _half(self.seen.pop("features"))
+            found["features"] = _half(read_by_head(self.seen.pop("features"), inputs["attention_mask"]))
         if layers:
             found["layers"] = _half(_means(outputs.hidden_states, inputs["attention_mask"]))
         return found
@@ -228,13 +228,9 @@ def _watched_head(model: nn.Module, checkpoint: Checkpoint, seen: Tensors) -> It
         raise SourceError(
             f"{checkpoint.name}: found {len(names)} layers whose rows are labels, expected one; keep no features"
         )
-    hook: Callable[..., None] = lambda _, arguments: seen.update(features=_first_token(arguments[0]))  # noqa: E731
+    hook: Callable[..., None] = lambda _, arguments: seen.update(features=arguments[0])  # noqa: E731
     handle = model.get_submodule(names[0]).register_forward_pre_hook(hook)
     try:
         yield
     finally:
         handle.remove()
-
-
-def _first_token(values: Tensor) -> Tensor:
-    return values[:, 0] if values.dim() == 3 else values
