@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from plait.data import Examples
+from plait.api.evaluating import by_name
+from plait.data import Examples, align_labels
 from plait.errors import DataError
 from plait.evaluation import (
     evaluate_model,
@@ -250,3 +253,10 @@ def test_nothing_to_score():
         evaluate_model(model, tokenizer, Examples((("a",),), labels=((0,),), kind="token_classification"))
     with pytest.raises(DataError, match=r"labels 3 are not the head's; expected 0 to 2"):
         evaluate_model(model, tokenizer, Examples(("a",), labels=(3,)))
+
+
+def test_labels_that_are_numbers_by_name_stay_so_for_a_source():
+    task = SimpleNamespace(labels=("0", "1", "10"))
+    named = by_name(Examples(("a", "b"), labels=(10, 1)), task)
+    assert (named.labels, named.label_names) == ((2, 1), task.labels)
+    assert align_labels(named, ("10", "1", "0")).labels == (0, 1)

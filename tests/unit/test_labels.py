@@ -28,6 +28,10 @@ def labelled(labels, names=None, kind="sequence_classification"):
         ((0, 1), ("pos", "neg"), None, (0, 1)),
         ((1.0, 0.0), None, ("neg", "pos"), (1, 0)),
         (("a", "A"), None, ("A", "a"), (1, 0)),
+        ((1, 10, 2), None, ("0", "1", "10", "2"), (1, 2, 3)),
+        ((1.0, 5.0), None, ("1", "2", "3", "4", "5"), (0, 4)),
+        ((2, 0), None, ("0", "1", "other"), (2, 0)),
+        ((0, 1), GENERIC, ("1", "2"), (0, 1)),
     ],
 )
 def test_single_labels(labels, names, head, expected):
@@ -44,6 +48,7 @@ def test_single_labels(labels, names, head, expected):
         ((0, 1), ("cat", "dog"), ("a", "b"), r"labels cat; dog are not"),
         ((0, 1, 2), ("x", "y", "z"), GENERIC, r"labels x; y; z are not"),
         (("A",), None, ("aa", "á"), r"labels A are not"),
+        ((1, 0), None, ("1", "2"), r"labels 0 are not the head's; expected 1, 2"),
         ((0, "zero"), None, None, r"labels zero are not the head's; expected whole numbers from 0"),
     ],
 )
@@ -135,6 +140,8 @@ def test_data_for_another_head():
         ((0.5,), None, None),
         (((0, 1, 1),), None, ("LABEL_0", "LABEL_1", "LABEL_2")),
         ((("x",), ("y", "x")), None, ("x", "y")),
+        (("10", "2", "-1"), None, ("-1", "2", "10")),
+        (("10", "2", "x"), None, ("10", "2", "x")),
     ],
 )
 def test_names_of_a_new_head(labels, declared, names):

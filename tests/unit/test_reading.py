@@ -178,6 +178,32 @@ def test_questions_are_found(answers):
     assert (examples.texts, examples.pairs, examples.labels) == (("what?",), ("a b c",), ((("b", 2),),))
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_label_column_of_any_name_holds_numbers(tmp_path, suffix):
+    separator = "\t" if suffix == ".tsv" else ","
+    rows = (("text", "similarity", "year"), ("x", "3", "1984"), ("y", "10", "2001"), ("z", "2.5", ""))
+    for count, found in ((3, (3, 10)), (4, (3.0, 10.0, 2.5))):
+        (tmp_path / f"train{suffix}").write_text("".join(f"{separator.join(r)}\n" for r in rows[:count]))
+        for data in (tmp_path / f"train{suffix}", tmp_path):
+            labels = read_examples(data, label="similarity").labels
+            assert (labels, type(labels[0])) == (found, type(found[0]))
+        assert read_examples({"path": tmp_path, "label": "similarity"}).labels == found
+    with pytest.raises(DataError, match="column 'year' has no label in 1 row"):
+        read_examples(tmp_path, label="year")
+    assert read_examples(tmp_path, text="year", label="similarity").texts == ("1984", "2001", "")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\x0c", "\x1e"])
+def test_lines_end_at_line_feeds_alone(tmp_path, mark):
+    text = f"one{mark}line"
+    row = json.dumps({"text": text, "label": 0}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(f"{row}\r\n{row}\n".encode())
+    (tmp_path / "b.txt").write_bytes(f"{text}\r\n\ntwo\n".encode())
+    if mark in row:  # others are escaped in JSON
+        assert read_examples(tmp_path / "a.jsonl").texts == (text, text)
+    assert read_examples(tmp_path / "b.txt").texts == (text, "two")
+
+
 def test_a_folder_of_splits(tmp_path):
     written(tmp_path, ".csv")
     assert len(read_examples(tmp_path)) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.api.rivals import teacher_scores
 from plait.checkpoints.source import open_checkpoint
-from plait.data import Examples, Kind, ProblemType
+from plait.data import Examples, Kind, ProblemType, align_labels
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
 from plait.evaluation import evaluate_model, primary_metric
 from plait.merging.manifest import Task, is_merged
@@ -152,7 +151,9 @@ def score_task(
 def by_name(examples: Examples, about: Task) -> Examples:
     """Returns examples whose label indices carry the task's label names: a source may count its labels differently."""
     indexed = examples.label_names is None and all(type(label) is int for label in examples.labels or ())
-    return replace(examples, label_names=about.labels) if indexed and about.labels is not None else examples
+    if not indexed or about.labels is None:
+        return examples
+    return align_labels(examples, about.labels, problem_type="single_label_classification")
 
 
 def source_scores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +66,8 @@ def names_in(examples: Examples) -> tuple[str, ...] | None:
         return None
     values = {v for v in _values(examples) if v != IGNORED}
     if all(isinstance(v, str) for v in values):
-        return tuple(sorted(values))
+        numbers = all(_is_whole(v) for v in values)
+        return tuple(sorted(values, key=lambda v: (int(v), v) if numbers else (0, v)))
     several = examples.problem_type == "multi_label_classification"
     if several and _is_multi_hot(examples, None):
         count = len(_rows(examples)[0])
@@ -126,7 +127,10 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
     said = {value: value for value in set(_values(examples)) - ignored}
     if _by_name(examples.label_names, labels):
         said = {value: _name_of(value, examples.label_names or ()) for value in said}
-    found = {value: _position(name, labels) for value, name in said.items()}
+    exact = {name: at for at, name in enumerate(labels or ())}
+    if examples.label_names is None:
+        said = {value: _called(value, labels or (), exact) for value in said}
+    found = {value: _position(name, labels, exact) for value, name in said.items()}
     if unknown := sorted(str(said[value]) for value, at in found.items() if at is None):
         raise DataError(
             f"{examples.source}: labels {listed(unknown, 5)} are not the head's; expected {_range(labels)}"
@@ -145,18 +149,29 @@ def _name_of(value: Any, names: Sequence[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def _position(value: Any, labels: Sequence[str] | None) -> int | None:
+def _called(value: Any, labels: Sequence[str], exact: Mapping[str, int]) -> Any:
+    """Returns a number as a name where the head has it as one, such as "10", or names its position by another."""
+    if not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+        return value
+    taken = 0 <= value < len(labels) and _is_whole(labels[int(value)])
+    return str(int(value)) if taken or str(int(value)) in exact else value
+
+
+def _position(value: Any, labels: Sequence[str] | None, exact: Mapping[str, int]) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int):
         return value if value >= 0 and (labels is None or value < len(labels)) else None
     if labels is None:
         return None
-    exact = {name: i for i, name in enumerate(labels)}
     if value in exact:
         return exact[value]
     folded = [i for i, name in enumerate(labels) if name.casefold() == str(value).casefold()]
     return folded[0] if len(folded) == 1 else None
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
 
 
 def _numbers(examples: Examples) -> tuple[float, ...]:
@@ -185,6 +200,8 @@ def _values(examples: Examples) -> Iterable[Any]:
 def _range(labels: Sequence[str] | None) -> str:
     if labels is None:
         return "whole numbers from 0"
+    if any(_is_whole(name) for name in labels):
+        return ", ".join(labels[:20])
     return f"0 to {len(labels) - 1}" + ("" if generic(labels) else f" or {', '.join(labels[:20])}")
 
 

@@ -6,10 +6,11 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from plait.data.columns import Table, Wanted, counted, examples_from
+from plait.data.columns import LABEL, Table, Wanted, counted, examples_from
 from plait.data.examples import Examples
 from plait.errors import DataError, did_you_mean
 from plait.hub import reach_hub
@@ -50,7 +51,7 @@ def read_examples(
         given = {"split": split, "text": text, "text_pair": text_pair, "label": label}
         told = {**data, **{name: value for name, value in given.items() if value is not None}}
         return _read_described(told, limit, seed)
-    examples = examples_from(table_of(data, split), Wanted(text, text_pair, label))
+    examples = examples_from(table_of(data, split, label), Wanted(text, text_pair, label))
     return examples.sample(limit, seed)
 
 
@@ -63,10 +64,10 @@ def _read_described(told: Mapping[str, Any], limit: int | None, seed: int) -> Ex
     return read_examples(told["path"], limit=limit, seed=seed, **options)
 
 
-def table_of(data: Any, split: str | None) -> Table:
-    """Returns data of any kind as columns."""
+def table_of(data: Any, split: str | None, label: str | None = None) -> Table:
+    """Returns data of any kind as columns; `label` names a column whose texts may be numbers."""
     if isinstance(data, str | Path):
-        return _from_origin(str(data), split)
+        return _from_origin(str(data), split, label)
     if _is_dataset(data):
         return _from_dataset(data, split, type(data).__name__)
     if isinstance(data, Mapping):
@@ -83,15 +84,15 @@ def table_of(data: Any, split: str | None) -> Table:
     )
 
 
-def _from_origin(origin: str, split: str | None) -> Table:
+def _from_origin(origin: str, split: str | None, label: str | None) -> Table:
     path = Path(origin).expanduser()
     if not path.exists() and "@" in origin:
         origin, _, split = origin.rpartition("@")
         path = Path(origin).expanduser()
     if path.is_dir():
-        return _from_folder(path, split)
+        return _from_folder(path, split, label)
     if path.is_file():
-        return _from_file(path)
+        return _from_file(path, label)
     if (
         path.suffix.lower() in READERS
         or path.is_absolute()
@@ -105,17 +106,18 @@ def _from_origin(origin: str, split: str | None) -> Table:
     return _from_hub(origin, split)
 
 
-def _from_file(path: Path) -> Table:
+def _from_file(path: Path, label: str | None) -> Table:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(READERS)}")
     try:
-        return reader(path)
+        table = reader(path)
     except (OSError, ValueError, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}") from error
+    return _typed(table, label) if reader is _read_csv else table
 
 
-def _from_folder(folder: Path, split: str | None) -> Table:
+def _from_folder(folder: Path, split: str | None, label: str | None) -> Table:
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         import datasets
 
@@ -125,7 +127,7 @@ def _from_folder(folder: Path, split: str | None) -> Table:
     ):
         raise DataError(f"{folder}: is a checkpoint, not data; expected a file of texts, such as train.csv")
     files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS}
-    return _from_file(files[_split(list(files), split, str(folder))])
+    return _from_file(files[_split(list(files), split, str(folder))], label)
 
 
 def _from_hub(name: str, split: str | None) -> Table:
@@ -226,15 +228,16 @@ def _read_csv(path: Path) -> Table:
     if ragged:
         lack = f"{counted(len(ragged), 'row')} {'does' if len(ragged) == 1 else 'do'} not have"
         raise ValueError(f"{lack} {len(names)} columns, first near line {ragged[0]}")
-    return Table({name: _typed(name, [row[name] for row in rows]) for name in names}, {}, str(path))
+    return Table({name: [row[name] for row in rows] for name in names}, {}, str(path))
 
 
-def _typed(name: str, values: list[str]) -> list[Any]:
-    """Returns a label column as numbers where every value is one; texts stay texts, even "1984"."""
-    from plait.data.columns import LABEL
+def _typed(table: Table, label: str | None) -> Table:
+    """Returns a table of texts with numbers for labels where every one is a number; texts stay texts, even "1984"."""
+    chosen = [name for name in table.columns if name == label or name.lower() in LABEL]
+    return replace(table, columns={**table.columns, **{n: _numbers(table.columns[n]) for n in chosen}})
 
-    if name.lower() not in LABEL:
-        return list(values)
+
+def _numbers(values: Sequence[str]) -> list[Any]:
     for convert in (int, float):
         try:
             return [convert(value) for value in values]
@@ -255,9 +258,8 @@ def _read_json(path: Path) -> Table:
 
 
 def _read_jsonl(path: Path) -> Table:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -268,8 +270,12 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_text(path: Path) -> Table:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return Table({"text": [line for line in lines if line.strip()]}, {}, str(path))
+    return Table({"text": [line for line in _lines(path) if line.strip()]}, {}, str(path))
+
+
+def _lines(path: Path) -> list[str]:
+    """Returns lines as files are cut into them: at line feeds alone, not at U+2028 or U+0085 inside a text."""
+    return path.read_text(encoding="utf-8-sig").split("\n")
 
 
 def one_line(error: BaseException) -> str:
