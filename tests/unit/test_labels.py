@@ -148,6 +148,15 @@ def test_names_of_a_new_head(labels, declared, names):
     assert names_in(labelled(labels, declared)) == names
 
 
+def test_numbers_are_classes_where_that_is_chosen():
+    floats = labelled((0.0, 2.0, 1.0))
+    assert names_in(floats) is None
+    names = names_in(floats, "single_label_classification")
+    assert names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert align_labels(floats, names, problem_type="single_label_classification").labels == (0, 2, 1)
+    assert names_in(labelled((0, 1)), "regression") is None
+
+
 def test_only_tags_may_be_ignored():
     with pytest.raises(DataError, match="labels -100 are not the head's"):
         align_labels(labelled((0, -100)), ("a", "b"))

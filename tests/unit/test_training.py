@@ -17,6 +17,7 @@ from plait.data import encode, read_examples
 from plait.errors import DataError, OutputError, PlaitError, RecipeError, SourceError
 from plait.evaluation import evaluate_model
 from plait.training import Schedule, finetune, train
+from plait.training.heads import check_openable
 from plait.training.loop import Sampler
 from tests.conftest import write_rows
 from tests.models import save, texts, tiny, tiny_tokenizer
@@ -298,7 +299,21 @@ def test_data_that_cannot_train(base, tmp_path):
         finetune(base, WORDS, tmp_path / "out", **QUICK)
     with pytest.raises(DataError, match=r"labels maybe are not the head's; expected 0 to 1 or no, yes"):
         finetune(base, (WORDS[:2], ["yes", "maybe"]), tmp_path / "out", labels=["no", "yes"], **QUICK)
+    for label, said in (("same", "'same'"), (0, "0")):
+        with pytest.raises(DataError, match=f"data: all labels are {said}; a classifier needs two or more"):
+            finetune(base, (WORDS[:2], [label] * 2), tmp_path / "out", **QUICK)
     assert not list(tmp_path.iterdir())
+
+
+def test_classes_may_be_written_as_floats(base, tmp_path):
+    data = (WORDS, [float(good) for good in GOOD])
+    finetune(base, data, tmp_path / "out", problem_type="single_label_classification", **QUICK)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert (config.num_labels, config.problem_type) == (2, "single_label_classification")
+    with pytest.raises(DataError, match=r"labels 0\.5; inf are not the head's"):
+        finetune(
+            base, (WORDS[:2], [0.5, float("inf")]), tmp_path / "no", problem_type=config.problem_type, **QUICK
+        )
 
 
 @pytest.mark.parametrize(
@@ -337,6 +352,25 @@ def test_a_base_that_is_none(base, tmp_path):
         finetune(broken, DATA["sequence"], tmp_path / "out", **QUICK)
     with pytest.raises(SourceError, match="nowhere: no such folder"):
         finetune(tmp_path / "nowhere", DATA["sequence"], tmp_path / "out", **QUICK)
+
+
+def test_a_base_without_a_tokenizer_of_its_own(tmp_path):
+    tiny("bert", "body").save_pretrained(tmp_path / "mute")
+    large = tiny_tokenizer("bert")
+    large.add_tokens(["extra"])
+    save(tiny("bert", "body"), tmp_path / "large")
+    large.save_pretrained(tmp_path / "large")
+    for name, said in (
+        ("mute", r"mute: no tokenizer in .*; expected tokenizer.json or a vocabulary"),
+        (
+            "large",
+            rf"large: its tokenizer has ids up to {len(large) - 1}, its embeddings only {len(large) - 1} rows",
+        ),
+    ):
+        with pytest.raises(SourceError, match=said):
+            finetune(tmp_path / name, DATA["sequence"], tmp_path / "out", **QUICK)
+        with pytest.raises(SourceError, match=said):
+            check_openable(tmp_path / name, None, False)
 
 
 def test_accelerate_may_be_missing(base, tmp_path, monkeypatch):

@@ -54,25 +54,29 @@ def align_labels(
     return _aligned(examples, labels, flat=True)
 
 
-def names_in(examples: Examples) -> tuple[str, ...] | None:
-    """Returns a new head's label names: declared, else the sorted values, else None (numbers)."""
+def names_in(examples: Examples, problem_type: ProblemType | None = None) -> tuple[str, ...] | None:
+    """Returns a new head's label names: declared, else the sorted values, else None (numbers).
+
+    With `problem_type`, it decides whether numbers are classes, not whether they look like them.
+    """
     if examples.label_names is not None:
         return examples.label_names
     if (
         examples.labels is None
-        or examples.problem_type == "regression"
+        or (problem_type or examples.problem_type) == "regression"
         or examples.kind == "question_answering"
     ):
         return None
     values = {v for v in _values(examples) if v != IGNORED}
     if all(isinstance(v, str) for v in values):
-        numbers = all(_is_whole(v) for v in values)
-        return tuple(sorted(values, key=lambda v: (int(v), v) if numbers else (0, v)))
+        whole = all(_is_whole(v) for v in values)
+        return tuple(sorted(values, key=lambda v: (int(v), v) if whole else (0, v)))
     several = examples.problem_type == "multi_label_classification"
     if several and _is_multi_hot(examples, None):
         count = len(_rows(examples)[0])
     else:
-        count = max((int(v) for v in values if isinstance(v, int | float)), default=-1) + 1
+        numbers = (v for v in values if isinstance(v, int | float) and math.isfinite(v))
+        count = int(max(numbers, default=-1)) + 1
     return tuple(f"LABEL_{i}" for i in range(count))
 
 

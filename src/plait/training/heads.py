@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from plait.checkpoints.files import first_line
-from plait.checkpoints.origin import locate
+from plait.checkpoints.origin import TOKENIZER_FILES, locate
 from plait.checkpoints.source import quiet_loading, read_config
 from plait.data import Examples, Kind, ProblemType
 from plait.data.labels import names_in
@@ -72,26 +72,45 @@ def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: Pro
     """Returns the head to train on these examples.
 
     Raises:
-        DataError: When there are no examples, or they have no labels.
+        DataError: When there are no examples, they have no labels, or nothing is to be told apart.
     """
     check_labelled(examples, "train")
     if examples.kind != "sequence_classification":
         return Head(examples.kind, tuple(labels) if labels else names_in(examples), None)
     problem = problem_type or examples.problem_type
-    names = None if problem == "regression" else tuple(labels) if labels else names_in(examples)
+    names = None if problem == "regression" else tuple(labels) if labels else names_in(examples, problem)
+    found = set(examples.labels or ())
+    if problem == "single_label_classification" and len(names or ()) < 2 and len(found) == 1:
+        raise DataError(f"{examples.source}: all labels are {found.pop()!r}; a classifier needs two or more")
     return Head(examples.kind, names, problem)
 
 
 def check_openable(base: str | Path, revision: str | None, trust_remote_code: bool) -> None:
     """Raises `SourceError` where there is no configuration, tokenizer or weights to start from; reads no weights."""
     folder = locate(base, revision, trust_remote_code)
-    read_config(folder, trust_remote_code)
+    config = read_config(folder, trust_remote_code)
     if not any(file.suffix in {".safetensors", ".bin"} for file in folder.iterdir()):
         raise SourceError(f"{base}: no weights in {folder} (expected model.safetensors)")
+    _open_tokenizer(base, folder, config, trust_remote_code)
+
+
+def _open_tokenizer(
+    base: str | Path, folder: Path, config: PreTrainedConfig, trust_remote_code: bool, **options: Any
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer saved with a base whose embeddings have a row for each of its ids."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make up an empty vocabulary here
+        raise SourceError(f"{base}: no tokenizer in {folder}; expected tokenizer.json or a vocabulary")
     try:
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        )
     except Exception as error:  # tokenizers raises plain Exception on a corrupt file
         raise SourceError(f"{base}: its tokenizer does not load: {first_line(error)}") from error
+    highest, rows = max(found.get_vocab().values(), default=-1), getattr(config, "vocab_size", None)
+    if rows is not None and highest >= rows:
+        raise SourceError(f"{base}: its tokenizer has ids up to {highest}, its embeddings only {rows} rows")
+    return found
 
 
 def open_with(
@@ -105,12 +124,12 @@ def open_with(
     folder = locate(base, revision, trust_remote_code)
     old = read_config(folder, trust_remote_code)
     trust = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    tokenizer = _open_tokenizer(base, folder, old, trust_remote_code)
+    if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
+        # Words that come one by one are not continuations of the word before.
+        tokenizer = _open_tokenizer(base, folder, old, trust_remote_code, add_prefix_space=True)
     loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-        if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
-            # Words that come one by one are not continuations of the word before.
-            tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **trust)
         with quiet():
             config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
             model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
