@@ -18,7 +18,7 @@ from plait.errors import DataError, OutputError, PlaitError, RecipeError, Source
 from plait.evaluation import evaluate_model
 from plait.training import Schedule, finetune, train
 from plait.training.heads import check_openable
-from plait.training.loop import Sampler
+from plait.training.sampling import Sampler
 from tests.conftest import write_rows
 from tests.models import save, texts, tiny, tiny_tokenizer
 

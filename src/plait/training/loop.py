@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,16 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from plait import progress
+from plait.checkpoints.files import first_line
 from plait.data.labels import IGNORED
 from plait.errors import DataError, RecipeError, listed
 from plait.training.heads import quiet
 from plait.training.processes import processes
+from plait.training.sampling import Sampler
 from plait.training.state import last_state
 
 Batch = Mapping[str, Tensor]
-GROUPED = 50  # batches' worth of shuffled examples that are sorted by length together
+SEEDS = 2**32 - 1
+"""The largest seed that every generator takes."""
+UNLISTED = ("azure_ml", "flyte")
+"""Trackers that transformers may leave out where it lists those that are installed."""
 
 
 class Objective(Protocol):
@@ -48,6 +57,19 @@ class TrainingData(Protocol):
 
 Judge = Callable[[torch.nn.Module], Mapping[str, float]]
 """Scores a model after each epoch; the first score decides which epoch is kept, the higher the better."""
+
+
+def check_tracker(name: str) -> None:
+    """Raises `RecipeError` where transformers does not know a tracker, or its package is not installed."""
+    try:
+        get_reporting_integration_callbacks(name)
+    except ValueError as error:
+        raise RecipeError(f"report_to is {name!r}: {first_line(error)}") from error
+    here = get_available_reporting_integrations()
+    if name not in ("none", "all", *UNLISTED, *here):
+        raise RecipeError(
+            f"report_to is {name!r}, which is not installed: install it, or choose {', '.join((*here, 'none'))}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,16 @@ class Schedule:
     report_to: str = "none"
     accumulate: int = 1
 
+    def __post_init__(self) -> None:
+        """Checks the seed and the tracker.
+
+        Raises:
+            RecipeError: a seed beyond what generators take, or a tracker that is unknown or not installed.
+        """
+        if not 0 <= self.seed <= SEEDS:
+            raise RecipeError(f"seed is {self.seed}; expected 0 to {SEEDS}")
+        check_tracker(self.report_to)
+
     @property
     def part(self) -> int:
         """Returns the examples that one process sees at once.
@@ -91,40 +123,6 @@ class Schedule:
                 f"{processes()} processes)"
             )
         return self.batch_size // parts
-
-
-class Sampler(torch.utils.data.Sampler[int]):
-    """Shuffled examples, sorted by length within groups, so that little is padded.
-
-    The order depends on nothing but the seed and the epoch: a resumed run repeats the uninterrupted one.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Prepares the order of epoch 0."""
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order comes next; the Trainer calls this."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        random_order = np.random.default_rng((self.seed, self.epoch))
-        rows = random_order.permutation(len(self.lengths)).tolist()
-        size = self.batch_size * GROUPED
-        groups = [
-            sorted(rows[i : i + size], key=lambda row: -self.lengths[row]) for i in range(0, len(rows), size)
-        ]
-        cut = [g[i : i + self.batch_size] for g in groups for i in range(0, len(g), self.batch_size)]
-        # A short batch stays last: the loader would cut all later batches elsewhere.
-        full, short = (
-            [b for b in cut if len(b) == self.batch_size],
-            [b for b in cut if len(b) < self.batch_size],
-        )
-        for batch in [*(full[i] for i in random_order.permutation(len(full))), *short]:
-            yield from batch
 
 
 class ObjectiveTrainer(Trainer):
