@@ -17,6 +17,9 @@ from plait.training.heads import Head
 BASE, HEAD, SEPARATE = 109_482_240, 592_130, 880_594_960
 FACTORS = 12 * (4 * (768 + 768) + 2 * (768 + 3072))
 """Of one member; the pooler, which tanh heads do not look at, has none."""
+POOLER = 768 * 768 + 768
+LAYERS = 12 * (4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 4 * 768)
+UPHILL = {"name": "adversarial", "at": "embeddings"}
 
 
 class Source:
@@ -51,8 +54,13 @@ def job(members: int = 8, **options: Any) -> EnsemblePlan:
         ({"method": "mc_dropout"}, BASE + HEAD, SEPARATE, 3, 8),
         ({"method": "separate"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "codistillation"}, SEPARATE, SEPARATE, 24, 8),
-        ({"method": "batchensemble"}, BASE + 8 * (HEAD + FACTORS), SEPARATE, 24, 8),
-        ({"perturbation": {"name": "adversarial", "at": "embeddings"}}, BASE + 8 * HEAD, SEPARATE, 48, 1),
+        ({"method": "batchensemble"}, BASE - POOLER + 7 * LAYERS + 8 * HEAD, SEPARATE, 24, 8),
+        ({"method": "separate", "perturbation": "gaussian"}, SEPARATE, SEPARATE, 24, 8),
+        ({"method": "codistillation", "perturbation": "none"}, SEPARATE, SEPARATE, 24, 8),
+        ({"method": "separate", "perturbation": "adversarial"}, SEPARATE, SEPARATE, 24, 8),
+        ({"method": "separate", "perturbation": UPHILL}, SEPARATE, SEPARATE, 48, 8),
+        ({"method": "single", "perturbation": "gaussian"}, BASE + HEAD, BASE + HEAD, 3, 1),
+        ({"perturbation": UPHILL}, BASE + 8 * HEAD, SEPARATE, 48, 1),
         ({"perturbation": {"name": "adversarial", "at": "embeddings", "steps": 2}}, BASE + 8 * HEAD, SEPARATE, 64, 1),
     ],
 )  # fmt: skip
@@ -69,6 +77,13 @@ def test_size_and_cost(
     again = found.resolved()  # what is written beside a result can be run again
     assert choice_of(again) == found.choice
     assert depth_of(noise_of(again), choice_of(again), found.config) == found.depth
+
+
+def test_factors_are_written_as_layers_of_members_own() -> None:
+    found = job(method="batchensemble")
+    assert found.sizes()["factors"] == BASE + 8 * (HEAD + FACTORS)
+    assert found.sizes()["live"] == found.sizes()["saved"]
+    assert found.describe()["shared_layers"] == 0
 
 
 def test_private_tops() -> None:

@@ -35,7 +35,12 @@ def opened(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
     recipe = job.recipe
     if recipe.sources is not None:
         return from_checkpoints(
-            job.sources, shared_layers=recipe.shared_layers, shared=merged_bottom(job), head=recipe.head
+            job.sources,
+            shared_layers=recipe.shared_layers,
+            shared=merged_bottom(job),
+            head=recipe.head,
+            classifier_dropout=recipe.classifier_dropout,
+            problem_type=job.head.problem_type,
         )
     return new_ensemble(
         job.sources[0],

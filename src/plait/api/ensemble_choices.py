@@ -9,7 +9,7 @@ from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.checkpoints.naming import skeleton
 from plait.checkpoints.source import Checkpoint, open_checkpoint
-from plait.checkpoints.vocabulary import tokenizer_problems
+from plait.checkpoints.vocabulary import has_tokenizer, tokenizer_problems
 from plait.data import Examples
 from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
@@ -18,7 +18,7 @@ from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import PERTURBATIONS, Place
 from plait.ensembles.perturbations.dropout import dropouts
 from plait.ensembles.training import Noise
-from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
+from plait.errors import DataError, MergeError, RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation import primary_metric
 from plait.merging.manifest import is_merged
 from plait.recipe import EnsembleRecipe
@@ -113,7 +113,7 @@ def check_rates(model: Any, name: str) -> None:
 
 
 def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
-    """Returns the base, or the models that become members, opened."""
+    """Returns the base, or the models that become members, opened, and a tokenizer that fits them found."""
     if ready := [place for place in recipe.starts if is_ensemble(place)]:
         raise RecipeError(
             f"{listed(ready)}: an ensemble already; plait export it first, expected an encoder or ordinary models"
@@ -128,8 +128,12 @@ def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         )
     if recipe.sources is not None:
         check_sources(found)
-        if problems := tokenizer_problems(found):
-            raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
+    if problems := tokenizer_problems(found):
+        if recipe.sources is None:
+            raise SourceError(f"{recipe.base}: {listed(problems)}")
+        raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
+    if not any(map(has_tokenizer, found)):
+        found[0].tokenizer()  # says so
     return found
 
 
@@ -147,7 +151,7 @@ def head_of(recipe: EnsembleRecipe, sources: tuple[Checkpoint, ...], examples: E
     """Returns what the members answer: what the data asks for, or what the given models do already."""
     first = sources[0]
     if recipe.sources is not None:
-        return Head(first.kind, first.labels, first.problem_type)  # type: ignore[arg-type]
+        return Head(first.kind, first.labels, problem_of(recipe, sources))  # type: ignore[arg-type]
     assert examples is not None
     if recipe.epochs == 0:
         raise RecipeError("epochs is 0; expected more: the heads of new members know nothing yet")
@@ -157,6 +161,24 @@ def head_of(recipe: EnsembleRecipe, sources: tuple[Checkpoint, ...], examples: E
             f"{examples.source}: holds data for {head.kind.replace('_', ' ')}; ensembles classify texts or tokens"
         )
     return head
+
+
+def problem_of(recipe: EnsembleRecipe, sources: tuple[Checkpoint, ...]) -> Any:
+    """Returns what the heads of given models are for: as their configurations say, else as asked.
+
+    Raises:
+        RecipeError: something else is asked for.
+    """
+    asked, found = recipe.problem_type, sources[0].problem_type
+    if asked in (None, found):
+        return found
+    told = sources[0].kind != "sequence_classification" or any(s.config.problem_type for s in sources)
+    if told or "regression" in (asked, found):
+        what = found or "token_classification"
+        raise RecipeError(
+            f"problem_type is {asked}; the heads of {listed(s.origin for s in sources)} are for {what}: leave it out"
+        )
+    return asked
 
 
 def members_of(recipe: EnsembleRecipe, choice: Choice) -> int:

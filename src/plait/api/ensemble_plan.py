@@ -27,17 +27,17 @@ from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, held_back
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
-from plait.ensembles.counting import Size, inference_cost, size, training_cost
+from plait.ensembles.counting import inference_cost, size, training_cost
 from plait.ensembles.factors import add_factors, factor_parameters
 from plait.ensembles.folding import projection
 from plait.ensembles.method import Build, Choice
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import Place
 from plait.ensembles.training import Noise
-from plait.errors import DataError, OutputError, listed
+from plait.errors import DataError, OutputError, RecipeError, listed
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, check_labelled
-from plait.training.loop import Schedule
+from plait.training.loop import SEEDS, Schedule
 
 logger = logging.getLogger("plait")
 
@@ -76,11 +76,7 @@ class EnsemblePlan:
 
     def schedule(self) -> Schedule:
         """Returns how long and how fast."""
-        recipe = self.recipe
-        return Schedule(
-            recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup, recipe.weight_decay,
-            seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to, accumulate=recipe.accumulate,
-        )  # fmt: skip
+        return schedule_of(self.recipe)
 
     def resolved(self) -> EnsembleRecipe:
         """Returns the recipe with what was left to Plait spelled out."""
@@ -102,12 +98,21 @@ class EnsemblePlan:
         return EnsembleRecipe.model_validate({k: v for k, v in content.items() if v is not None})
 
     def sizes(self) -> dict[str, int]:
-        """Returns how many parameters are saved, how many a prediction depends on, and those of separate models."""
+        """Returns how many parameters are saved, how many a prediction depends on, and those of separate models.
+
+        What is trained as `factors` is saved as what they make of the layers: every member's own.
+        """
         found = size(self.config, self.kind)
         if self.choice.build is Build.FACTORS:
             model: Any = skeleton(ENSEMBLES[self.kind], self.config, self.sources[0].origin)
             add_factors(model, 0.0)
-            found = Size(factor_parameters(model), factor_parameters(model), found.separate)
+            written = size(EnsembleConfig(**{**self.config.to_dict(), "shared_layers": 0}), self.kind)
+            return {
+                "saved": written.parameters,
+                "live": written.live,
+                "separate": found.separate,
+                "factors": factor_parameters(model),
+            }
         if not self.alone:
             return {"saved": found.parameters, "live": found.live, "separate": found.separate}
         several = 1 if self.choice.lone else self.members
@@ -117,14 +122,24 @@ class EnsemblePlan:
             "separate": self.members * found.parameters,
         }
 
+    def shared_layers(self) -> int | None:
+        """Returns how many layers the members that are written share; None where each is a model of its own."""
+        if self.alone:
+            return None
+        return 0 if self.choice.build is Build.FACTORS else self.config.shared_layers
+
     def costs(self) -> dict[str, float]:
         """Returns forward passes of one encoder per example: of a training step, of all epochs, of a prediction."""
         depth, recipe = self.config.num_hidden_layers, self.recipe
         trained = 1 if self.choice.lone else self.members
-        step = training_cost(trained, depth, self.depth, replay=recipe.replay)
-        step += self.noise.extra_cost() * trained * (1 - self.depth / depth)
-        shared = 0 if self.choice.build is not Build.SHARED else self.config.shared_layers
-        asked = self.members if self.choice.passes else inference_cost(trained, depth, shared)
+        # Models of their own share nothing below the layer from which on members differ.
+        models = trained if self.alone else 1
+        step = training_cost(trained // models, depth, self.depth, replay=recipe.replay)
+        step += self.noise.extra_cost() * trained // models * (1 - self.depth / depth)
+        step *= models
+        asked = (
+            self.members if self.choice.passes else inference_cost(trained, depth, self.shared_layers() or 0)
+        )
         costs = {"training_step": step, "training": step * recipe.epochs, "prediction": asked}
         return {name: round(float(value), 3) for name, value in costs.items()}
 
@@ -139,7 +154,7 @@ class EnsemblePlan:
             "members": self.members,
             "architecture": self.sources[0].architecture,
             "layers": self.config.num_hidden_layers,
-            "shared_layers": None if self.alone else self.config.shared_layers,
+            "shared_layers": self.shared_layers(),
             "head": self.config.head,
             "labels": list(self.head.names or ()),
             "problem_type": self.problem if self.kind == "sequence_classification" else None,
@@ -189,6 +204,7 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
             a batch.
     """
     choice, noise = choice_of(recipe), noise_of(recipe)
+    check_schedule(recipe, choice)
     sources = open_sources(recipe)
     examples = training_data(recipe, data)
     head = head_of(recipe, sources, examples)
@@ -206,6 +222,24 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     return EnsemblePlan(
         recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None, metric
     )
+
+
+def schedule_of(recipe: EnsembleRecipe) -> Schedule:
+    """Returns how long and how fast."""
+    return Schedule(
+        recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup, recipe.weight_decay,
+        seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to, accumulate=recipe.accumulate,
+    )  # fmt: skip
+
+
+def check_schedule(recipe: EnsembleRecipe, choice: Choice) -> None:
+    """Raises `RecipeError` where a batch cannot be divided, or members lack seeds of their own."""
+    schedule_of(recipe).part  # noqa: B018 (a batch that cannot be divided is said before anything is loaded)
+    last = recipe.seed + members_of(recipe, choice) - 1
+    if _alone(choice) and last > SEEDS:
+        raise RecipeError(
+            f"seed is {recipe.seed}, that of the last model {last}; expected at most {SEEDS}: give a smaller one"
+        )
 
 
 def depth_of(noise: Noise, choice: Choice, config: EnsembleConfig) -> int:

@@ -111,7 +111,6 @@ def run_ensemble(
         check_output(recipe, overwrite=overwrite)
     check_accelerate()
     job = plan(recipe, data, validation)
-    job.schedule().part  # noqa: B018 (a batch that cannot be divided is said before anything is loaded)
     out = Path(os.path.realpath(recipe.output))
     if first():
         announce(job, out)
@@ -142,8 +141,9 @@ def announce(job: EnsemblePlan, out: Path) -> None:
     # The states of the best, the last and the present epoch: weights and two moments of the optimiser.
     states = 3 * min(3, math.ceil(job.recipe.epochs))
     one_by_one = job.choice.build is Build.SEPARATE  # what is finished waits for the others
-    needed = 2 + states / job.members if one_by_one else 1 + states
-    check_space(place, math.ceil(sizes["saved"] * 4 * needed))
+    kept = sizes["saved"] * (2 if one_by_one else 1)
+    learning = sizes.get("factors", sizes["saved"]) / (job.members if one_by_one else 1)
+    check_space(place, math.ceil(4 * (kept + states * learning)))
 
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:

@@ -79,6 +79,8 @@ def from_checkpoints(
     shared_layers: int | Literal["all"] = "all",
     shared: Shared | None = None,
     head: HeadKind = "linear",
+    classifier_dropout: float | None = None,
+    problem_type: str | None = None,
 ) -> Ensemble:
     """Returns an ensemble of fine-tuned checkpoints: one shared bottom, every top and head its own.
 
@@ -90,6 +92,8 @@ def from_checkpoints(
         shared_layers: How many layers from the bottom become everybody's.
         shared: What they become, such as merged tensors; their average by default.
         head: The form of the heads; tanh where the family's own head has it.
+        classifier_dropout: Their dropout; the encoder's own by default.
+        problem_type: What the outputs mean, where the sources do not say.
 
     Raises:
         MergeError: When the sources cannot be members of one ensemble: everything that stands against it.
@@ -100,7 +104,8 @@ def from_checkpoints(
     names = first.labels or ("LABEL_0",)
     config = EnsembleConfig(
         encoder=first.config, members=len(sources), shared_layers=shared_layers, head=head,
-        problem_type=first.problem_type, id2label=dict(enumerate(names)),
+        classifier_dropout=classifier_dropout, problem_type=problem_type or first.problem_type,
+        id2label=dict(enumerate(names)),
         architectures=[_class(first.kind).__name__],
     )  # fmt: skip
     model = _class(first.kind)(config)

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from plait.ensembles.factors import add_factors, expanded, factor_parameters
+from plait.ensembles.factors import add_factors, expanded
 from plait.ensembles.joint import Joint
 from plait.ensembles.method import Build
 from plait.ensembles.modeling import Ensemble
@@ -63,13 +63,11 @@ class Fitted:
         models: One ensemble, or M of one member each.
         epochs: What the judge said after each epoch, of one model after another where they are separate.
         losses: The terms as they went.
-        parameters: What the method itself would keep, where that is not what is written.
     """
 
     models: tuple[Ensemble, ...]
     epochs: tuple[dict[str, float], ...]
     losses: tuple[dict[str, float], ...]
-    parameters: int | None = None
 
 
 def fit(job: Fit) -> Fitted:
@@ -88,7 +86,7 @@ def _factors(job: Fit) -> Fitted:
     entry, options = job.objective.choice.entry, job.objective.choice.options
     add_factors(model, float(options.get("spread", entry.options["spread"].default)))
     log = _run(job, model)
-    return Fitted((expanded(model),), _epochs(log), _losses(log), factor_parameters(model))
+    return Fitted((expanded(model),), _epochs(log), _losses(log))
 
 
 def _joint(job: Fit) -> Fitted:

@@ -1,0 +1,138 @@
+"""What a review of the ensembles found: options that were ignored, plans that were wrong, objects not taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import plait
+from plait.api import ensembling
+from plait.errors import DataError, PlaitError, RecipeError, SourceError
+from plait.recipe import EnsembleRecipe
+from tests.ensembles import NAMES, QUICK, command, prepare, weights
+from tests.models import save, tiny, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("ensemble"))
+
+
+def test_models_that_exist_get_the_dropout_that_is_asked_for(place: Path, tmp_path: Path) -> None:
+    sources = [place / "seed1", place / "seed2"]
+    saved = plait.ensemble(sources=sources, out=tmp_path / "e", epochs=0, classifier_dropout=0.4)
+    assert saved.config.classifier_dropout == saved.report["recipe"]["classifier_dropout"] == 0.4
+    assert [part.p for name, part in saved.model.named_modules() if name == "encoder.dropout"] == [0.4]
+
+
+def test_what_the_heads_of_models_that_exist_are_for(place: Path, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"out": tmp_path / "e", "epochs": 0, "problem_type": "multi_label_classification"}
+    with pytest.raises(
+        RecipeError, match=r"problem_type is multi_label_classification; the heads of .*seed1 are for"
+    ):
+        plait.ensemble(sources=[place / "seed1"], **asked)
+    for head in ("sequence", "regression"):
+        model = tiny("bert", head)
+        model.config.problem_type = None
+        save(model, tmp_path / head)
+    with pytest.raises(RecipeError, match="are for regression: leave it out"):
+        plait.ensemble(sources=[tmp_path / "regression"], **asked)
+    saved = plait.ensemble(sources=[tmp_path / "sequence"], **asked)
+    assert saved.config.problem_type == saved.problem == "multi_label_classification"
+    assert set(saved.predict(["the film"])[0]) == {"labels", "scores"}
+
+
+def tokens(folder: Path, extra: int) -> Path:
+    """A base with a tokenizer of so many more tokens; without one for 0."""
+    model = tiny("bert", "body")
+    if not extra:
+        model.save_pretrained(folder)
+        return folder
+    save(model, folder)
+    tokenizer = tiny_tokenizer("bert")
+    tokenizer.add_tokens([f"extra{number}" for number in range(extra)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [
+    (RecipeError, "batch_size is 8; expected a multiple of 3", {"accumulate": 3}),
+    (RecipeError, "report_to is 'foo': foo is not supported", {"report_to": "foo"}),
+    (
+        RecipeError,
+        "report_to is 'neptune', which is not installed: install it, or choose ",
+        {"report_to": "neptune"},
+    ),
+    (RecipeError, "seed is 4294967296; expected 0 to 4294967295", {"seed": 2**32}),
+    (RecipeError, "that of the last model 4294967296", {"seed": 2**32 - 1, "method": "separate"}),
+    (DataError, "all labels are 'same'; a classifier needs two or more", {"data": "one.csv"}),
+]
+
+
+@pytest.mark.parametrize(("error", "match", "changes"), BAD, ids=[match for _, match, _ in BAD])
+def test_a_plan_refuses_what_a_run_would(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    error: type[PlaitError], match: str, changes: dict[str, Any],
+) -> None:  # fmt: skip
+    (tmp_path / "one.csv").write_text("text,label\nthe film,same\na book,same\n")
+    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), **QUICK, "combine": "ensemble"}
+    told |= {"output": str(tmp_path / "e"), **changes}
+    told["data"] = str(tmp_path / told["data"])
+    (tmp_path / "recipe.yaml").write_text(json.dumps(told))
+    assert command("check", tmp_path / "recipe.yaml") == 2
+    assert match in capsys.readouterr().err
+    with pytest.raises(error, match=match):
+        plait.run(tmp_path / "recipe.yaml")
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_plan_refuses_tokenizers_that_a_run_would(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = len(tiny_tokenizer("bert"))
+    mute = shutil.copytree(place / "seed1", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    asked = (
+        (
+            (tokens(tmp_path / "large", 2),),
+            f"large has ids up to {rows + 1}, its embeddings only {rows} rows",
+        ),
+        ((tokens(tmp_path / "none", 0),), "none: no tokenizer in "),
+        (("--from", mute), "mute: no tokenizer in "),
+    )
+    for start, said in asked:
+        told = ("ensemble", *start, "--data", place / "train.jsonl", "-o", tmp_path / "e", "--dry-run")
+        assert command(*told) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(SourceError, match="its embeddings only"):
+        plait.ensemble(tmp_path / "large", data=place / "train.jsonl", out=tmp_path / "e", **QUICK)
+
+
+def test_trackers_and_seeds_of_a_fine_tuning(place: Path, tmp_path: Path) -> None:
+    for option in ({"report_to": "foo"}, {"seed": 2**32}):
+        with pytest.raises(RecipeError, match=rf"{next(iter(option))} is "):
+            plait.finetune(place / "base", place / "train.jsonl", tmp_path / "out", **option)
+
+
+def test_room_for_factors_is_that_of_what_they_become(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ensembling, "check_space", lambda _, size: asked.append(size))
+    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), "output": "e", "epochs": 1}
+    job = ensembling.plan(EnsembleRecipe.model_validate({**told, "method": "batchensemble"}))
+    ensembling.announce(job, tmp_path / "e")
+    assert asked == [4 * (job.sizes()["saved"] + 3 * job.sizes()["factors"])]
+
+
+def test_factors_take_as_much_as_is_said(place: Path, tmp_path: Path) -> None:
+    told = {**QUICK, "data": place / "train.jsonl", "method": "batchensemble"}
+    saved = plait.ensemble(place / "base", out=tmp_path / "e", **told)
+    sizes = saved.report["parameters"]
+    assert sizes["saved"] == sum(tensor.numel() for tensor in weights(saved.folder).values())
+    assert sizes["factors"] < sizes["saved"] < sizes["separate"]
+    assert saved.report["shared_layers"] == saved.config.shared_layers == 0
+    assert saved.labels == NAMES
