@@ -7,19 +7,76 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pandas as pd
 import pytest
 
 import plait
-from plait.api import ensembling
+from plait.api import ensembles, ensembling
+from plait.api.ensembles import SavedEnsemble
+from plait.api.students import Student
+from plait.data import read_examples
 from plait.errors import DataError, PlaitError, RecipeError, SourceError
 from plait.recipe import EnsembleRecipe
-from tests.ensembles import NAMES, QUICK, command, prepare, weights
+from tests.ensembles import NAMES, QUICK, command, prepare, rows, weights
 from tests.models import save, tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("ensemble"))
+
+
+@pytest.fixture(scope="module")
+def made(place: Path, tmp_path_factory: pytest.TempPathFactory) -> SavedEnsemble:
+    sources, out = [place / "seed1", place / "seed2"], tmp_path_factory.mktemp("made") / "ens"
+    return plait.ensemble(sources=sources, out=out, epochs=0, shared_layers=1)
+
+
+def test_what_made_something_gives_what_can_be_scored_and_exported(
+    made: SavedEnsemble, place: Path, tmp_path: Path
+) -> None:
+    found = plait.evaluate(made, place / "test.jsonl")
+    assert found == plait.evaluate(made.folder, place / "test.jsonl")
+    assert plait.evaluate(Student(place / "seed1"), place / "test.jsonl") == plait.evaluate(
+        place / "seed1", place / "test.jsonl"
+    )
+    assert plait.export(made, tmp_path / "one", member=1) == tmp_path / "one"
+    assert (tmp_path / "one" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array, pd.Series])
+def test_columns_in_memory_may_be_arrays(made: SavedEnsemble, place: Path, form: Any) -> None:
+    table = rows(12, seed=5)
+    given = {"text": table["text"], "label": form(table["label"])}
+    expected = plait.evaluate(made, place / "test.jsonl").tasks["model"]
+    assert plait.evaluate(made, given).tasks["model"] == expected
+    for whole in (pd.DataFrame(given), datasets.Dataset.from_dict(table), read_examples(table), table):
+        assert plait.evaluate(made, {"test": whole}).tasks["test"] == expected
+
+
+def test_an_ensemble_has_no_tasks_to_choose(made: SavedEnsemble, tmp_path: Path) -> None:
+    assert command("export", made.folder, "-o", tmp_path / "out", "--member", 0, "--task", "nonsense") == 2
+    with pytest.raises(
+        RecipeError, match=r"--task nonsense: .*ens is an ensemble for one task: leave it out"
+    ):
+        plait.export(made, tmp_path / "out", task="nonsense", member=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["camero", "mc-dropout"])
+def test_weights_are_read_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    saved = plait.ensemble(
+        place / "base", data=place / "train.jsonl", out=tmp_path / "e", method=method, **QUICK
+    )
+    calls, own = [], ensembles.open_ensemble
+    monkeypatch.setattr(ensembles, "open_ensemble", lambda *a: calls.append(a) or own(*a))
+    assert saved.predict(["the film"]) == saved.predict(["the film"])
+    assert not saved.model.training
+    assert len(calls) == 1
 
 
 def test_models_that_exist_get_the_dropout_that_is_asked_for(place: Path, tmp_path: Path) -> None:
@@ -93,12 +150,12 @@ def test_a_plan_refuses_what_a_run_would(
 def test_a_plan_refuses_tokenizers_that_a_run_would(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = len(tiny_tokenizer("bert"))
+    count = len(tiny_tokenizer("bert"))
     mute = shutil.copytree(place / "seed1", tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     asked = (
         (
             (tokens(tmp_path / "large", 2),),
-            f"large has ids up to {rows + 1}, its embeddings only {rows} rows",
+            f"large has ids up to {count + 1}, its embeddings only {count} rows",
         ),
         ((tokens(tmp_path / "none", 0),), "none: no tokenizer in "),
         (("--from", mute), "mute: no tokenizer in "),

@@ -93,10 +93,10 @@ def member_logits(
 
 
 def speakers_of(saved: SavedEnsemble) -> Iterable[Members]:
-    """Yields a saved ensemble's models, ready to be asked, one in memory at a time."""
+    """Yields a saved ensemble's models, ready to be asked: the one in memory, or several one after another."""
     recipe = saved.report.get("recipe", {})
     rate = recipe.get("perturbation", {}).get("rate")
-    for model in saved.models():
+    for model in saved.models() if len(saved.folders) > 1 else (saved.model,):
         yield Members(model, saved.config.encoder, passes=saved.passes, rate=rate)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from plait.api.ensemble_scores import saved_scores
-from plait.api.ensembles import is_ensemble
+from plait.api.ensembles import SavedEnsemble, is_ensemble
 from plait.api.inputs import read
 from plait.api.rivals import teacher_scores
+from plait.api.students import Student
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, Kind, ProblemType, align_labels
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
@@ -24,7 +25,7 @@ Scorer = Callable[[Any, Any, Examples], dict[str, float]]
 
 
 def evaluate(
-    model: str | Path | Merged,
+    model: str | Path | Merged | SavedEnsemble | Student,
     data: Any,
     *,
     sources: bool = True,
@@ -39,7 +40,7 @@ def evaluate(
     """Returns scores on labelled data, absolute and relative to each source on the same rows.
 
     Args:
-        model: a merged checkpoint, an ensemble, a student, or a plain one (folder or Hub id).
+        model: a merged checkpoint, an ensemble, a student, or a plain one (folder, Hub id, or what made it returned).
         data: task -> data (a file, a Dataset, columns); for a model with one task the data alone.
         sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
             still be found.
@@ -61,6 +62,8 @@ def evaluate(
     def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
         return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
 
+    if isinstance(model, SavedEnsemble | Student):
+        model = model.folder
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
     if is_ensemble(model):
         (task, entry), *others = name_data(data, ("model",), free=True).items()
@@ -117,8 +120,13 @@ def is_by_task(data: Any, tasks: tuple[str, ...]) -> bool:
     """Returns whether a mapping holds data by task: not one specification, and not the columns of one table."""
     if not isinstance(data, Mapping) or not data or "path" in data:
         return False
-    columns = all(isinstance(values, list | tuple) for values in data.values())
-    return any(name in tasks for name in data) or not columns
+    return any(name in tasks for name in data) or not all(map(_is_column, data.values()))
+
+
+def _is_column(values: Any) -> bool:
+    """Says whether values are a column in memory, such as a list or an array, rather than data of their own."""
+    whole = isinstance(values, str | bytes | Mapping | Examples) or hasattr(values, "column_names")
+    return hasattr(values, "__len__") and not whole and not hasattr(values, "columns")
 
 
 def primary_of(kind: str, problem_type: str | None) -> str:

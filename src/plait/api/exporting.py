@@ -14,7 +14,7 @@ from plait.training.state import full_disk
 
 
 def export(
-    merged: str | Path | Merged,
+    merged: str | Path | Merged | SavedEnsemble,
     out: str | Path,
     *,
     task: str | None = None,
@@ -26,17 +26,21 @@ def export(
     Args:
         merged: a merged checkpoint, or an ensemble.
         out: the folder to write.
-        task: which task; may be left out when there is only one.
+        task: which task of a merged checkpoint; may be left out when there is only one.
         member: which member of an ensemble; all of them folded into one model by default.
         overwrite: whether an existing output is replaced.
 
     Raises:
         SourceError: neither a merged checkpoint nor an ensemble.
-        RecipeError: no such task, or several and none chosen; no such member, or members that do not fold.
+        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member, or members that do
+            not fold.
         OutputError: the output exists.
     """
-    if is_ensemble(merged):
-        return export_ensemble(SavedEnsemble(Path(str(merged))), Path(out), member, overwrite=overwrite)
+    if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
+        saved = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
+        if task is not None:
+            raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
+        return export_ensemble(saved, Path(out), member, overwrite=overwrite)
     if member is not None:
         raise RecipeError(f"--member {member}: {merged} is no ensemble")
     source = merged if isinstance(merged, Merged) else Merged(merged)
