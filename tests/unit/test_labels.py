@@ -31,6 +31,7 @@ def labelled(labels, names=None, kind="sequence_classification"):
         ((1, 10, 2), None, ("0", "1", "10", "2"), (1, 2, 3)),
         ((1.0, 5.0), None, ("1", "2", "3", "4", "5"), (0, 4)),
         ((2, 0), None, ("0", "1", "other"), (2, 0)),
+        ((2001, 1984), None, ("1984", "2001"), (1, 0)),
         ((0, 1), GENERIC, ("1", "2"), (0, 1)),
     ],
 )
@@ -140,6 +141,8 @@ def test_data_for_another_head():
         ((0.5,), None, None),
         (((0, 1, 1),), None, ("LABEL_0", "LABEL_1", "LABEL_2")),
         ((("x",), ("y", "x")), None, ("x", "y")),
+        ((2001, 1984), None, ("1984", "2001")),
+        ((0, 999), None, tuple(f"LABEL_{i}" for i in range(1000))),
         (("10", "2", "-1"), None, ("-1", "2", "10")),
         (("10", "2", "x"), None, ("10", "2", "x")),
     ],

@@ -14,6 +14,8 @@ from plait.errors import DataError, listed
 logger = logging.getLogger("plait")
 
 IGNORED = -100
+FAR = 1000
+"""Positions that a new head may have for few labels in the data."""
 
 
 def align_labels(
@@ -75,8 +77,12 @@ def names_in(examples: Examples, problem_type: ProblemType | None = None) -> tup
     if several and _is_multi_hot(examples, None):
         count = len(_rows(examples)[0])
     else:
-        numbers = (v for v in values if isinstance(v, int | float) and math.isfinite(v))
-        count = int(max(numbers, default=-1)) + 1
+        numbers = {int(v) for v in values if isinstance(v, int | float) and math.isfinite(v)}
+        count = max(numbers, default=-1) + 1
+        if count > max(
+            FAR, 10 * len(numbers)
+        ):  # such as years: a head for all that lie between would teach nothing
+            return tuple(map(str, sorted(numbers)))
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
