@@ -398,6 +398,8 @@ def test_bad_input(place: Path, teachers: dict[str, str], tmp_path: Path) -> Non
             teachers,
             {"texts": {"path": str(tmp_path / "odd.json"), "label": "y"}},
         ),
+        (RecipeError, "report_to is 'foo'", teachers, {"report_to": "foo"}),
+        (RecipeError, "seed is 4294967296", teachers, {"seed": 2**32}),
         (RecipeError, "output is an argument", teachers, {"output": "elsewhere"}),
         (DataError, "labels", teachers, {"validation": texts(3)}),
     ]

@@ -90,6 +90,14 @@ def test_labels_are_read_when_named_and_as_by_read_examples(kind, labels, tmp_pa
     assert [type(label) for label in found] == [type(label) for label in read_examples(path).labels]
 
 
+def test_numbers_in_a_label_column_of_any_name(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,topic\na,2\nb,10\n", encoding="utf-8")
+    (chunk,) = open_texts(path, label="topic").chunks()
+    assert chunk.labels == (2, 10)
+
+
+
 @pytest.mark.parametrize("how", ["parquet", "dataset", "examples"])
 def test_declared_names_are_kept_and_a_row_without_a_label_has_none(how, tmp_path):
     features = datasets.Features(

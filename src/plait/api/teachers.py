@@ -29,6 +29,7 @@ from plait.statistics.posteriors.ability import check_able
 from plait.statistics.posteriors.record import FILE, check_same, read_record
 from plait.statistics.posteriors.score import text_facts
 from plait.statistics.posteriors.teacher import check_teachers, teacher_of
+from plait.training.loop import check_tracker
 
 logger = logging.getLogger("plait")
 
@@ -141,6 +142,7 @@ def plan(
         DataError: no texts, or validation labels that no teacher has.
     """
     choices = choices_of(recipe)
+    check_tracker(recipe.report_to)
     teachers = open_teachers(recipe)
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
     start = start_of(recipe, teachers)

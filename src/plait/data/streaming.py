@@ -224,7 +224,7 @@ def _columns(source: str, feed: Feed, wanted: Wanted) -> Columns:
 
 def _numbers(source: str, feed: Feed, label: str) -> Callable[[str], Any] | None:
     """Returns what turns the labels of a csv file into numbers, if every one of them is one."""
-    if Path(source).suffix.lower() not in {".csv", ".tsv"} or label.lower() not in LABEL:
+    if Path(source).suffix.lower() not in {".csv", ".tsv"}:
         return None
     converters: list[Callable[[str], Any]] = [int, float]
     for table in feed([label]):

@@ -82,7 +82,7 @@ class AmalgamateRecipe(Strict):
     max_length: int = Field(default=128, ge=4)
     warmup: float = Field(default=0.1, ge=0, le=1)
     precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     report_to: str = "none"
     store: Text | None = None
     output: Text
