@@ -97,7 +97,6 @@ def test_numbers_in_a_label_column_of_any_name(tmp_path):
     assert chunk.labels == (2, 10)
 
 
-
 @pytest.mark.parametrize("how", ["parquet", "dataset", "examples"])
 def test_declared_names_are_kept_and_a_row_without_a_label_has_none(how, tmp_path):
     features = datasets.Features(
