@@ -107,7 +107,8 @@ def plait_imports() -> None:
 
     assert write_merged
     assert len(RULES)
-    open_checkpoint(FOLDER / NAMES[0])  # imports the model class, which transformers does when it first meets one
+    # Imports the model class, which transformers does when it first meets one.
+    open_checkpoint(FOLDER / NAMES[0])
 
 
 def plait(rule: str, **settings: Any) -> Job:
