@@ -48,7 +48,7 @@ def demo(
     out: str | Path = "demo",
     *,
     base: str | None = None,
-    train: int = 960,
+    train: int = 600,
     test: int = 320,
     epochs: float = 3,
     seed: int = 0,

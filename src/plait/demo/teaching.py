@@ -10,7 +10,7 @@ from typing import Any
 
 logger = logging.getLogger("plait")
 
-TEXTS = 960
+TEXTS = 600
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
 STUDENT: Mapping[str, Any] = {**SETTINGS, "learning_rate": 2e-4, "epochs": 4}
