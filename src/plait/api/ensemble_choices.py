@@ -9,7 +9,8 @@ from plait.api.ensembles import is_ensemble
 from plait.api.inputs import read
 from plait.checkpoints.naming import skeleton
 from plait.checkpoints.source import Checkpoint, open_checkpoint
-from plait.checkpoints.vocabulary import has_tokenizer, tokenizer_problems
+from plait.checkpoints.tokenizers import has_tokenizer
+from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.data import Examples
 from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
@@ -132,7 +133,7 @@ def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         if recipe.sources is None:
             raise SourceError(f"{recipe.base}: {listed(problems)}")
         raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
-    if not any(map(has_tokenizer, found)):
+    if not any(has_tokenizer(source.folder) for source in found):
         found[0].tokenizer()  # says so
     return found
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line, read_json
-from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.tokenizers import open_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.modeling import Ensemble
@@ -125,17 +125,7 @@ class SavedEnsemble:
         Raises:
             SourceError: it has none, or a damaged one.
         """
-        from transformers import AutoTokenizer
-
-        place = self.folders[0]
-        if not any((place / name).is_file() for name in TOKENIZER_FILES):
-            # transformers would make up an empty vocabulary here
-            raise SourceError(f"{place}: no tokenizer; expected tokenizer.json or a vocabulary")
-        try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place, local_files_only=True)
-        except Exception as error:  # tokenizers raises plain Exception on a corrupt file
-            raise SourceError(f"{place}: the tokenizer does not load: {first_line(error)}") from error
-        return found
+        return open_tokenizer(self.folders[0], str(self.folders[0]))
 
     def predict(self, texts: Any, *, batch_size: int = 32) -> list[Any]:
         """Returns per text what the members say together, and the share of them that say so alone."""

@@ -18,7 +18,7 @@ from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
 from plait.api.merging import is_file, versions
-from plait.checkpoints.vocabulary import has_tokenizer
+from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode, length_limit
 from plait.ensembles.fitting import PREFERENCE, Fit, Fitted, fit
@@ -148,7 +148,7 @@ def announce(job: EnsemblePlan, out: Path) -> None:
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of the base, or of the first model that was saved with one."""
-    source = next((source for source in job.sources if has_tokenizer(source)), job.sources[0])
+    source = next((source for source in job.sources if has_tokenizer(source.folder)), job.sources[0])
     tokenizer = source.tokenizer()
     if job.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # Words that come one by one are not continuations of the word before.

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from plait.api.ensembles import SavedEnsemble, is_ensemble, open_ensemble
 from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, one_member
 from plait.errors import OutputError, RecipeError
-from plait.merging.merged import Merged, has_tokenizer, plain_state
+from plait.merging.merged import Merged, plain_state
 from plait.training.state import full_disk
 
 

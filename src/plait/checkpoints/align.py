@@ -11,7 +11,8 @@ from plait.checkpoints.compare import config_differences, shape_differences
 from plait.checkpoints.heads import group_tasks, label_rows
 from plait.checkpoints.kinship import base_problems, warn_of_bases
 from plait.checkpoints.source import Checkpoint
-from plait.checkpoints.vocabulary import has_tokenizer, tokenizer_problems
+from plait.checkpoints.tokenizers import has_tokenizer
+from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.errors import MergeError, listed
 
 
@@ -45,7 +46,7 @@ class Alignment:
     def tokenizer_source(self) -> Checkpoint | None:
         """Returns the first checkpoint saved with a tokenizer, which all share; None where there is none."""
         everyone = (*self.sources, *((self.base,) if self.base else ()))
-        return next((checkpoint for checkpoint in everyone if has_tokenizer(checkpoint)), None)
+        return next((checkpoint for checkpoint in everyone if has_tokenizer(checkpoint.folder)), None)
 
     def task_of(self, source: int) -> str:
         """Returns the task of a source by index."""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import xxhash
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from plait.checkpoints import naming
 from plait.checkpoints.files import Header, TensorFiles, instead, one_line, read_headers, read_json
-from plait.checkpoints.origin import TOKENIZER_FILES, locate
+from plait.checkpoints.origin import locate
 from plait.checkpoints.records import recorded_base
+from plait.checkpoints.tokenizers import open_tokenizer
 from plait.errors import SourceError, listed
 
 
@@ -98,20 +99,7 @@ class Checkpoint:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the tokenizer saved with the checkpoint."""
-        if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
-            # transformers would make up an empty vocabulary here
-            raise SourceError(
-                f"{self.name}: no tokenizer in {self.folder}; expected tokenizer.json or a vocabulary"
-            )
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
-            )
-        except Exception as error:  # tokenizers raises plain Exception on a corrupt file
-            raise SourceError(
-                f"{self.name}: tokenizer in {self.folder} does not load: {one_line(error)}"
-            ) from error
-        return tokenizer
+        return open_tokenizer(self.folder, self.name, trust_remote_code=self.trust_remote_code)
 
 
 class quiet_loading:  # noqa: N801 (a context manager, used like a function)

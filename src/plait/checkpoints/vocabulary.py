@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.tokenizers import has_tokenizer, misfit
 
 logger = logging.getLogger("plait")
 _SHOWN = 3
@@ -34,10 +35,10 @@ def tokenizer_problems(everyone: Sequence[Checkpoint]) -> list[str]:
     A checkpoint saved without a tokenizer is taken to share the others'; how texts are truncated or padded in length
     is a matter of use and does not count.
     """
-    having = [c for c in everyone if has_tokenizer(c)]
+    having = [c for c in everyone if has_tokenizer(c.folder)]
     if not having:
         return []
-    lacking = [c.name for c in everyone if not has_tokenizer(c)]
+    lacking = [c.name for c in everyone if not has_tokenizer(c.folder)]
     if lacking:
         logger.warning("no tokenizer saved with %s; taking that of %s", ", ".join(lacking), having[0].name)
     first, *others = having
@@ -49,11 +50,6 @@ def tokenizer_problems(everyone: Sequence[Checkpoint]) -> list[str]:
             problems += _misfit(other, theirs)
             problems += [f"tokenizers differ: {d}" for d in differences(own, theirs, first.name, other.name)]
     return problems
-
-
-def has_tokenizer(checkpoint: Checkpoint) -> bool:
-    """Returns whether a tokenizer was saved with the checkpoint."""
-    return any((checkpoint.folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _same_files(a: Checkpoint, b: Checkpoint) -> bool:
@@ -68,11 +64,8 @@ def _content(checkpoint: Checkpoint, name: str) -> bytes | None:
 
 
 def _misfit(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    rows = getattr(checkpoint.config, "vocab_size", None)
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if rows is None or highest < rows:
-        return []
-    return [f"the tokenizer of {checkpoint.name} has ids up to {highest}, its embeddings only {rows} rows"]
+    found = misfit(tokenizer, checkpoint.config)
+    return [] if found is None else [f"the tokenizer of {checkpoint.name} {found}"]
 
 
 def differences(

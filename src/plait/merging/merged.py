@@ -18,10 +18,10 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.errors import RecipeError, SourceError, did_you_mean
 from plait.merging.manifest import Manifest, Task, read_manifest
 
@@ -78,11 +78,10 @@ class Merged:
             SourceError: the sources had none.
         """
         if not has_tokenizer(self.folder):
-            # transformers would make up an empty vocabulary here
             raise SourceError(
                 f"{self.folder} has no tokenizer, because none of its sources had one: save one there"
             )
-        return AutoTokenizer.from_pretrained(self.folder)
+        return open_tokenizer(self.folder, str(self.folder))
 
     @cached_property
     def encoder(self) -> PreTrainedModel:
@@ -153,11 +152,6 @@ class Merged:
         from plait.merging.predictions import predict
 
         return predict(self, texts, task=task, batch_size=batch_size, max_length=max_length)
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Returns whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def on_encoder(model: PreTrainedModel, encoder: nn.Module) -> PreTrainedModel:

@@ -15,15 +15,15 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from plait.checkpoints.files import first_line
-from plait.checkpoints.origin import TOKENIZER_FILES, locate
+from plait.checkpoints.origin import locate
 from plait.checkpoints.source import quiet_loading, read_config
+from plait.checkpoints.tokenizers import misfit, open_tokenizer
 from plait.data import Examples, Kind, ProblemType
 from plait.data.labels import names_in
 from plait.errors import DataError, SourceError
@@ -98,18 +98,9 @@ def _open_tokenizer(
     base: str | Path, folder: Path, config: PreTrainedConfig, trust_remote_code: bool, **options: Any
 ) -> PreTrainedTokenizerBase:
     """Returns the tokenizer saved with a base whose embeddings have a row for each of its ids."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make up an empty vocabulary here
-        raise SourceError(f"{base}: no tokenizer in {folder}; expected tokenizer.json or a vocabulary")
-    try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
-        )
-    except Exception as error:  # tokenizers raises plain Exception on a corrupt file
-        raise SourceError(f"{base}: its tokenizer does not load: {first_line(error)}") from error
-    highest, rows = max(found.get_vocab().values(), default=-1), getattr(config, "vocab_size", None)
-    if rows is not None and highest >= rows:
-        raise SourceError(f"{base}: its tokenizer has ids up to {highest}, its embeddings only {rows} rows")
+    found = open_tokenizer(folder, str(base), trust_remote_code=trust_remote_code, **options)
+    if problem := misfit(found, config):
+        raise SourceError(f"{base}: its tokenizer {problem}")
     return found
 
 

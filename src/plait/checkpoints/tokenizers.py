@@ -1,0 +1,51 @@
+"""The tokenizer that lies in a folder: whether there is one, opening it, and whether the embeddings have its ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from plait.checkpoints.files import first_line
+from plait.checkpoints.origin import TOKENIZER_FILES
+from plait.errors import SourceError
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Returns whether a folder holds a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def open_tokenizer(
+    folder: Path, name: str, *, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer saved in a folder.
+
+    Args:
+        folder: of a checkpoint.
+        name: what messages call the checkpoint.
+        trust_remote_code: whether code that the checkpoint carries may run.
+        options: go to `from_pretrained`.
+
+    Raises:
+        SourceError: there is none, or a damaged one.
+    """
+    if not has_tokenizer(folder):
+        # transformers would make up an empty vocabulary here
+        raise SourceError(f"{name}: no tokenizer in {folder}; expected tokenizer.json or a vocabulary")
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
+        )
+    except Exception as error:  # tokenizers raises plain Exception on a corrupt file
+        raise SourceError(f"{name}: tokenizer in {folder} does not load: {first_line(error)}") from error
+    return found
+
+
+def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:
+    """Returns how the tokenizer's ids exceed the embeddings, or None where each id has a row."""
+    highest, rows = max(tokenizer.get_vocab().values(), default=-1), getattr(config, "vocab_size", None)
+    if rows is None or highest < rows:
+        return None
+    return f"has ids up to {highest}, its embeddings only {rows} rows"
