@@ -13,10 +13,12 @@ import torch
 import yaml
 
 import plait
+from plait.amalgamation import student as room
 from plait.checkpoints.source import Checkpoint
 from plait.cli import invoke
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
 from tests.models import save, texts, tiny
+from tests.stopping import stopped_at
 
 NEWS, SPORTS = ("World", "Business"), ("Sports", "Business", "Tech")
 UNION = ["World", "Business", "Sports", "Tech"]
@@ -278,28 +280,13 @@ def test_the_best_epoch_is_kept(place: Path, teachers: dict[str, str], tmp_path:
     assert len(epochs) == 4
 
 
-def test_a_stopped_training_goes_on(
-    place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_training_goes_on(place: Path, teachers: dict[str, str], tmp_path: Path) -> None:
     told: dict[str, Any] = {"texts": texts(40), "student": place / "base", **QUICK, "epochs": 3}
     whole = plait.amalgamate(teachers, out=tmp_path / "whole", **told)
 
-    from plait.amalgamation import student as room
-
-    judged = room.agreement
-
-    def stopping(model: Any, **options: Any) -> dict[str, float]:
-        stopping.calls += 1  # type: ignore[attr-defined]
-        if stopping.calls == 2:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-        return judged(model, **options)
-
-    stopping.calls = 0  # type: ignore[attr-defined]
-    monkeypatch.setattr(room, "agreement", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(room, "agreement", 2):
         plait.amalgamate(teachers, out=tmp_path / "part", **told)
     assert not (tmp_path / "part").exists()
-    monkeypatch.setattr(room, "agreement", judged)
     with pytest.raises(PlaitError, match="left by another run"):
         plait.amalgamate(teachers, out=tmp_path / "part", resume=True, **{**told, "epochs": 4})
     part = plait.amalgamate(teachers, out=tmp_path / "part", resume=True, **told)
@@ -551,23 +538,9 @@ def test_all_texts_teach_where_labels_judge(place: Path, teachers: dict[str, str
     assert report["forward_equivalents"]["student"] == 6
 
 
-def test_a_resumed_run_tells_its_whole_cost(
-    place: Path, teachers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from plait.amalgamation import student as room
-
+def test_a_resumed_run_tells_its_whole_cost(place: Path, teachers: dict[str, str], tmp_path: Path) -> None:
     told: dict[str, Any] = {"texts": texts(40), "student": place / "base", **QUICK, "epochs": 3}
-    judged, calls = room.agreement, []
-
-    def stopping(model: Any, **options: Any) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return judged(model, **options)
-
-    monkeypatch.setattr(room, "agreement", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(room, "agreement", 3):
         plait.amalgamate(teachers, out=tmp_path / "s", **told)
-    monkeypatch.setattr(room, "agreement", judged)
     whole = plait.amalgamate(teachers, out=tmp_path / "s", resume=True, **told).report["forward_equivalents"]
     assert whole["student"] == pytest.approx(3 * (3 * 38 + 2) / 40, abs=0.01)

@@ -17,6 +17,7 @@ from plait.amalgamation.labels import union
 from plait.errors import PlaitError, RecipeError, SourceError
 from plait.statistics.posteriors.layers import read_by_head
 from tests.models import save, texts, tiny, tiny_tokenizer
+from tests.stopping import stopped_at
 
 Paths = dict[str, str]
 QUICK: dict[str, Any] = {"epochs": 1, "max_length": 32}
@@ -58,22 +59,10 @@ def teachers(place: Path) -> Paths:
     return {name: str(place / name) for name in NAMES}
 
 
-def test_a_run_with_other_teachers_does_not_go_on(
-    place: Path, teachers: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_other_teachers_does_not_go_on(place: Path, teachers: Paths, tmp_path: Path) -> None:
     told: dict[str, Any] = {"texts": texts(40), "student": place / "base", **QUICK, "epochs": 2}
-    judged, calls = room.agreement, []
-
-    def stopping(model: Any, **options: Any) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return judged(model, **options)
-
-    monkeypatch.setattr(room, "agreement", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(room, "agreement", 2):
         plait.amalgamate(teachers, out=tmp_path / "s", **told)
-    monkeypatch.setattr(room, "agreement", judged)
     again = {"out": tmp_path / "s", "resume": True, **told}
     for others in (dict(reversed(teachers.items())), {"news": teachers["news"]}):
         with pytest.raises(PlaitError, match="left by another run"):
@@ -217,3 +206,24 @@ def test_what_speaks_of_passes_that_nobody_makes_is_said(
     assert "give --passes" in caplog.text
     with pytest.raises(RecipeError, match="needs Monte Carlo passes"):
         plait.amalgamate(teachers, out=tmp_path / "t", gate="muka", passes=0, **told)
+
+
+@pytest.mark.parametrize(("epochs", "size", "said"), [(1, 16, True), (3, 1, False)])
+def test_too_few_steps_are_said(
+    place: Path,
+    teachers: Paths,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    epochs: int,
+    size: int,
+    said: bool,
+) -> None:
+    told: dict[str, Any] = {
+        "texts": texts(80),
+        "student": place / "base",
+        "objective": "vkd",
+        "held_back": 0.1,
+    }
+    plait.amalgamate(teachers, out=tmp_path / "s", epochs=epochs, batch_size=size, max_length=8, **told)
+    assert ("the student learns in 5 steps only" in caplog.text) is said
+    assert ("steps only" in caplog.text) is said

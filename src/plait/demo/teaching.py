@@ -10,11 +10,11 @@ from typing import Any
 
 logger = logging.getLogger("plait")
 
-TEXTS = 600
+TEXTS = 1000
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
-STUDENT: Mapping[str, Any] = {**SETTINGS, "learning_rate": 2e-4, "epochs": 4}
-"""A student sees softer targets than its teachers did, and is taught longer."""
+STUDENT: Mapping[str, Any] = {**SETTINGS, "student": "merged", "epochs": 2, "batch_size": 8}
+"""Few texts in small batches: a student needs steps more than it needs epochs. It starts from the merged teachers."""
 
 
 def amalgamation(
@@ -24,7 +24,7 @@ def amalgamation(
 
     Args:
         folder: where data, teachers and student go.
-        base: the encoder that teachers and student start from.
+        base: the encoder that the teachers start from.
         files: training and test file of the task `library`.
         rest: texts that neither file holds; what they belong to is not looked at.
         seed: of every random choice.
@@ -42,9 +42,7 @@ def amalgamation(
         teachers[name] = str(folder / "teachers" / name)
         finetune(base, rows, teachers[name], seed=seed, overwrite=True, **SETTINGS)
     logger.info("teaching the student")
-    student = amalgamate(
-        teachers, texts=texts, student=base, out=folder / "student", seed=seed, overwrite=True, **STUDENT
-    )
+    student = amalgamate(teachers, texts=texts, out=folder / "student", seed=seed, overwrite=True, **STUDENT)
     found = evaluate(student.folder, files["test"]).tasks["model"]
     scores = {teacher: metrics["accuracy"] for teacher, metrics in found.sources.items()}
     scores["the student"] = found.metrics["accuracy"]
