@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 SINGLE: Final[Literal["single_label_classification"]] = "single_label_classification"
 FEW_STEPS = 200
-"""A student taught in fewer steps is worth a warning: in `plait demo` twice the steps on the same texts, at the same
-cost, raised its accuracy by 13 points."""
+"""A student taught in fewer steps is worth a warning (docs/log.md, on small batches)."""
 logger = logging.getLogger("plait")
 
 
