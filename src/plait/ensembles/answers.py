@@ -13,6 +13,9 @@ from transformers.utils.generic import ModelOutput
 from plait.data.labels import IGNORED
 from plait.ensembles.shapes import MemberLogits
 
+EXTRAS = ("output_hidden_states", "output_attentions")
+"""What a call or a configuration may ask for beside logits."""
+
 
 @dataclass
 class EnsembleOutput(ModelOutput):
@@ -40,9 +43,15 @@ def task_loss(members: MemberLogits, labels: Tensor, problem: str) -> Tensor:
     return F.cross_entropy(table, classes, reduction="sum") / (classes != IGNORED).sum().clamp(min=1)
 
 
+def told(options: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Returns the options of a call, with what the configuration asks for where the call does not say."""
+    always = {name: True for name in EXTRAS if getattr(config, name, False)}
+    return {**always, **{name: value for name, value in options.items() if value is not None}}
+
+
 def refuse_unkept(options: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
     """Raises when hidden states or attentions are asked of members that have some of their own."""
-    wanted = [n for n in ("output_hidden_states", "output_attentions") if options.get(n) and not extra]
+    wanted = [name for name in EXTRAS if options.get(name) and not extra]
     if wanted:
         raise ValueError(
             f"{' and '.join(wanted)}: the members have layers of their own or draw for themselves; expected a model in "

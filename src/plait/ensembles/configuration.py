@@ -18,11 +18,38 @@ OWN = ("id2label", "label2id", "problem_type", "architectures", "num_labels", "d
 """Entries of a configuration that an ensemble has itself: they are not taken from its encoder's."""
 
 
+class OfEncoder:
+    """An attribute that is the encoder's: read from its configuration, and written there."""
+
+    def __init__(self, default: Any = None) -> None:
+        """Takes what it is where the encoder has no such attribute."""
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, owner: type | None = None) -> Any:
+        if config is None:
+            return self
+        found = getattr(config.encoder, self.name, None)
+        return self.default if found is None else found
+
+    def __set__(self, config: Any, value: Any) -> None:
+        setattr(config.encoder, self.name, value)
+
+
 class EnsembleConfig(PreTrainedConfig):
     """The configuration of M members over one encoder whose bottom `shared_layers` layers they share."""
 
     model_type = "plait_ensemble"
     sub_configs = {"encoder": AutoConfig}  # noqa: RUF012 (the attribute's type is given by transformers)
+    hidden_size = OfEncoder()
+    num_hidden_layers = OfEncoder()
+    num_attention_heads = OfEncoder()
+    vocab_size = OfEncoder()
+    type_vocab_size = OfEncoder(0)
+    max_position_embeddings = OfEncoder()
+    initializer_range = OfEncoder(0.02)
 
     def __init__(
         self,
@@ -58,41 +85,6 @@ class EnsembleConfig(PreTrainedConfig):
         if kwargs.get("id2label") and not kwargs.get("label2id"):
             kwargs["label2id"] = {name: int(row) for row, name in kwargs["id2label"].items()}
         super().__init__(**kwargs)
-
-    @property
-    def hidden_size(self) -> int:
-        """Returns the width of the hidden states."""
-        return int(self.encoder.hidden_size)
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Returns the depth of one member."""
-        return int(self.encoder.num_hidden_layers)
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Returns the attention heads of a layer."""
-        return int(self.encoder.num_attention_heads)
-
-    @property
-    def vocab_size(self) -> int:
-        """Returns the number of known tokens."""
-        return int(self.encoder.vocab_size)
-
-    @property
-    def type_vocab_size(self) -> int:
-        """Returns the number of token types; 0 where the encoder has none."""
-        return int(getattr(self.encoder, "type_vocab_size", 0) or 0)
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        """Returns the encoder's number of positions."""
-        return getattr(self.encoder, "max_position_embeddings", None)
-
-    @property
-    def initializer_range(self) -> float:
-        """Returns the standard deviation of new weights."""
-        return float(getattr(self.encoder, "initializer_range", 0.02))
 
     @property
     def dropout(self) -> float:

@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto as auto
 from transformers.utils.generic import ModelOutput
 
 from plait import autoclasses
-from plait.ensembles.answers import EnsembleOutput, refuse_unkept, task_loss
+from plait.ensembles.answers import EnsembleOutput, refuse_unkept, task_loss, told
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.heads import (
     LinearHeads,
@@ -96,6 +96,12 @@ class Ensemble(PreTrainedModel):
         """Replaces the token embeddings."""
         self.encoder.set_input_embeddings(value)
 
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> Any:
+        """Returns the token embeddings with another number of rows; see transformers."""
+        found = super().resize_token_embeddings(*args, **options)
+        self.encoder.config.vocab_size = self.config.vocab_size
+        return found
+
     def forward(  # noqa: PLR0917 (transformers' order)
         self,
         input_ids: Tensor | None = None,
@@ -139,7 +145,7 @@ class Ensemble(PreTrainedModel):
             "inputs_embeds": inputs_embeds,
         }
         inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
-        depth = self._depth(replicate_at)
+        depth, kwargs = self._depth(replicate_at), told(kwargs, self.config)
         extra: dict[str, Any] = {}
         if replay:
             members = self._replayed(inputs, depth, perturb)
@@ -176,7 +182,8 @@ class Ensemble(PreTrainedModel):
 
     def _one_pass(self, depth: int) -> bool:
         """Says whether the members differ by nothing but their heads, and draw nothing of their own below them."""
-        return depth == self.layers.depth and (not self.training or self.config.head == "tanh")
+        alone: bool = self.config.members == 1
+        return alone or (depth == self.layers.depth and (not self.training or self.config.head == "tanh"))
 
     def _plain(self, inputs: Inputs, options: dict[str, Any]) -> tuple[MemberLogits, dict[str, Any]]:
         outputs = self.encoder(**inputs, **options, return_dict=True)

@@ -127,8 +127,10 @@ def routed(passage: Passage) -> Iterator[Passage]:
 
 
 def repeated(inputs: Inputs, members: int) -> Inputs:
-    """Returns the inputs once for every member, one member after another."""
-    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
+    """Returns the inputs once for every member, one member after another; a row for all examples becomes one each."""
+    rows = max(len(tensor) for tensor in inputs.values())
+    whole = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items()}
+    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in whole.items()}
 
 
 def again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
