@@ -137,7 +137,7 @@ def test_every_gate_routes(place: Path, teachers: dict[str, str], tmp_path: Path
         teachers, texts=texts(24), student=place / "base", out=tmp_path / "s", gate=gate, target="soft",
         margin=False, **QUICK,
     )  # fmt: skip
-    assert student.report["recipe"]["gate"] == {"name": gate}
+    assert student.report["recipe"]["gate"]["name"] == gate
     assert student.report["recipe"]["margin"] is False
 
 

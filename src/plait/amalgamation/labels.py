@@ -107,8 +107,8 @@ def _unknown(key: str, labels: Mapping[str, Sequence[str]], known: Mapping[str, 
 
 
 def placeholders(names: Sequence[str]) -> bool:
-    """Says whether names say nothing: `LABEL_0`, `LABEL_1`, … or bare numbers."""
-    return generic(names) or all(name.strip().isdigit() for name in names)
+    """Says whether names say nothing: `LABEL_0`, `LABEL_1`, … or places (`0`, `1`, …); `1`, `2`, `3` may be ratings."""
+    return generic(names) or [name.strip() for name in names] == [str(at) for at in range(len(names))]
 
 
 def _anonymous(labels: Mapping[str, Sequence[str]], renamed: Mapping[Own, str]) -> list[str]:

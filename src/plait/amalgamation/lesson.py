@@ -55,6 +55,11 @@ class Choices:
         return "target" in self.objective_entry.inputs
 
     @property
+    def softness(self) -> float:
+        """Returns τ of the soft gate."""
+        return float(self.gate_entry.facts["temperature"] if self.temperature is None else self.temperature)
+
+    @property
     def gate_entry(self) -> GateEntry:
         """Returns the registered gate."""
         return GATES[self.gate]
@@ -115,13 +120,11 @@ def lesson(
     """
     temperatures = _temperatures(posteriors, choices)
     scores = gate_scores(posteriors, space, choices, temperatures, truth)
-    entry = choices.gate_entry
-    routing = route(
-        scores,
-        temperature=float(entry.facts["temperature"] if choices.temperature is None else choices.temperature),
-    )
+    routing = route(scores, temperature=choices.softness)
+    # The objective's T is that of teachers and student alike.
+    distilled = float(choices.options.get("temperature", 1.0)) if choices.gated else 1.0
     given = [
-        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t)
+        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)
         for p, t in zip(posteriors, temperatures, strict=True)
     ]
     for warning in disagreement(given, space, space.teachers):

@@ -17,6 +17,7 @@ from plait.amalgamation.corpus import pack
 from plait.amalgamation.distill import Distillation, classifier_path
 from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
 from plait.amalgamation.student import Learned, Pupil, teach
+from plait.api.corpus import with_columns
 from plait.api.merging import is_file, versions
 from plait.api.scoring import score, true_labels
 from plait.api.starting import MERGED, starting_point
@@ -49,6 +50,8 @@ def amalgamate(
     out: str | Path,
     student: str | Path | None = None,
     validation: Any = None,
+    text: str | None = None,
+    text_pair: str | None = None,
     label: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -63,6 +66,8 @@ def amalgamate(
         student: where the student starts: a model, a teacher's name, or `merged` for the average of the teachers;
             default the base that all teachers record.
         validation: labelled data that decides which epoch is kept, instead of agreement with the teachers.
+        text: column of the texts, where its name is not a usual one.
+        text_pair: column of their pairs.
         label: column of the texts' own labels, for study: gate `oracle`, and how often the gate is right.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped. Posteriors are resumed in any case.
@@ -74,18 +79,13 @@ def amalgamate(
     Raises:
         PlaitError: anything a user can mend; no student has been written then.
     """
-    if label is not None and is_file(texts):
-        texts, label = (
-            {**(texts if isinstance(texts, Mapping) else {"path": str(texts)}), "label": label},
-            None,
-        )
+    texts = with_columns(texts, text=text, text_pair=text_pair, label=label)
     recipe = amalgamation_recipe(
         teachers, out=out, texts=texts, student=student, validation=validation, options=options
     )
     return run_amalgamation(
         recipe,
         texts=None if is_file(texts) else texts,
-        label=label,
         validation=None if is_file(validation) else validation,
         overwrite=overwrite,
         resume=resume,
@@ -97,15 +97,14 @@ def run_amalgamation(
     *,
     texts: Any = None,
     validation: Any = None,
-    label: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Student:
-    """Returns the student of a recipe; `texts` (labels in column `label`) and `validation` are what is in memory."""
+    """Returns the student of a recipe; `texts` and `validation` are what is in memory."""
     started = time.monotonic()
     check_output(recipe, overwrite=overwrite)
     check_accelerate()
-    job = plan(recipe, texts, validation, label)
+    job = plan(recipe, texts, validation)
     names = ", ".join(t.name for t in job.teachers)
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
     truth = true_labels(job)
@@ -182,8 +181,8 @@ def warn_of_few_steps(texts: int, schedule: Schedule) -> None:
     steps = math.ceil(math.ceil(texts / schedule.batch_size) * schedule.epochs)
     if steps < FEW_STEPS:
         logger.warning(
-            "the student learns in %d steps only, which is seldom enough (%d and more are): give more texts or "
-            "epochs, or a smaller batch_size",
+            "the student learns in %d steps only, and below %d it seldom learns enough: give more texts or epochs, or "
+            "a smaller batch_size",
             steps, FEW_STEPS,
         )  # fmt: skip
 

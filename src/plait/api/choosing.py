@@ -8,10 +8,12 @@ from typing import Any
 
 from plait.amalgamation.lesson import Choices
 from plait.amalgamation.objective import OBJECTIVES
+from plait.data import Texts
 from plait.errors import RecipeError, listed
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Settings
-from plait.statistics.posteriors.record import FILE, read_record
+from plait.statistics.posteriors.record import FILE, TextFacts, read_record
+from plait.statistics.posteriors.score import text_facts
 
 logger = logging.getLogger("plait")
 
@@ -95,11 +97,11 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
         )
 
 
-def settings_of(recipe: AmalgamateRecipe, choices: Choices) -> Settings:
+def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts) -> Settings:
     """Returns how teachers score texts.
 
-    What the recipe does not say is taken from the store where there is one, finished or not; so are the seed of its
-    dropout masks (the recipe's decides the training), and all about passes where nothing needs them.
+    What the recipe does not say is taken from the store where there is one of these texts, finished or not; so are the
+    seed of its dropout masks (the recipe's decides the training), and all about passes where nothing needs them.
     """
     told = recipe.model_fields_set
     values: dict[str, Any] = {
@@ -109,12 +111,17 @@ def settings_of(recipe: AmalgamateRecipe, choices: Choices) -> Settings:
     given = {name: getattr(recipe, name) for name in SCORING if name in told}
     values |= {name: value for name, value in given.items() if value is not None}
     folder = recipe.store_folder()
-    if (folder / FILE).is_file():
+    if (folder / FILE).is_file() and of_these(read_record(folder).texts, texts):
         found = read_record(folder).settings
         usable = bool(found.passes) or not choices.needs_passes
         free = [name for name in SCORING if usable and (given.get(name) is None or _idle(name, choices))]
         values |= {name: getattr(found, name) for name in [*free, "seed"]}
     return Settings(**values, keep=choices.keep)
+
+
+def of_these(known: TextFacts, texts: Texts) -> bool:
+    """Says whether a store is of these texts: one of others is not used, and so decides nothing."""
+    return known.count == texts.count() and known.fingerprint == text_facts(texts).fingerprint
 
 
 def _idle(name: str, choices: Choices) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.targets import concat
+from plait.api.corpus import warn_of_places
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, align_labels
@@ -35,6 +36,7 @@ def teacher_scores(
         return {}
     told = record["teachers"]
     space = union({name: t["labels"] for name, t in told.items()}, record["recipe"].get("rename"))
+    warn_of_places(examples.source, examples, space.names)
     aligned = align_labels(examples, space.names, problem_type="single_label_classification")
     logits = {
         name: _logits(name, about, examples, batch_size, max_length, trust_remote_code)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.api.corpus import open_corpus, warn_of_places, with_columns
 from plait.api.merging import is_file
-from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_corpus, open_teachers
+from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
 from plait.statistics.posteriors.record import OtherStoreError, read_record
@@ -30,6 +31,8 @@ def posteriors(
     overwrite: bool = False,
     trust_remote_code: bool = False,
     limit: int | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
     **settings: Any,
 ) -> Store:
     """Returns the store that `amalgamate(…, store=out)` makes as its first stage; a stopped run goes on where it was.
@@ -41,15 +44,21 @@ def posteriors(
         overwrite: whether a store of other teachers, texts or settings is replaced.
         trust_remote_code: whether a teacher may run its own code.
         limit: a random subset of this size.
+        text: column of the texts, where its name is not a usual one.
+        text_pair: column of their pairs.
         settings: `passes` (16), `seed`, `last_layers`, `dropout`, `keep` (features unless none or layers),
             `stop`, `batch_size`, `max_length`.
 
     Raises:
         PlaitError: anything a user can mend.
     """
+    texts = with_columns(texts, text=text, text_pair=text_pair)
     recipe = amalgamation_recipe(
         teachers, out=out, texts=texts, student=None, validation=None,
-        options={"trust_remote_code": trust_remote_code, "limit": limit, "seed": settings.get("seed", 0)},
+        options={
+            "trust_remote_code": trust_remote_code, "limit": limit, "seed": settings.get("seed", 0),
+            "store": str(out),
+        },
     )  # fmt: skip
     known = [f.name for f in fields(Settings)]
     if unknown := [name for name in settings if name not in known]:
@@ -74,21 +83,23 @@ def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Stor
             raise
         logger.info("%s; it is made anew", error)
         store, before = make(overwrite=True), frozenset()
-    return store, sum(cost for name, cost in store.cost.teachers.items() if name not in before)
+    return store, sum(store.cost.teachers[t.name] for t in store.teachers if t.digest not in before)
 
 
 def finished(folder: Path) -> frozenset[str]:
-    """Returns the teachers that a store has heard to the end; none where there is no store."""
+    """Returns the digests of the teachers that a store has heard to the end; none where there is no store."""
     try:
-        return frozenset(read_record(folder).forwards)
+        record = read_record(folder)
     except DataError:
         return frozenset()
+    return frozenset(teacher.digest for teacher in record.teachers if teacher.name in record.forwards)
 
 
 def true_labels(job: AmalgamationPlan) -> Tensor | None:
     """Returns the texts' own labels as positions in the union, −1 for others, where their column is named.
 
-    Names are matched whatever their casing, as those of validation data are; a text may have no label.
+    Names are matched whatever their casing, as those of validation data are; a text may have no label. Numbers that
+    are no names are places in the union, as in validation data.
     """
     names = job.space.names
     exact = {name: at for at, name in enumerate(names)}
@@ -96,16 +107,21 @@ def true_labels(job: AmalgamationPlan) -> Tensor | None:
     loose = {name.casefold(): at for name, at in exact.items() if folded[name.casefold()] == 1}
     found: list[int] = []
     strange: Counter[str] = Counter()
+    numbered = any(name.strip().isdigit() for name in names)
     for chunk in job.texts.chunks():
         if chunk.labels is None:
             return None
         for label in chunk.labels:
-            name = _named(label, chunk.label_names)
+            name = _named(
+                label, chunk.label_names or (names if isinstance(label, int) and not numbered else None)
+            )
             at = -1 if name is None else exact.get(name, loose.get(name.casefold(), -1))
             strange.update([name] if name is not None and at < 0 else [])
             found.append(at)
     if max(found) < 0:
         raise DataError(f"{job.texts.source}: none of its labels is one of the union ({listed(names)})")
+    if not numbered:
+        warn_of_places(job.texts.source, next(job.texts.chunks()), names)
     if strange:
         logger.warning(
             "%s: %d texts have labels that no teacher knows (%s); they have no part in the routing accuracy",

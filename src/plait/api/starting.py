@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
 from plait.api import planning
 from plait.api.merging import run_merge
-from plait.checkpoints.source import Checkpoint
-from plait.errors import RecipeError
+from plait.checkpoints.naming import skeleton
+from plait.checkpoints.origin import locate
+from plait.checkpoints.source import Checkpoint, read_config
+from plait.errors import RecipeError, SourceError
 from plait.recipe import AmalgamateRecipe, MergeRecipe
+from plait.statistics.posteriors.ability import without_padding
 from plait.training.heads import check_openable
 
 MERGED = "merged"
@@ -53,9 +58,21 @@ def start_of(recipe: AmalgamateRecipe, teachers: tuple[Checkpoint, ...]) -> Star
 
 
 def check_start(start: Start, *, trust_remote_code: bool) -> None:
-    """Raises `SourceError` where there is no model to start from; no weights are read."""
-    if start.origin != MERGED:
-        check_openable(start.origin, start.revision, trust_remote_code)
+    """Raises `SourceError` where no student can start: no model, no head for texts, no padding; reads no weights."""
+    if start.origin == MERGED:
+        return
+    check_openable(start.origin, start.revision, trust_remote_code)
+    if trust_remote_code:  # such classes need not build without weights
+        return
+    folder = locate(start.origin, start.revision)
+    config = read_config(folder, trust_remote_code)
+    found: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if found is None:
+        raise SourceError(
+            f"student {start.origin}: there is no sequence classifier of type {config.model_type}"
+        )
+    if problem := without_padding(skeleton(found, config, str(folder))):
+        raise SourceError(f"student {start.origin}: {problem}")
 
 
 def merge_of(recipe: AmalgamateRecipe, output: str | Path) -> MergeRecipe:

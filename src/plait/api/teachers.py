@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
-from plait.api.choosing import choices_of, settings_of
+from plait.api.choosing import SCORING, choices_of, settings_of
+from plait.api.corpus import labelled, open_corpus
 from plait.api.ensembles import is_ensemble
-from plait.api.inputs import read
 from plait.api.merging import describe_sources, is_file
 from plait.api.starting import Start, check_start, start_of
 from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
-from plait.data import Examples, align_labels, open_texts
+from plait.data import Examples
 from plait.data.streaming import Texts
-from plait.errors import DataError, OutputError, RecipeError, listed
+from plait.errors import OutputError, RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
-from plait.recipe import AmalgamateRecipe, DataSpec, GateSpec, parse_as
+from plait.recipe import AmalgamateRecipe, GateSpec, parse_as
 from plait.statistics.posteriors import Settings
 from plait.statistics.posteriors.ability import check_able
 from plait.statistics.posteriors.record import FILE, check_same, read_record
@@ -32,6 +31,9 @@ from plait.statistics.posteriors.teacher import check_teachers, teacher_of
 from plait.training.loop import check_tracker
 
 logger = logging.getLogger("plait")
+
+FEW_TEXTS = 200
+"""Texts below which a covariance of features is a poor estimate."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,14 @@ class AmalgamationPlan:
         """Returns the recipe with what was left to Plait spelled out."""
         chosen: dict[str, Any] = {}
         if self.choices.gated:
-            chosen = {name: getattr(self.choices, name) for name in ("target", "margin", "temperature")}
-            chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **self.choices.gate_options})
-        scoring = {
-            name: getattr(self.settings, name) for name in ("passes", "last_layers", "dropout", "stop")
-        }
+            entry = self.choices.gate_entry
+            given = {option.name: option.default for option in entry.options.values()} | dict(
+                self.choices.gate_options
+            )
+            chosen = {name: getattr(self.choices, name) for name in ("target", "margin")}
+            chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **given})
+            chosen["temperature"] = self.choices.softness if self.choices.target == "soft" else None
+        scoring = {name: getattr(self.settings, name) for name in SCORING}
         return self.recipe.model_copy(update={**chosen, **scoring, "student": self.start.origin})
 
     def describe(self) -> dict[str, Any]:
@@ -125,16 +130,13 @@ def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
             )
 
 
-def plan(
-    recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None, label: str | None = None
-) -> AmalgamationPlan:
+def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) -> AmalgamationPlan:
     """Returns the validated plan of an amalgamation; reads headers, configs, tokenizers and texts, no weights.
 
     Args:
         recipe: what to do.
         texts: in memory, instead of the recipe's file.
         validation: labelled data in memory, instead of the recipe's file.
-        label: column of the texts' own labels, where they are in memory.
 
     Raises:
         RecipeError: an unknown gate, objective, option, or renamed label.
@@ -147,14 +149,15 @@ def plan(
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
     start = start_of(recipe, teachers)
     check_start(start, trust_remote_code=recipe.trust_remote_code)
-    opened, skipped = open_corpus(recipe, texts, label)
+    opened, skipped = open_corpus(recipe, texts)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
-    settings = settings_of(recipe, choices)
+    settings = settings_of(recipe, choices, opened)
     check_able(teachers, settings)
     found = AmalgamationPlan(recipe, choices, teachers, space, opened, settings, start, skipped, judged)
     check_gold(found)
     check_store(found)
+    warn_of_few_texts(found)
     return found
 
 
@@ -164,6 +167,16 @@ def check_gold(job: AmalgamationPlan) -> None:
         raise RecipeError(
             f"gate {job.choices.gate} looks at the texts' own labels: name their column with --label-column "
             "(in Python label=)"
+        )
+
+
+def warn_of_few_texts(job: AmalgamationPlan) -> None:
+    """Says so where the gate learns from the texts how features vary, and there are too few for that."""
+    if job.choices.gated and "features" in job.choices.gate_entry.inputs and job.texts.count() < FEW_TEXTS:
+        logger.warning(
+            "gate %s estimates a covariance from %d texts, and wants some hundreds: with so few, gate energy or muka "
+            "may choose better",
+            *(job.choices.gate, job.texts.count()),
         )
 
 
@@ -194,69 +207,10 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
     if several := [f"{t.name} ({t.origin})" for t in found if is_ensemble(t.folder)]:
         raise RecipeError(f"{listed(several)}: an ensemble has several members; plait export it first")
     check_teachers(found)
-    for teacher in found:
-        teacher.tokenizer()  # one that is missing or damaged is said before the first teacher has scored everything
-    return found
-
-
-def open_corpus(recipe: AmalgamateRecipe, texts: Any, label: str | None = None) -> tuple[Texts, int]:
-    """Returns the texts, or a random subset of them, and how many rows had no text.
-
-    A store that exists decides which subset: its texts serve students of other seeds.
-
-    Raises:
-        DataError: none are given, or there is none among them.
-    """
-    given = recipe.text if texts is None else texts
-    if given is None:
-        raise DataError("no texts given: an amalgamation needs --text FILE, unlabelled texts to teach on")
-    told = {"path": given.path, **given.columns()} if isinstance(given, DataSpec) else given
-    whole = open_texts(told, label=label)
-    if recipe.limit is None or recipe.limit >= whole.count():
-        return whole, whole.skipped
-    folder = recipe.store_folder()
-    seed = read_record(folder).settings.seed if (folder / FILE).is_file() else recipe.seed
-    return open_texts(
-        subset(whole, recipe.limit, seed), label="label" if labels(whole) else None
-    ), whole.skipped
-
-
-def labels(texts: Texts) -> bool:
-    """Says whether texts bring labels along that were asked for."""
-    return next(texts.chunks()).labels is not None
-
-
-def subset(texts: Texts, limit: int, seed: int) -> Examples:
-    """Returns a random subset in the order of the data, never holding more than that and one chunk."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(texts.count())[:limit])
-    parts, start = [], 0
-    for chunk in texts.chunks():
-        inside = chosen[(chosen >= start) & (chosen < start + len(chunk))] - start
-        parts.append(chunk.select(inside.tolist()))
-        start += len(chunk)
-    first = parts[0]
-
-    def joined(name: str) -> tuple[Any, ...] | None:
-        return (
-            None if getattr(first, name) is None else tuple(v for part in parts for v in getattr(part, name))
-        )
-
-    return replace(first, texts=joined("texts") or (), pairs=joined("pairs"), labels=joined("labels"))
-
-
-def labelled(data: Any, space: LabelSpace) -> Examples:
-    """Returns validation data whose labels the student will have."""
-    found = read(data)
-    if found.labels is None:
-        raise DataError(f"{found.source}: has no labels, which validation needs")
-    if found.label_names is None and any(isinstance(label, int) for label in found.labels):
-        places = ", ".join(f"{at} = {name}" for at, name in enumerate(space.names))
-        logger.warning(
-            "%s: labels are numbers, read as places in the union: %s", found.source, listed([places])
-        )
-    align_labels(
-        found, space.names, kind="sequence_classification", problem_type="single_label_classification"
-    )
+    # What is wrong with a tokenizer is said before the first teacher has scored everything.
+    fits = {teacher.name: misfit(teacher.tokenizer(), teacher.config) for teacher in found}
+    if problems := [f"the tokenizer of {name} {problem}" for name, problem in fits.items() if problem]:
+        raise SourceError(listed(problems))
     return found
 
 

@@ -25,6 +25,7 @@ from plait.cli.arguments import (
     pairs,
     spec,
 )
+from plait.errors import RecipeError
 
 
 def parse_yaml(text: str) -> Any:
@@ -33,7 +34,12 @@ def parse_yaml(text: str) -> Any:
 
     from plait.recipe import number
 
-    return number(yaml.safe_load(text))
+    try:
+        return number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise RecipeError(
+            f"{text!r} is no value as YAML writes them: put a text that begins so in quotes"
+        ) from None
 
 
 @app.command()

@@ -19,6 +19,6 @@ def muka(student_logits: Logits, target: Target, weight: Weights, *, temperature
         student_logits: z.
         target: p̃.
         weight: v.
-        temperature: T.
+        temperature: T; the target is made with it too (p_i = softmax(z_i / T); a Monte Carlo mean stays as it is).
     """
     return {"divergence": (weight.float() * divergence(target, student_logits.float() / temperature)).mean()}

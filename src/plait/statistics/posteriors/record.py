@@ -92,9 +92,7 @@ def read_record(folder: Path) -> Record:
             {t["name"]: t["forwards"] for t in found["teachers"] if t["finished"]},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not readable as a store ({error}); delete the folder, or overwrite it"
-        ) from error
+        raise DataError(f"{path}: not readable as a store ({error}); delete the folder") from error
 
 
 def check_same(

@@ -29,6 +29,8 @@ Inputs = dict[str, Tensor]
 Tensors = dict[str, Tensor]
 TRIALS = 4
 """Passes that must all be the same before a teacher counts as one without dropout."""
+FEW = 2
+"""Texts that are tried."""
 FAST = 256
 """Tokens in a batch from which on masks are drawn by `Masks`."""
 Draws = AbstractContextManager[Any]
@@ -85,9 +87,9 @@ class Scorer:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def _batch(self, inputs: Inputs, turn: Turn, masks: Draws) -> Tensors:
-        found = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
         if turn.passes and not self.alive:
-            self._enliven(inputs)
+            self._enliven({name: tensor[:FEW] for name, tensor in inputs.items()})
+        found = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
         if turn.passes == 0:
             return found | _of_no_passes(found["logits"])
         passes = torch.stack([self._with_dropout(inputs, masks).softmax(-1) for _ in range(turn.passes)], 1)
@@ -126,6 +128,7 @@ class Scorer:
     def _enliven(self, inputs: Inputs) -> None:
         """Makes sure that passes differ, with dropout behind each layer where the model has none to set a rate for."""
         applications = self.meter.applications
+        self._without_dropout(inputs)  # what is below the layers with dropout, for passes to begin at
         differs = self._differs(inputs)
         if not differs and self.settings.dropout is not None:
             self.trunk.injected = self.settings.dropout

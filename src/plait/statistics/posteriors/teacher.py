@@ -70,7 +70,7 @@ def _circumstances(checkpoint: Checkpoint) -> str:
     own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
     settings = {k: v for k, v in checkpoint.config.to_diff_dict().items() if k not in own}
     total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name in sorted(TOKENIZER_FILES):
+    for name in sorted((*TOKENIZER_FILES, "tokenizer_config.json")):
         file = checkpoint.folder / name
         total.update(file.read_bytes() if file.is_file() else b"-")
     return total.hexdigest()
