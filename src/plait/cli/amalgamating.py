@@ -214,7 +214,9 @@ def posteriors(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     trust_remote_code: Trust = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where there is a store.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
