@@ -14,6 +14,7 @@ from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.data import Examples
 from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.folding import projection
 from plait.ensembles.method import Build, Choice, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import PERTURBATIONS, Place
@@ -82,7 +83,9 @@ def noise_of(recipe: EnsembleRecipe) -> Noise:
     return Noise(name, options, recipe.replicate_at)
 
 
-def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig, kind: str) -> None:
+def check_noise(
+    noise: Noise, choice: Choice, config: EnsembleConfig, kind: str, *, untrained: bool = False
+) -> None:
     """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
     if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build in (Build.JOINT, Build.FACTORS):
         raise RecipeError(
@@ -95,8 +98,20 @@ def check_noise(noise: Noise, choice: Choice, config: EnsembleConfig, kind: str)
                 "dropout"
             )
         return
-    if noise.options.get("rate") is None:
+    if noise.options.get("rate") is None and not untrained:
         check_rates(skeleton(ENSEMBLES[kind], config, config.encoder.model_type), noise.name)
+
+
+def check_projection(recipe: EnsembleRecipe, config: EnsembleConfig, kind: str) -> None:
+    """Refuses models that exist where a family has no tanh heads; warns of new ones, which cannot leave."""
+    if config.head != "tanh":
+        return
+    try:
+        projection(config, kind == "token_classification")
+    except RecipeError as error:
+        if recipe.sources is not None:
+            raise
+        logger.warning("what is made cannot be exported, neither whole nor one member: %s", error)
 
 
 def check_rates(model: Any, name: str) -> None:

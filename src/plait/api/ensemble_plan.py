@@ -11,6 +11,7 @@ from typing import Any
 
 from plait.api.ensemble_choices import (
     check_noise,
+    check_projection,
     choice_of,
     config_of,
     head_of,
@@ -29,7 +30,6 @@ from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
 from plait.ensembles.counting import inference_cost, size, training_cost
 from plait.ensembles.factors import add_factors, factor_parameters
-from plait.ensembles.folding import projection
 from plait.ensembles.method import Build, Choice
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.perturbation import Place
@@ -86,6 +86,7 @@ class EnsemblePlan:
             "members": self.members,
             "perturbation": {"name": noise.name, **noise.options},
             "strength": None,
+            "max_length": self.recipe.cut_at,
             "metric": self.metric,
         }
         if choice.build is Build.SHARED and not choice.lone:
@@ -211,9 +212,8 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     members = members_of(recipe, choice)
     config = config_of(recipe, sources[0], head, 1 if _alone(choice) else members)
     rate(choice.consistency, choice.alpha, members)
-    if recipe.sources is not None and recipe.head == "tanh":
-        projection(config, head.kind == "token_classification")
-    check_noise(noise, choice, config, head.kind)
+    check_projection(recipe, config, head.kind)
+    check_noise(noise, choice, config, head.kind, untrained=recipe.epochs == 0)
     depth = depth_of(noise, choice, config)
     given = recipe.validation if validation is None else validation
     rows, held = divided(recipe, examples, given, head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -104,11 +105,14 @@ def saved_logits(
     saved: SavedEnsemble, examples: Examples, *, batch_size: int, max_length: int | None
 ) -> Logits:
     """Returns per example what each member of a saved ensemble says; as long a text as it was trained with."""
+    tokenizer = copy.deepcopy(saved.tokenizer)
     trained = saved.report.get("recipe", {}).get("max_length")
-    if max_length is None and trained is not None:
-        max_length = length_limit(saved.tokenizer, saved.config.encoder, trained)
+    if max_length is not None:  # asked for, be it longer than in training
+        tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
+    elif trained is not None:
+        max_length = length_limit(tokenizer, saved.config.encoder, trained)
     return member_logits(
-        speakers_of(saved), saved.tokenizer, examples, labels=int(saved.config.num_labels or 1),
+        speakers_of(saved), tokenizer, examples, labels=int(saved.config.num_labels or 1),
         batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
 

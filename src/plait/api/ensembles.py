@@ -62,7 +62,10 @@ class SavedEnsemble:
         several = self.folder / MEMBERS
         if not several.is_dir():
             return (self.folder,)
-        return tuple(sorted(several.iterdir(), key=lambda place: int(place.name)))
+        found = [place for place in several.iterdir() if place.name.isdecimal() and place.is_dir()]
+        if not found:
+            raise SourceError(f"{several}: no models in it; expected the folders 0, 1, …")
+        return tuple(sorted(found, key=lambda place: int(place.name)))
 
     @cached_property
     def config(self) -> EnsembleConfig:
@@ -120,12 +123,12 @@ class SavedEnsemble:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns its tokenizer.
+        """Returns its tokenizer, whose limit is the length that was trained.
 
         Raises:
             SourceError: it has none, or a damaged one.
         """
-        return open_tokenizer(self.folders[0], str(self.folders[0]))
+        return limited(open_tokenizer(self.folders[0], str(self.folders[0])), self.report)
 
     def predict(self, texts: Any, *, batch_size: int = 32) -> list[Any]:
         """Returns per text what the members say together, and the share of them that say so alone."""
@@ -151,6 +154,13 @@ def open_ensemble(folder: Path, kind: str) -> Ensemble:
     return model
 
 
+def limited(tokenizer: PreTrainedTokenizerBase, report: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer, which from now on says itself how long the texts were in training."""
+    if trained := report.get("recipe", {}).get("max_length"):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, trained)
+    return tokenizer
+
+
 def write_ensemble(
     models: Sequence[Ensemble],
     tokenizer: PreTrainedTokenizerBase,
@@ -168,7 +178,7 @@ def write_ensemble(
         for number, model in enumerate(models):
             place = folder if len(models) == 1 else folder / MEMBERS / str(number)
             model.save_pretrained(place)
-            tokenizer.save_pretrained(place)
+            limited(tokenizer, report).save_pretrained(place)
         record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         (folder / "plait.json").write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")

@@ -40,7 +40,7 @@ def ensemble(
     *,
     data: Any = None,
     out: str | Path,
-    sources: Sequence[str | Path] | None = None,
+    sources: str | Path | Sequence[str | Path] | None = None,
     validation: Any = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -81,14 +81,15 @@ def ensemble_recipe(
     *,
     data: Any,
     out: str | Path,
-    sources: Sequence[str | Path] | None,
+    sources: str | Path | Sequence[str | Path] | None,
     validation: Any,
     options: Mapping[str, Any],
 ) -> EnsembleRecipe:
     """Returns the recipe that these arguments of `ensemble` spell; data in memory stays outside."""
+    given = [sources] if isinstance(sources, str | Path) else sources
     content = {
         "base": None if base is None else str(base),
-        "sources": None if sources is None else [str(source) for source in sources],
+        "sources": None if given is None else [str(source) for source in given],
         "data": data if is_file(data) else None,
         "validation": validation if is_file(validation) else None,
         "output": str(out),
@@ -193,7 +194,7 @@ def encoded_for(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase) -> Encode
     if job.examples is None:
         return Encoded((), (), {})
     return encode(
-        job.examples, tokenizer, max_length=job.recipe.max_length, problem_type=job.head.problem_type,
+        job.examples, tokenizer, max_length=job.recipe.cut_at, problem_type=job.head.problem_type,
         config=job.config.encoder,
     )  # fmt: skip
 
@@ -233,7 +234,7 @@ def scored_by(speakers: Sequence[Members], job: EnsemblePlan, tokenizer: Any, he
     """Returns the scores of what some models say."""
     logits = member_logits(
         speakers, tokenizer, held, labels=int(job.config.num_labels or 1), batch_size=32,
-        max_length=length_limit(tokenizer, job.config.encoder, job.recipe.max_length),
+        max_length=length_limit(tokenizer, job.config.encoder, job.recipe.cut_at),
     )  # fmt: skip
     return scores(logits, held, job.head.kind, job.problem)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from plait.api.ensembles import SavedEnsemble, is_ensemble, open_ensemble
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
-from plait.ensembles.folding import fold, one_member
-from plait.errors import OutputError, RecipeError
+from plait.ensembles.folding import fold, obstacles, one_member
+from plait.errors import OutputError, RecipeError, listed
 from plait.merging.merged import Merged, plain_state
 from plait.training.state import full_disk
+
+logger = logging.getLogger("plait")
 
 
 def export(
@@ -28,13 +31,13 @@ def export(
         merged: a merged checkpoint, or an ensemble.
         out: the folder to write.
         task: which task of a merged checkpoint; may be left out when there is only one.
-        member: which member of an ensemble; all of them folded into one model by default.
+        member: which member of an ensemble; by default all of them folded into one model, or
+            member 0 (with a warning) where they do not fold.
         overwrite: whether an existing output is replaced.
 
     Raises:
         SourceError: neither a merged checkpoint nor an ensemble.
-        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member, or members that do
-            not fold.
+        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member.
         OutputError: the output exists.
     """
     if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
@@ -69,25 +72,44 @@ def check_apart(out: Path, folder: Path) -> None:
 def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, overwrite: bool) -> Path:
     """Returns the folder written: all members folded into one ordinary checkpoint, or one of them.
 
+    Member 0 stands for members that are more than a mean of weights, with a warning.
+
     Raises:
-        RecipeError: no such member, or members that are more than a mean of weights.
+        RecipeError: no such member, or no place for its head in the family's own class.
         OutputError: the output exists, or cannot be written.
     """
     check_apart(out, saved.folder)
     check_target(out, overwrite=overwrite)
     count = len(saved.folders)
-    if count > 1 and member is None:
-        raise RecipeError(
-            f"{saved.folder} holds {count} separate models, which do not fold into one; export one of them "
-            f"(--member 0 to {count - 1})"
-        )
+    reasons = [] if member is not None else unfolded(saved)
     if member is not None and not 0 <= member < saved.config.members * count:
         last = saved.config.members * count - 1
         raise RecipeError(f"member is {member}; {saved.folder} has {last + 1}: expected 0 to {last}")
     chosen = member or 0
     model = saved.model if count == 1 else open_ensemble(saved.folders[chosen], saved.kind)
-    plain = fold(model) if member is None else one_member(model, member if count == 1 else 0)
+    whole = member is None and not reasons
+    plain = fold(model) if whole else one_member(model, chosen if count == 1 else 0)
+    if reasons:
+        logger.warning("%s", loss_of(saved, reasons))
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         plain.save_pretrained(folder)
         saved.tokenizer.save_pretrained(folder)
     return out
+
+
+def unfolded(saved: SavedEnsemble) -> list[str]:
+    """Returns why an ensemble does not fold into one model; nothing where it does."""
+    several = len(saved.folders)
+    return [f"they are {several} separate models"] if several > 1 else obstacles(saved.config)
+
+
+def loss_of(saved: SavedEnsemble, reasons: list[str]) -> str:
+    """Returns what is lost where member 0 stands for all of them."""
+    total = saved.config.members * len(saved.folders)
+    said = f"member 0 of {total} is exported alone, the others are left out ({listed(reasons)})"
+    found = saved.report.get("validation")
+    if not found:
+        return f"{said}; --member chooses another one"
+    name, alone = found["primary"], found["sources"]["member 0"]
+    scores = f"{name} {alone[name]:.3f} on the validation data, all together {found['metrics'][name]:.3f}"
+    return f"{said}: {scores}; --member chooses another one"

@@ -35,7 +35,7 @@ def fold(model: Ensemble) -> PreTrainedModel:
         RecipeError: When the members are more than a mean of weights.
     """
     config = configuration(model)
-    if config.members > 1 and (reasons := _obstacles(config)):
+    if reasons := obstacles(config):
         raise RecipeError(
             f"this ensemble does not fold into one model: {listed(reasons)}; export one member "
             f"(--member 0 to {config.members - 1})"
@@ -61,7 +61,10 @@ def configuration(model: Ensemble) -> EnsembleConfig:
     return model.config
 
 
-def _obstacles(config: EnsembleConfig) -> list[str]:
+def obstacles(config: EnsembleConfig) -> list[str]:
+    """Returns why the members of a configuration are more than a mean of weights; nothing where they are not."""
+    if config.members == 1:
+        return []
     private = config.num_hidden_layers - config.shared_layers
     found = [f"each member has {private} layers of its own"] if private else []
     return found + (["its heads are not linear (tanh)"] if config.head == "tanh" else [])

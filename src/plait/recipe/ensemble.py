@@ -75,7 +75,7 @@ class EnsembleRecipe(Strict):
     epochs: float = Field(default=3.0, ge=0, allow_inf_nan=False)
     learning_rate: float = Field(default=5e-5, gt=0, allow_inf_nan=False)
     batch_size: int = Field(default=16, ge=1)
-    max_length: int = Field(default=128, ge=4)
+    max_length: int | None = Field(default=None, ge=4)
     warmup: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -90,6 +90,11 @@ class EnsembleRecipe(Strict):
             found = "neither" if self.base is None else "both"
             raise ValueError(f"{found} of base and from is given; expected one of them")
         return self
+
+    @property
+    def cut_at(self) -> int | None:
+        """Returns the tokens a text is cut at; None, what model and tokenizer take, where nothing is trained."""
+        return 128 if self.max_length is None and self.epochs else self.max_length
 
     @property
     def starts(self) -> tuple[str, ...]:
