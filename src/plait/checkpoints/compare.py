@@ -45,8 +45,14 @@ def config_differences(everyone: Sequence[Checkpoint]) -> list[str]:
     return [f"{name} differs ({_said(everyone, [s.get(name) for s in settings])})" for name in differing]
 
 
+def titles(everyone: Sequence[Checkpoint]) -> list[str]:
+    """Returns what messages call checkpoints: their names, or where they come from if folders share a name."""
+    names = [checkpoint.name for checkpoint in everyone]
+    return names if len(set(names)) == len(names) else [checkpoint.origin for checkpoint in everyone]
+
+
 def _said(everyone: Sequence[Checkpoint], values: Iterable[Any]) -> str:
-    return ", ".join(f"{c.name}: {value}" for c, value in zip(everyone, values, strict=True))
+    return ", ".join(f"{who}: {value}" for who, value in zip(titles(everyone), values, strict=True))
 
 
 def shape_differences(everyone: Sequence[Checkpoint]) -> list[str]:
@@ -54,9 +60,13 @@ def shape_differences(everyone: Sequence[Checkpoint]) -> list[str]:
     names = dict.fromkeys(name for checkpoint in everyone for name in checkpoint.body)
     layers: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in names:
-        shapes = {c.name: list(c.header(c.body[name]).shape) for c in everyone if name in c.body}
-        if len({tuple(shape) for shape in shapes.values()}) > 1:
-            said = ", ".join(f"{who}: {shape}" for who, shape in shapes.items())
+        shapes = [
+            (who, list(c.header(c.body[name]).shape))
+            for who, c in zip(titles(everyone), everyone, strict=True)
+            if name in c.body
+        ]
+        if len({tuple(shape) for _, shape in shapes}) > 1:
+            said = ", ".join(f"{who}: {shape}" for who, shape in shapes)
             layers[re.sub(r"\d+", "#", name), said].append(name)
     return [
         f"shape of {_range(same)} differs ({said}){_hint(everyone, same)}"

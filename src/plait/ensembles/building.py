@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plait.checkpoints.compare import config_differences, shape_differences
+from plait.checkpoints.compare import config_differences, shape_differences, titles
 from plait.checkpoints.source import Checkpoint
 from plait.ensembles.configuration import EnsembleConfig, HeadKind
 from plait.ensembles.folding import configuration, labelled, projection
@@ -187,26 +187,29 @@ def check_sources(sources: Sequence[Checkpoint]) -> None:
     """
     if not sources:
         raise RecipeError("members is 0; expected 1 or more checkpoints")
-    first = sources[0]
-    problems = [f"{s.name} has no head of a task (kind {s.kind})" for s in sources if s.kind not in ENSEMBLES]
-    for other in sources[1:]:
-        problems += _differences(first, other)
+    named = list(zip(titles(sources), sources, strict=True))
+    problems = [
+        f"{name} has no head of a task (kind {s.kind})" for name, s in named if s.kind not in ENSEMBLES
+    ]
+    for other in named[1:]:
+        problems += _differences(named[0], other)
     if not problems:
         problems = [*config_differences(sources), *shape_differences(sources)]
     if problems:
         raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
 
 
-def _differences(first: Checkpoint, other: Checkpoint) -> Iterator[str]:
+def _differences(one: tuple[str, Checkpoint], two: tuple[str, Checkpoint]) -> Iterator[str]:
+    (mine_is, first), (theirs_is, other) = one, two
     facts = (
         ("architecture", first.architecture, other.architecture),
         ("problem_type", first.problem_type, other.problem_type),
     )
     for what, mine, theirs in facts:
         if mine != theirs:
-            yield f"{what} differs ({first.name}: {mine}, {other.name}: {theirs})"
+            yield f"{what} differs ({mine_is}: {mine}, {theirs_is}: {theirs})"
     if set(first.labels or ()) != set(other.labels or ()):
-        said = f"{first.name}: {', '.join(first.labels or ())}; {other.name}: {', '.join(other.labels or ())}"
+        said = f"{mine_is}: {', '.join(first.labels or ())}; {theirs_is}: {', '.join(other.labels or ())}"
         yield f"labels differ ({said}); expected the same names in any order"
 
 

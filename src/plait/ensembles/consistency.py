@@ -78,14 +78,26 @@ def ensemble(
 
 
 @CONSISTENCIES.register("pairwise", paper=PAPER)
-def pairwise(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> Scalar:
+def pairwise(
+    logits: MemberLogits,
+    problem: ProblemType = SINGLE,
+    mask: Mask | None = None,
+    *,
+    detach: bool = False,
+) -> Scalar:
     """Returns the mean symmetric KL divergence over all pairs of members.
 
     R = 2 / (M (M−1)) Σ_{i<j} SymKL(p_i, p_j) = 2M/(M−1) · R_ensemble, in value and in gradient
 
     The second form is what is computed: M terms instead of M(M−1)/2.
+
+    Args:
+        logits: of all members.
+        problem: what they mean.
+        mask: the rows that count.
+        detach: hold the ensemble still, as in `ensemble`; it is not the members that are held still, pair by pair.
     """
-    return ensemble(logits, problem, mask) * _pairs(logits.shape[0])
+    return ensemble(logits, problem, mask, detach=detach) * _pairs(logits.shape[0])
 
 
 @CONSISTENCIES.register("none")

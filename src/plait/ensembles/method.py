@@ -3,7 +3,7 @@
 Each method is a pure function of inputs that it takes by name from `INPUTS`; the terms are summed and logged. Facts
 say what is built: `shared` (one encoder, M tops), `joint` (M models that learn side by side), `separate` (M models,
 one after another), `factors` (one encoder, rank-1 factors by member); `lone` that there is one model only, and
-`passes` that its answers are several passes with dropout.
+`passes` that its answers are several passes with dropout; `implied` what it amounts to in fields it has no use for.
 """
 
 from __future__ import annotations
@@ -74,6 +74,9 @@ class Choice:
         if low:
             raise RecipeError(f"method {self.entry.name}: {listed(low)}; expected a number above 0")
         CONSISTENCIES[self.consistency].check(self.consistency_options)
+        given = self.consistency_options.items()
+        if wrong := [f"{name} is {value!r}" for name, value in given if not isinstance(value, bool)]:
+            raise RecipeError(f"consistency {self.consistency}: {listed(wrong)}; expected true or false")
 
     @property
     def entry(self) -> Entry[Method]:
@@ -109,7 +112,8 @@ class Choice:
 
 
 def _above_zero(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 def regulariser(choice: Choice, logits: MemberLogits, problem: ProblemType, mask: Mask | None) -> Scalar:
@@ -131,7 +135,9 @@ def refuse_unused(name: str, given: Mapping[str, Any]) -> None:
     used = {"alpha"} if set(WEIGHED) & set(entry.inputs) else set()
     used |= {"consistency"} if set(REGULARISED) & set(entry.inputs) else set()
     used |= set() if entry.facts.get("lone") and not entry.facts.get("passes") else {"members"}
-    stray = [key for key, value in given.items() if value is not None and key not in used]
+    implied = entry.facts.get("implied", {})
+    said = {key for key, value in given.items() if value is not None and implied.get(key) != value}
+    stray = [key for key in given if key in said - used]
     if stray == ["members"] and given["members"] == 1:
         return
     if stray:

@@ -81,7 +81,7 @@ def check(name: str, **options: Any) -> None:
     problems = [
         f"{option} is {value}; expected {wanted}"
         for option, value in options.items()
-        if option in limits and value is not None
+        if option in limits and (value is not None or entry.options[option].default is not None)
         if (wanted := _wrong(value, *limits[option], whole=entry.options[option].annotation is int))
     ]
     if problems:

@@ -33,7 +33,7 @@ class Noise:
     Attributes:
         name: In `PERTURBATIONS`.
         options: Of the perturbation.
-        replicate_at: The layer; by default the highest that the perturbation allows.
+        replicate_at: The layer; by default 0 for dropout and what acts on embeddings, else the highest shared.
     """
 
     name: str = "dropout"

@@ -6,7 +6,7 @@ from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.shapes import Scalar
 
 
-@METHODS.register("shared", build="shared", paper="arXiv:2204.06625")
+@METHODS.register("shared", build="shared", implied={"alpha": 0}, paper="arXiv:2204.06625")
 def shared(task: Scalar) -> Terms:
     """Returns the members' losses alone, (1/M) Σ_j task(z_j, y): CAMERO with α = 0."""
     return {"task": task}
