@@ -9,7 +9,7 @@ import sys
 from plait.errors import PlaitError
 
 INTERRUPTED = 130
-INTERRUPTION = "interrupted, the output was not written; where work can be resumed, its state stays beside it"
+RESUMABLE = ("amalgamate", "ensemble", "finetune", "run")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,9 +30,13 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     except PlaitError as error:
         return complain(str(error))
     except typer.Exit as stop:
-        return complain(INTERRUPTION, INTERRUPTED) if stop.exit_code == INTERRUPTED else stop.exit_code
+        return (
+            complain(interruption(arguments), INTERRUPTED)
+            if stop.exit_code == INTERRUPTED
+            else stop.exit_code
+        )
     except (typer.Abort, KeyboardInterrupt):
-        return complain(INTERRUPTION, INTERRUPTED)
+        return complain(interruption(arguments), INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (say, `head`) has gone: point stdout elsewhere so that closing it is quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,8 +48,16 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
             return complain(message())
         raise
     if result == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit code of its own
-        return complain(INTERRUPTION, INTERRUPTED)
+        return complain(interruption(arguments), INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def interruption(arguments: list[str]) -> str:
+    """Returns what is left of a command that was interrupted."""
+    said = "interrupted, the output was not written"
+    if not set(RESUMABLE) & set(arguments[:1]):
+        return said
+    return f"{said}; where a state was saved beside it, the same command with --resume goes on"
 
 
 def complain(message: str, code: int = 2) -> int:

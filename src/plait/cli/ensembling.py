@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from plait.cli import render
 from plait.cli.app import app
 from plait.cli.arguments import (
-    CutAt,
     DryRun,
     Epochs,
     Json,
@@ -36,14 +36,33 @@ from plait.cli.making import parse_yaml, show_plan
 from plait.errors import RecipeError
 
 
-@app.command()
+class Starting(TyperCommand):
+    """Tells a base, which stands before `--from`, from the models after it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Returns what the parser leaves over.
+
+        Raises:
+            RecipeError: a base and models that exist.
+        """
+        at = next((i for i, word in enumerate(args) if word.partition("=")[0] == "--from"), 0)
+        before = self.make_parser(ctx).parse_args(args=args[:at])[0].get("models")
+        if before:
+            raise RecipeError(
+                f"both a base ({', '.join(before)}) and --from are given; expected one of them, models that exist "
+                "after --from"
+            )
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=Starting)
 def ensemble(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     models: Annotated[
         list[str] | None, typer.Argument(help="BASE, an encoder; or after --from all models but the first.")
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--from", help="A B C: fine-tuned models that become the members.")
+    sources: Annotated[
+        list[str] | None, typer.Option("--from", help="A B C: fine-tuned models that become the members.")
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="FILE with texts and labels.")] = None,
     validation: Annotated[
@@ -70,7 +89,10 @@ def ensemble(
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Option("--set", help="OPTION=VALUE of the perturbation, or METHOD.OPTION=VALUE."),
+        typer.Option(
+            "--set",
+            help="OPTION=VALUE of the perturbation; method.OPTION=VALUE, consistency.OPTION=VALUE of those.",
+        ),
     ] = None,
     replicate_at: Annotated[
         int | None, typer.Option("--replicate-at", help="The first layer that members see differently.")
@@ -101,7 +123,9 @@ def ensemble(
     epochs: Epochs = 3.0,
     learning_rate: LearningRate = 5e-5,
     batch_size: StepSize = 16,
-    max_length: CutAt = 128,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at, default 128.")
+    ] = None,
     warmup: Warmup = 0.1,
     weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0)] = 0.01,
     precision: Precision = "float32",
@@ -124,12 +148,12 @@ def ensemble(
     from plait.api.ensembling import ensemble_recipe, run_ensemble
     from plait.training.processes import first
 
-    base, sources = starts(models, source)
+    base, given = starts(models, sources)
     columns = (text_column, text_pair_column, label_column)
     fields: dict[str, Any] = {
         "members": members, "shared_layers": shared_layers, "head": head, "replay": replay,
-        **chosen(method, perturbation, options), "strength": strength, "replicate_at": replicate_at,
-        "consistency": consistency, "alpha": alpha, "accumulate": accumulate, "limit": limit,
+        **chosen(options, method=method, perturbation=perturbation, consistency=consistency),
+        "strength": strength, "replicate_at": replicate_at, "alpha": alpha, "accumulate": accumulate, "limit": limit,
         "held_back": held_back, "metric": metric, "epochs": epochs, "learning_rate": learning_rate,
         "batch_size": batch_size, "max_length": max_length, "warmup": warmup, "weight_decay": weight_decay,
         "precision": precision, "problem_type": problem_type, "seed": seed, "report_to": report_to,
@@ -137,7 +161,7 @@ def ensemble(
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     recipe = ensemble_recipe(
-        base, sources=sources, out=output, options=fields,
+        base, sources=given, out=output, options=fields,
         data=None if data is None else spec(data, *columns),
         validation=None if validation is None else spec(validation, *columns),
     )  # fmt: skip
@@ -149,31 +173,33 @@ def ensemble(
         show_ensemble(saved, json=json)
 
 
-def starts(models: list[str] | None, first: str | None) -> tuple[str | None, list[str] | None]:
-    """Returns the base, or the models after `--from`.
+def starts(models: list[str] | None, first: list[str] | None) -> tuple[str | None, list[str] | None]:
+    """Returns the base, or the models after every `--from`.
 
     Raises:
         RecipeError: no base, or several.
     """
     given = list(models or ())
-    if first is not None:
-        return None, [first, *given]
+    if first:
+        return None, [*first, *given]
     if len(given) != 1:
         found = ", ".join(given) or "none"
         raise RecipeError(f"base: expected one model, found {found}; members that exist come after --from")
     return given[0], None
 
 
-def chosen(method: str, perturbation: str | None, options: list[str] | None) -> dict[str, Any]:
-    """Returns method and perturbation with the options that are theirs."""
-    given = pairs(options, "--set", parse_yaml)
-    start = "method."
-    own = {name.removeprefix(start): value for name, value in given.items() if name.startswith(start)}
-    others = {name: value for name, value in given.items() if not name.startswith(start)}
-    found: dict[str, Any] = {"method": {"name": method, **own}}
-    if perturbation is not None or others:
-        found["perturbation"] = {"name": perturbation or "dropout", **others}
-    return found
+def chosen(options: list[str] | None, **names: str | None) -> dict[str, Any]:
+    """Returns method, perturbation and consistency with the options that are theirs; those nobody names stay out."""
+    own: dict[str, dict[str, Any]] = {field: {} for field in names}
+    for name, value in pairs(options, "--set", parse_yaml).items():
+        field, dot, option = name.partition(".")
+        owner, key = (field, option) if dot and field in own else ("perturbation", name)
+        own[owner][key] = value
+    return {
+        field: {"name": name or UNNAMED[field], **own[field]}
+        for field, name in names.items()
+        if name is not None or own[field]
+    }
 
 
 def show_ensemble(saved: Any, *, json: bool) -> None:
@@ -218,6 +244,8 @@ def show_members(scores: Any) -> None:
     render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
 
 
+UNNAMED = {"perturbation": "dropout", "consistency": "ensemble"}
+"""What options are for where no name is given."""
 ALONE = ("nll", "calibration_error", "brier", "aurc", "mse", "spearman")
 SHOWN = (
     "member",

@@ -31,12 +31,21 @@ def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     """
     folder = out.parent / f".{out.name}.training"
     if not resume and first():
+        if _has_weights(folder):
+            logger.warning(
+                "%s: the state of a run that was stopped is discarded; --resume would have gone on from it",
+                folder,
+            )
         shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
     finally:
-        if first() and (not keep or not any(folder.rglob("*.safetensors"))):
+        if first() and not (keep and _has_weights(folder)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.rglob("*.safetensors"))
 
 
 def check_state(folder: Path, run: Mapping[str, Any]) -> None:
