@@ -22,6 +22,9 @@ model(**inputs, output_members=True).member_logits
 `plait evaluate {folder} --data FILE` scores its members alone and together."""
 SEPARATE = """Each folder under `members` is a model of its own;
 `plait evaluate {folder} --data FILE` asks all of them."""
+PASSES = """`plait.load("{folder}")`, `AutoModelFor{task}.from_pretrained("{folder}")` and `pipeline` (after
+`import plait`) give one pass without dropout. The members are {members} passes with dropout:
+`plait evaluate {folder} --data FILE` takes them, and scores them alone and together."""
 PRIMARY = ("accuracy", "macro_f1", "pearson", "mse")
 SHOWN = ("nll", "calibration_error", "consistency", "diversity", "disagreement", "oracle_accuracy")
 
@@ -30,14 +33,15 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
     recipe = report["recipe"]
     folder, token = str(recipe["output"]), report["kind"] == "token_classification"
-    use = SEPARATE if report["separate"] else USE
+    use = SEPARATE if report["separate"] else PASSES if recipe["method"]["name"] == "mc_dropout" else USE
+    task = "TokenClassification" if token else "SequenceClassification"
     tag = "token-classification" if token else "text-classification"
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags:\n- plait\n- ensemble\n---",
         f"# {PurePath(folder).name}",
         f"{sentence(report)}.",
         "## Use",
-        use.format(folder=folder, task="TokenClassification" if token else "SequenceClassification"),
+        use.format(folder=folder, task=task, members=report["members"]),
         *([] if "validation" not in report else ["## Scores", scores_table(report["validation"])]),
         "## Size and cost",
         costs_table(report),
@@ -64,6 +68,8 @@ def sentence(report: Mapping[str, Any]) -> str:
         f", {report['shared_layers']} of {report['layers']} layers shared"
     )  # fmt: skip
     method, examples = recipe["method"]["name"], report["data"]["examples"]
+    if method == "mc_dropout":
+        who = f"one model from {start}, asked {members} times with dropout,"
     return f"{who} by Plait with `{method}`{sharing}, trained on {examples} examples"
 
 
