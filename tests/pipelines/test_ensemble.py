@@ -345,7 +345,7 @@ BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [
     (RecipeError, "did you mean 'gaussian'", {"perturbation": "gausian"}),
     (RecipeError, "did you mean 'pairwise'", {"consistency": "pairwize"}),
     (RecipeError, "did you mean 'camero'", {"method": "camera"}),
-    (RecipeError, "has no option 'detach'", {"consistency": {"name": "pairwise", "detach": True}}),
+    (RecipeError, "has no option 'hold'", {"consistency": {"name": "pairwise", "hold": True}}),
     (RecipeError, "alpha is -1", {"alpha": -1}),
     (RecipeError, "method shared does not use alpha", {"method": "shared", "alpha": 2}),
     (RecipeError, "does not use members", {"method": "single"}),
