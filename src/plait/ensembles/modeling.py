@@ -27,7 +27,7 @@ from plait.ensembles.heads import (
     freeze_pooler,
     without_last_linear,
 )
-from plait.ensembles.passage import Inputs, Passage, again, repeated, routed
+from plait.ensembles.passage import Inputs, Passage, again, filled, repeated, routed
 from plait.ensembles.shapes import MemberLogits
 from plait.ensembles.sharing import Roster, layers_of, share
 
@@ -137,14 +137,14 @@ class Ensemble(PreTrainedModel):
             return_dict: False for a tuple.
             **kwargs: `output_hidden_states` and `output_attentions`, where nothing is replicated.
         """
-        given = {
+        given: dict[str, Tensor | None] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        inputs = {name: tensor for name, tensor in given.items() if tensor is not None}
+        inputs = filled(given)
         depth, kwargs = self._depth(replicate_at), told(kwargs, self.config)
         extra: dict[str, Any] = {}
         if replay:

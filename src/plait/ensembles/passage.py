@@ -7,7 +7,7 @@ wanted hand through what they get.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,11 +126,19 @@ def routed(passage: Passage) -> Iterator[Passage]:
                 module.forward = forward
 
 
+def filled(given: Mapping[str, Tensor | None]) -> Inputs:
+    """Returns the inputs that are there, each with a row per example: some, such as positions, may have one for all."""
+    found = {name: tensor for name, tensor in given.items() if tensor is not None}
+    rows = max((len(tensor) for tensor in found.values() if tensor.dim() > 1), default=0)
+    single = {name for name, tensor in found.items() if tensor.dim() > 1 and len(tensor) == 1}
+    return {
+        n: tensor.expand(rows, *tensor.shape[1:]) if n in single else tensor for n, tensor in found.items()
+    }
+
+
 def repeated(inputs: Inputs, members: int) -> Inputs:
-    """Returns the inputs once for every member, one member after another; a row for all examples becomes one each."""
-    rows = max(len(tensor) for tensor in inputs.values())
-    whole = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items()}
-    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in whole.items()}
+    """Returns the inputs once for every member, one member after another."""
+    return {name: tensor.repeat(members, *[1] * (tensor.dim() - 1)) for name, tensor in inputs.items()}
 
 
 def again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
