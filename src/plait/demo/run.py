@@ -48,8 +48,8 @@ def demo(
     out: str | Path = "demo",
     *,
     base: str | None = None,
-    train: int = 600,
-    test: int = 320,
+    train: int = 450,
+    test: int = 240,
     epochs: float = 3,
     seed: int = 0,
     overwrite: bool = False,
@@ -154,6 +154,7 @@ def fine_tune(
             learning_rate=1e-4,
             max_length=64,
             seed=seed,
+            checkpoints=False,
             overwrite=True,
         )
     return sources

@@ -10,7 +10,7 @@ from typing import Any
 
 logger = logging.getLogger("plait")
 
-TEXTS = 1000
+TEXTS = 900
 """Unlabelled texts at most."""
 SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
 STUDENT: Mapping[str, Any] = {**SETTINGS, "student": "merged", "epochs": 2, "batch_size": 8}
@@ -40,7 +40,7 @@ def amalgamation(
     for name, rows in halves.items():
         logger.info("fine-tuning teacher %s", name)
         teachers[name] = str(folder / "teachers" / name)
-        finetune(base, rows, teachers[name], seed=seed, overwrite=True, **SETTINGS)
+        finetune(base, rows, teachers[name], seed=seed, checkpoints=False, overwrite=True, **SETTINGS)
     logger.info("teaching the student")
     student = amalgamate(teachers, texts=texts, out=folder / "student", seed=seed, overwrite=True, **STUDENT)
     found = evaluate(student.folder, files["test"]).tasks["model"]
