@@ -18,7 +18,8 @@ from plait.amalgamation.distill import Distillation, classifier_path
 from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
 from plait.amalgamation.student import Learned, Pupil, teach
 from plait.api.corpus import with_columns
-from plait.api.merging import is_file, versions
+from plait.api.inputs import is_file
+from plait.api.merging import versions
 from plait.api.scoring import score, true_labels
 from plait.api.starting import MERGED, starting_point
 from plait.api.students import Student, write_student

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from plait.amalgamation.labels import LabelSpace
-from plait.api.inputs import read
-from plait.api.merging import is_file
+from plait.api.inputs import is_file, read
 from plait.data import Examples, align_labels, open_texts
 from plait.data.streaming import Texts
 from plait.errors import DataError

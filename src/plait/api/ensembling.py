@@ -17,7 +17,8 @@ from plait.api.ensemble_choices import LOSSES
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
 from plait.api.ensembles import SavedEnsemble, write_ensemble
-from plait.api.merging import is_file, versions
+from plait.api.inputs import is_file
+from plait.api.merging import versions
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode, length_limit

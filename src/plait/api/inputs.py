@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from plait.checkpoints.source import Checkpoint
@@ -20,6 +21,11 @@ class Inputs:
     examples: Mapping[str, Examples] = field(default_factory=dict)
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     judged: Mapping[str, Examples] = field(default_factory=dict)
+
+
+def is_file(entry: Any) -> bool:
+    """Returns whether data is named by a path, which a recipe can keep, rather than held in memory."""
+    return isinstance(entry, str | Path) or (isinstance(entry, Mapping) and "path" in entry)
 
 
 def read(data: Any, *, limit: int | None = None, seed: int = 0) -> Examples:

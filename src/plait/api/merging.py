@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plait.api.inputs import is_file
 from plait.api.planning import Plan, check_output, plan
 from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
@@ -152,11 +153,6 @@ def split_data(
     """Returns the data that a recipe can name (files, specifications) and the data that lives in memory."""
     files = {name: value for name, value in data.items() if name in described and is_file(value)}
     return files, {name: value for name, value in data.items() if name not in files}
-
-
-def is_file(entry: Any) -> bool:
-    """Returns whether data is named by a path, which a recipe can keep, rather than held in memory."""
-    return isinstance(entry, str | Path) or (isinstance(entry, Mapping) and "path" in entry)
 
 
 def run_merge(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.api.corpus import open_corpus, warn_of_places, with_columns
-from plait.api.merging import is_file
+from plait.api.inputs import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts

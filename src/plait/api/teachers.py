@@ -13,7 +13,8 @@ from plait.amalgamation.lesson import Choices
 from plait.api.choosing import SCORING, choices_of, settings_of
 from plait.api.corpus import labelled, open_corpus
 from plait.api.ensembles import is_ensemble
-from plait.api.merging import describe_sources, is_file
+from plait.api.inputs import is_file
+from plait.api.merging import describe_sources
 from plait.api.starting import Start, check_start, start_of
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
