@@ -14,9 +14,10 @@ import plait
 from plait.amalgamation.labels import union
 from plait.amalgamation.lesson import Choices, lesson
 from plait.api.teachers import amalgamation_recipe, plan
-from plait.cli import invoke
+from plait.cli import interruption, invoke
 from plait.data import open_texts
-from plait.errors import PlaitError, SourceError
+from plait.errors import PlaitError, RecipeError, SourceError
+from plait.recipe.parsing import parse_recipe
 from plait.statistics.posteriors import Settings, open_store, score_texts
 from plait.statistics.posteriors.record import read_record
 from plait.statistics.posteriors.score import SHARD
@@ -249,3 +250,44 @@ def test_trying_dropout_costs_next_to_nothing(teachers: Paths, tmp_path: Path) -
         patch.setattr(BertModel, "forward", counted)
         plait.posteriors(teachers, texts=texts(64), out=tmp_path / "p", passes=16)
     assert 2 * 17 * 64 < sum(rows) <= 2 * (17 * 64 + 2 * 10)
+
+
+def test_a_student_is_loaded_as_one(place: Path, teachers: Paths, tmp_path: Path) -> None:
+    made = plait.amalgamate(
+        teachers, texts=texts(30), student=place / "base", out=tmp_path / "student", **QUICK
+    )
+    found = plait.load(tmp_path / "student")
+    assert found.labels == made.labels == ("World", "Business", "Sports", "Tech")
+    assert found.predict(["A text."]) == made.predict(["A text."])
+    with pytest.raises(SourceError, match="is no merged checkpoint but one of amalgamate"):
+        plait.export(tmp_path / "student", tmp_path / "plain")
+
+
+def test_the_columns_of_the_texts_are_said(
+    teachers: Paths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"premise": "One text.", "hypothesis": "Another."}\n' * 3)
+    with caplog.at_level(logging.INFO, "plait"):
+        plait.posteriors(teachers, texts=file, out=tmp_path / "store", passes=0)
+    assert f"{file}: text=premise, text_pair=hypothesis" in caplog.text
+    assert caplog.text.count("text=premise") == 1
+
+
+def test_an_interrupted_store_is_not_called_lost() -> None:
+    assert interruption(["posteriors", "a=b"]) == (
+        "interrupted; finished shards are kept, and the same command goes on from there"
+    )
+
+
+def test_a_recipe_that_does_not_say_what_it_combines() -> None:
+    told = {"sources": NAMES, "text": "t.txt", "student": "s", "output": "o"}
+    with pytest.raises(
+        RecipeError, match=r"combine is missing, so it is read as merge.*keys of amalgamate\)"
+    ):
+        parse_recipe(told)
+    with pytest.raises(RecipeError, match="keys of ensemble"):
+        parse_recipe({"base": "b", "from": ["a"], "alpha": 1, "output": "o"})
+    with pytest.raises(RecipeError) as plain:
+        parse_recipe({"sources": {"a": "x"}, "outptu": "o"})
+    assert "combine is missing" not in str(plain.value)

@@ -272,3 +272,33 @@ def test_folders_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_what_an_interrupted_command_says() -> None:
     assert "the same command with --resume goes on" in interruption(["ensemble", "base"])
     assert "resume" not in interruption(["export", "ens"])
+
+
+def test_what_nothing_weighs_is_refused(place: Path, tmp_path: Path) -> None:
+    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), "output": str(tmp_path / "ens")}
+    for given, said in (
+        ({"consistency": "none", "alpha": 5}, "alpha is 5 and consistency none"),
+        ({"method": "separate", "strength": 0.1}, "strength is 0.1, and method separate trains without"),
+        ({"perturbation": "none", "strength": 0.1}, "strength is 0.1, and perturbation none goes without"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            plan(EnsembleRecipe.model_validate({**told, **given}))
+    assert plan(EnsembleRecipe.model_validate({**told, "consistency": "none", "alpha": 0})).choice.alpha == 0
+
+
+def test_nothing_trained_costs_nothing(made: SavedEnsemble) -> None:
+    costs = made.report["forward_equivalents"]
+    assert costs["training"] == costs["training_step"] == 0 < costs["prediction"]
+
+
+def test_passes_with_dropout_cannot_be_exported(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: dict[str, Any] = {**QUICK, "data": place / "train.jsonl", "method": "mc-dropout", "members": 3}
+    saved = plait.ensemble(place / "base", out=tmp_path / "ens", **told)
+    with pytest.raises(RecipeError, match=r"one model whose members are passes with dropout: leave it out"):
+        plait.export(saved, tmp_path / "two", member=2)
+    caplog.clear()
+    plait.export(saved, tmp_path / "plain")
+    assert "the one model is exported" in caplog.text
+    assert "its 3 passes" in caplog.text

@@ -287,7 +287,8 @@ class TestOtherwise:
         before = content(store)
         wanted = Settings(**{"passes": 3, "batch_size": 4} | change)
         assert refusal(store, teachers(), wanted) == (
-            f"{store}: the store was made otherwise: {said}; choose another folder, or overwrite it"
+            f"{store}: the store was made otherwise: {said}; choose another folder, or make this one anew "
+            "(plait posteriors --overwrite)"
         )
         assert content(store) == before
 
@@ -299,7 +300,7 @@ class TestOtherwise:
         found = open_store(store).teachers[0].digest
         assert refusal(store, [other]) == (
             f"{store}: the store was made otherwise: weights of news (found {found[:8]} of {folders['news']}, wanted "
-            f"{other.digest[:8]}); choose another folder, or overwrite it"
+            f"{other.digest[:8]}); choose another folder, or make this one anew (plait posteriors --overwrite)"
         )
 
     @pytest.mark.parametrize("what", ["rate", "label", "tokenizer"])
@@ -319,7 +320,7 @@ class TestOtherwise:
     def test_other_texts(self, store, teachers):
         assert refusal(store, teachers(), data=[*LINES, "more"]) == (
             f"{store}: the store was made otherwise: texts (found 26 of list, wanted 27 of list); "
-            "choose another folder, or overwrite it"
+            "choose another folder, or make this one anew (plait posteriors --overwrite)"
         )
         assert "texts (" in refusal(store, teachers(), data=[*LINES[1:], LINES[0]])
 

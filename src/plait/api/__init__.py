@@ -15,21 +15,24 @@ from plait.api.merging import merge
 from plait.api.running import check, run
 from plait.api.scoring import posteriors
 from plait.api.statistics import estimate
+from plait.api.students import Student, is_student
 from plait.api.training import finetune
 from plait.merging.merged import Merged
 
 
 def load(folder: str | Path) -> Any:
-    """Returns a merged checkpoint (`.tasks`, `.task(name)`, `.predict(texts, task=…)`, `.tokenizer`), or an ensemble.
+    """Returns a merged checkpoint, a student, or an ensemble.
 
-    An ensemble is a transformers model; its tokenizer comes from `AutoTokenizer`, as with all of them.
+    A merged checkpoint has `.tasks`, `.task(name)`, `.predict(texts, task=…)` and `.tokenizer`; a student `.labels`,
+    `.report`, `.predict(texts)`, and its transformers model as `.model`. An ensemble is a transformers model; its
+    tokenizer comes from `AutoTokenizer`, as with all of them.
 
     Raises:
-        SourceError: neither of them, or a damaged one.
+        SourceError: none of them, or a damaged one.
     """
     if is_ensemble(folder):
         return SavedEnsemble(Path(folder)).model
-    return Merged(folder)
+    return Student(Path(folder)) if is_student(folder) else Merged(folder)
 
 
 __all__ = [

@@ -53,6 +53,10 @@ def choice_of(recipe: EnsembleRecipe) -> Choice:
         {} if regulariser is None else regulariser.options,
         1.0 if recipe.alpha is None else float(recipe.alpha),
     )
+    if regulariser is not None and choice.consistency == "none" and recipe.alpha:
+        raise RecipeError(
+            f"alpha is {recipe.alpha:g} and consistency none, which nothing weighs: leave one of them out"
+        )
     if choice.build is not Build.SHARED or choice.lone:
         sources = {"from": recipe.sources, "replicate_at": recipe.replicate_at, **shares}
         stray = [name for name, value in sources.items() if value is not None]
@@ -76,6 +80,11 @@ def noise_of(recipe: EnsembleRecipe) -> Noise:
     name = ("none" if plain else "dropout") if chosen is None else chosen.name
     options: dict[str, Any] = {} if chosen is None else chosen.options
     if recipe.strength is not None:
+        if name == "none":
+            said = f"method {recipe.method.name} trains" if chosen is None else "perturbation none goes"
+            raise RecipeError(
+                f"strength is {recipe.strength:g}, and {said} without a perturbation: leave it out"
+            )
         if "strength" in options:
             raise RecipeError("strength is given twice, by itself and as an option of the perturbation")
         word = "rate" if "rate" in PERTURBATIONS[name].options else "strength"

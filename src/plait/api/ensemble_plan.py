@@ -137,7 +137,7 @@ class EnsemblePlan:
         models = trained if self.alone else 1
         step = training_cost(trained // models, depth, self.depth, replay=recipe.replay)
         step += self.noise.extra_cost() * trained // models * (1 - self.depth / depth)
-        step *= models
+        step *= models if recipe.epochs else 0
         asked = (
             self.members if self.choice.passes else inference_cost(trained, depth, self.shared_layers() or 0)
         )

@@ -82,6 +82,10 @@ def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, over
     check_target(out, overwrite=overwrite)
     count = len(saved.folders)
     reasons = [] if member is not None else unfolded(saved)
+    if member and saved.passes is not None:
+        raise RecipeError(
+            f"member is {member}; {saved.folder} is one model whose members are passes with dropout: leave it out"
+        )
     if member is not None and not 0 <= member < saved.config.members * count:
         last = saved.config.members * count - 1
         raise RecipeError(f"member is {member}; {saved.folder} has {last + 1}: expected 0 to {last}")
@@ -91,6 +95,11 @@ def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, over
     plain = fold(model) if whole else one_member(model, chosen if count == 1 else 0)
     if reasons:
         logger.warning("%s", loss_of(saved, reasons))
+    if saved.passes is not None:
+        logger.warning(
+            "the one model is exported; asked without dropout it answers like no mean of its %d passes",
+            saved.passes,
+        )
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         plain.save_pretrained(folder)
         saved.tokenizer.save_pretrained(folder)

@@ -81,7 +81,7 @@ def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Stor
     except OtherStoreError as error:
         if not overwrite:
             raise
-        logger.info("%s; it is made anew", error)
+        logger.info("%s; it is made anew", error.found)
         store, before = make(overwrite=True), frozenset()
     return store, sum(store.cost.teachers[t.name] for t in store.teachers if t.digest not in before)
 

@@ -13,13 +13,22 @@ from plait.checkpoints.files import read_json
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.writer import atomic_folder
 from plait.data import read_examples
-from plait.errors import OutputError
+from plait.errors import OutputError, SourceError
 from plait.evaluation.predict import predict_logits
 from plait.report.student import student_card
 from plait.training.heads import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def is_student(folder: str | Path) -> bool:
+    """Says whether a student of ours lies at a place."""
+    record = Path(folder) / "plait.json"
+    try:
+        return record.is_file() and read_json(record).get("made_by") == "amalgamate"
+    except SourceError:  # damaged: whoever opens it says so
+        return False
 
 
 @dataclass(frozen=True)

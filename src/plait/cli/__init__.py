@@ -55,6 +55,8 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
 def interruption(arguments: list[str]) -> str:
     """Returns what is left of a command that was interrupted."""
     said = "interrupted, the output was not written"
+    if arguments[:1] == ["posteriors"]:
+        return "interrupted; finished shards are kept, and the same command goes on from there"
     if not set(RESUMABLE) & set(arguments[:1]):
         return said
     return f"{said}; where a state was saved beside it, the same command with --resume goes on"

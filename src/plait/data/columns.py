@@ -93,7 +93,7 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
     text, pair = (wanted.text, wanted.text_pair) if wanted.text else text_columns(table, wanted)
     label = wanted.label or first_of(table, LABEL, but=text)
     given = {wanted.text, wanted.text_pair, wanted.label}
-    _say(table, {"text": text, "text_pair": pair, "label": label}, given)
+    say(table, {"text": text, "text_pair": pair, "label": label}, given)
     return Examples(
         _strings(table, text),
         _strings(table, pair) if pair else None,
@@ -104,7 +104,7 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
     )
 
 
-def _say(table: Table, taken: Mapping[str, str | None], given: Collection[str | None]) -> None:
+def say(table: Table, taken: Mapping[str, str | None], given: Collection[str | None]) -> None:
     """Logs which columns were taken, where that follows neither from their names nor from what the user gave."""
     found = {role: name for role, name in taken.items() if name is not None}
     if any(name != role and name not in given for role, name in found.items()):
@@ -153,7 +153,7 @@ def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
     if bad:
         raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
     tags = wanted.label or first_of(table, TAGS)
-    _say(table, {"tokens": words, "tags": tags}, {wanted.label})
+    say(table, {"tokens": words, "tags": tags}, {wanted.label})
     labels = _tags(table, tags) if tags else None
     if labels is not None:
         pairs = zip(texts, labels, strict=True)

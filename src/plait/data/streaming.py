@@ -17,6 +17,7 @@ from plait.data.columns import (
     check_given,
     counted,
     first_of,
+    say,
     shown,
     text_columns,
 )
@@ -217,6 +218,8 @@ def _columns(source: str, feed: Feed, wanted: Wanted) -> Columns:
     check_given(head, wanted)
     text, pair = (wanted.text, wanted.text_pair) if wanted.text else text_columns(head, wanted)
     label = wanted.label or first_of(head, LABEL, but=text)
+    taken = {"text": text, "text_pair": pair, "label": wanted.label}
+    say(replace(head, source=source), taken, {wanted.text, wanted.text_pair, wanted.label})
     names = head.names.get(label) if label else None
     numbers = _numbers(source, feed, wanted.label) if wanted.label else None
     return Columns(text, pair, wanted.label, names, numbers)

@@ -69,6 +69,10 @@ def read_manifest(folder: str | Path) -> Manifest:
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and (maker := content.get("made_by")):
+            raise SourceError(
+                f"{folder} is no merged checkpoint but one of {maker}: transformers opens it as it is"
+            )
         version = content.pop("format")
         # Keys of later versions are not ours to judge.
         known = {one.name for one in fields(Task)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import AliasChoices, ValidationError
 
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
@@ -80,6 +80,25 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
     return parse_as(COMBINES[kind], content, where)
 
 
+def _other_kind(model: type[Strict], content: Mapping[str, Any]) -> str:
+    """Returns a hint where a recipe that does not say what it combines has keys of another kind."""
+    if "combine" in content:
+        return ""
+    unknown = set(content) - _names(model)
+    kinds = [name for name, kind in COMBINES.items() if unknown and unknown <= _names(kind)]
+    return (
+        f" (combine is missing, so it is read as merge: these are keys of {' and '.join(kinds)})"
+        if kinds
+        else ""
+    )
+
+
+def _names(kind: type[Strict]) -> set[str]:
+    aliases = [field.validation_alias for field in kind.model_fields.values()]
+    others = {str(choice) for found in aliases if isinstance(found, AliasChoices) for choice in found.choices}
+    return {*kind.model_fields, *others}
+
+
 def parse_as(model: type[R], content: Mapping[str, Any], where: str) -> R:
     """Returns the recipe of one kind described by a mapping.
 
@@ -90,7 +109,7 @@ def parse_as(model: type[R], content: Mapping[str, Any], where: str) -> R:
         return model.model_validate(dict(content))
     except ValidationError as error:
         problems = listed(_problem(model, dict(e)) for e in error.errors())
-        raise RecipeError(f"{where}: {problems}") from None
+        raise RecipeError(f"{where}: {problems}{_other_kind(model, content)}") from None
 
 
 class UniqueKeys(yaml.SafeLoader):

@@ -41,7 +41,7 @@ def cfl(  # noqa: PLR0917 (inputs by name)
     loss = vkd + λ_M Σ_i MMD²(E_s(f), E_i(f_i)) + λ_R Σ_i ‖D_i(E_i(f_i)) − f_i‖² / d_i
     MMD²(X, Y) = mean k(x, x′) + mean k(y, y′) − 2 mean k(x, y),  k(a, b) = Σ_w exp(−‖a − b‖² / (2 w σ²))
 
-    With both λ = 1 the features are matched and no label is learnt where texts are few; hence 0.1.
+    With both λ = 1 the features are matched and labels hardly learnt where texts are few; hence 0.1.
 
     E project into the common space through a part that all share, D project back. Projections are scaled to length 1
     before comparing; w is 1/4, 1/2, 1, 2, 4; σ² is the mean squared distance between all pairs of the batch, taken as

@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from plait.errors import listed
 
-NO_PASSES = "energy, entropy, max_logit"
+NO_PASSES = "mahalanobis, energy, entropy, max_logit"
 """Gates that do without Monte Carlo passes."""
 DEAD = (
-    "its passes are all the same, for the teacher has no dropout: give --dropout RATE to inject it, or a gate that "
-    f"needs no passes: {NO_PASSES}"
+    "its passes are all the same, for the teacher has no dropout: give --dropout RATE to inject it, or ask for no "
+    f"passes: --passes 0, and a gate that needs none ({NO_PASSES})"
 )
 
 

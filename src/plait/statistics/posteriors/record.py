@@ -17,7 +17,14 @@ KIND, VERSION = "posteriors", 1
 
 
 class OtherStoreError(DataError):
-    """A store of other texts, teachers or settings than those wanted."""
+    """A store of other texts, teachers or settings than those wanted; `found` says in what it differs."""
+
+    def __init__(self, found: str) -> None:
+        """Adds what can be done about it."""
+        self.found = found
+        super().__init__(
+            f"{found}; choose another folder, or make this one anew (plait posteriors --overwrite)"
+        )
 
 
 @dataclass(frozen=True)
@@ -106,9 +113,7 @@ def check_same(
         *_texts(found.texts, texts),
     ]
     if problems:
-        raise OtherStoreError(
-            f"{folder}: the store was made otherwise: {listed(problems)}; choose another folder, or overwrite it"
-        )
+        raise OtherStoreError(f"{folder}: the store was made otherwise: {listed(problems)}")
 
 
 def _settings(found: Settings, wanted: Settings) -> Iterator[str]:
