@@ -291,3 +291,11 @@ def test_a_recipe_that_does_not_say_what_it_combines() -> None:
     with pytest.raises(RecipeError) as plain:
         parse_recipe({"sources": {"a": "x"}, "outptu": "o"})
     assert "combine is missing" not in str(plain.value)
+
+
+def test_one_model_under_two_names(
+    place: Path, teachers: Paths, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {**teachers, "again": teachers["news"]}
+    plait.amalgamate(given, texts=texts(30), student=place / "base", out=tmp_path / "student", **QUICK)
+    assert "teachers news, again have the same weights: leave all but one of them out" in caplog.text

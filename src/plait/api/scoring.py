@@ -83,7 +83,20 @@ def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Stor
             raise
         logger.info("%s; it is made anew", error.found)
         store, before = make(overwrite=True), frozenset()
+    warn_of_twins(store)
     return store, sum(store.cost.teachers[t.name] for t in store.teachers if t.digest not in before)
+
+
+def warn_of_twins(store: Store) -> None:
+    """Warns of teachers with equal weights: neither is ever ahead of the other."""
+    names: dict[str, list[str]] = {}
+    for teacher in store.teachers:
+        names.setdefault(teacher.digest, []).append(teacher.name)
+    for same in names.values():
+        if len(same) > 1:
+            logger.warning(
+                "teachers %s have the same weights: leave all but one of them out", ", ".join(same)
+            )
 
 
 def finished(folder: Path) -> frozenset[str]:
