@@ -114,5 +114,5 @@ def test_strength_is_a_strength_or_a_rate() -> None:
     assert of(perturbation="gaussian", strength=0.3) == {"strength": 0.3}
     assert of(perturbation="word-dropout", strength=0.3) == {"rate": 0.3}
     assert of(strength=0.2) == {"rate": 0.2}
-    with pytest.raises(RecipeError, match="no option 'strength'"):
+    with pytest.raises(RecipeError, match="goes without a perturbation"):
         of(perturbation="none", strength=0.2)
