@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait import progress
 from plait.data import Encoded, Examples, collate, encode, plan
+from plait.placement import accelerated
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[dict[str, Tensor]], Outputs]
@@ -44,13 +45,12 @@ def predict_encoded(
     model: PreTrainedModel, encoded: Encoded, *, batch_size: int = 32, what: str = "predicting"
 ) -> dict[str, list[Tensor]]:
     """Returns per output the rows of all features, in order, padding cut off."""
-    device = next(model.parameters()).device
+    with accelerated(model) as device, evaluating(model), progress.task(what, len(encoded)) as tick:
 
-    def forward(inputs: dict[str, Tensor]) -> Outputs:
-        outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-        return {name: outputs[name] for name in LOGITS if name in outputs}
+        def forward(inputs: dict[str, Tensor]) -> Outputs:
+            outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            return {name: outputs[name] for name in LOGITS if name in outputs}
 
-    with evaluating(model), progress.task(what, len(encoded)) as tick:
         return run(forward, encoded, batch_size, tick)
 
 

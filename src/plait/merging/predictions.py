@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.data import length_limit
 from plait.errors import DataError
@@ -106,9 +106,9 @@ def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor])
     device = merged.encoder.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     if len(names) == 1:
-        return {names[0]: merged.task(names[0])(**tensors)}
+        return {names[0]: nn.Module.to(merged.task(names[0]), device)(**tensors)}
     models = merged.replayed(merged.encoder(**tensors))
-    return {name: models[name](**tensors) for name in names}
+    return {name: nn.Module.to(models[name], device)(**tensors) for name in names}
 
 
 def decode_sequence(about: Task, output: Any, _: Encoded) -> list[Prediction]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, collate, encode, length_limit, plan
 from plait.errors import SourceError
+from plait.placement import accelerator
 from plait.progress import Tick, nothing
 from plait.statistics.posteriors.ability import acting_modules, unable
 from plait.statistics.posteriors.dropout import DEAD, injected, modes_kept, own_random_numbers, seed_of
@@ -181,7 +182,7 @@ def _means(states: Sequence[Tensor], mask: Tensor) -> Tensor:
 @contextmanager
 def opened(checkpoint: Checkpoint, settings: Settings) -> Iterator[Scorer]:
     """Yields a checkpoint as a scorer, on the accelerator where there is one."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = accelerator()
     # Fused attention has no dropout on a CPU: torch takes a slower way to it than the plain formula.
     plain = {"attn_implementation": "eager"} if settings.passes and device.type == "cpu" else {}
     # Half precision would round what tells passes apart.
