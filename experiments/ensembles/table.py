@@ -23,10 +23,12 @@ from variants import (
     MEMBER_SWEEP,
     SEPARATE,
     SHARED,
+    STRENGTH_SWEEP,
     SWEPT,
     with_alpha,
     with_layers,
     with_members,
+    with_strength,
 )
 
 LOW = ("nll", "calibration_error", "brier", "aurc", "mse")  # the lower the better
@@ -143,6 +145,16 @@ def alpha_sweep(found: Results) -> list[str]:
     )
 
 
+def strength_sweep(found: Results) -> list[str]:
+    return swept(
+        found,
+        [
+            (f"adversarial noise, ε = {s:g} of the embeddings' norm", with_strength(s).name)
+            for s in STRENGTH_SWEEP
+        ],
+    )
+
+
 def strangers(found: Results) -> list[str]:
     scores = ("max_probability", "entropy", "mutual_information")
     lines = []
@@ -215,6 +227,7 @@ def sections(found: Results) -> list[tuple[str, list[str]]]:
         (f"Members, on {SWEPT}", member_sweep(found)),
         (f"Shared layers, M = 4, on {SWEPT}", layer_sweep(found)),
         (f"Weight of the regulariser, M = 4, on {SWEPT}", alpha_sweep(found)),
+        (f"Strength of adversarial noise, M = 4, on {SWEPT}", strength_sweep(found)),
         ("Out of scope: telling texts of no class from the test texts (clinc150)", strangers(found)),
         (
             "Disagreement: pairs of members that decide differently",

@@ -57,6 +57,8 @@ OTHER = (
 MEMBER_SWEEP = (2, 4, 8)
 LAYER_SWEEP = (0, 2, 4, LAYERS)
 ALPHA_SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTH = 0.1  # Plait's default
+STRENGTH_SWEEP = (0.01, 0.03, 0.1)
 
 
 def with_members(variant: Variant, members: int) -> Variant:
@@ -76,10 +78,17 @@ def with_alpha(alpha: float) -> Variant:
     return CAMERO if alpha == ALPHA else Variant(f"camero alpha {alpha:g}", {"alpha": alpha})
 
 
+def with_strength(strength: float) -> Variant:
+    """Returns CAMERO with adversarial noise of another strength."""
+    name = "camero adversarial" + ("" if strength == STRENGTH else f" {strength:g}")
+    return Variant(name, _noise("adversarial", at="embeddings", strength=strength))
+
+
 VARIANTS = {variant.name: variant for variant in (*CORE, *OTHER, SINGLE)}
 SWEEPS = tuple(
     variant
     for variant in (
+        *(with_strength(s) for s in STRENGTH_SWEEP),
         *(with_members(v, m) for m in MEMBER_SWEEP for v in (CAMERO, SHARED, SEPARATE)),
         *(with_layers(k) for k in LAYER_SWEEP),
         *(with_alpha(a) for a in ALPHA_SWEEP),
