@@ -425,11 +425,11 @@ class TestAdversarial:
         step = first + radius * g / g.square().sum((-1, -2), keepdim=True).sqrt()
         length = step.square().sum((-1, -2), keepdim=True).sqrt()
         wanted = h + step * (radius / length).clamp(max=1)
-        found = adversarial(h, M, Prediction(net), MASK, generators(1, 2, 3))
+        found = adversarial(h, M, Prediction(net), MASK, generators(1, 2, 3), strength=0.1)
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
         known = Prediction(net, clean=clean)
         torch.testing.assert_close(
-            adversarial(h, M, known, MASK, generators(1, 2, 3)), wanted, rtol=1e-9, atol=1e-11
+            adversarial(h, M, known, MASK, generators(1, 2, 3), strength=0.1), wanted, rtol=1e-9, atol=1e-11
         )
 
     def test_one_mask_for_clean_and_perturbed_under_dropout(self):

@@ -36,7 +36,7 @@ def adversarial(
     mask: Mask | None = None,
     generators: Generators = None,
     *,
-    strength: float = 0.1,
+    strength: float = 0.03,
     start: float = 0.1,
     steps: int = 1,
     at: Literal["hidden", "embeddings"] = "hidden",  # noqa: ARG001 (read by whoever calls: it says where)
