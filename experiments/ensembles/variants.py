@@ -57,7 +57,7 @@ OTHER = (
 MEMBER_SWEEP = (2, 4, 8)
 LAYER_SWEEP = (0, 2, 4, LAYERS)
 ALPHA_SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)
-STRENGTH = 0.1  # Plait's default
+STRENGTH = 0.03  # Plait's default
 STRENGTH_SWEEP = (0.01, 0.03, 0.1)
 
 
