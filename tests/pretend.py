@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -70,8 +70,8 @@ def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
 def register() -> None:
     """Makes it the accelerator of this process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-    library = torch.library.Library("_", "IMPL")
-    library.fallback(_call, "PrivateUse1")
-    globals()["_library"] = library  # what it registers lives as long as it does
+    rules = library.Library("_", "IMPL")
+    rules.fallback(_call, "PrivateUse1")
+    globals()["_rules"] = rules  # what it registers lives as long as it does
     # Tensors of subclasses carry no version in inference mode, and views of them ask for it.
     torch.inference_mode = torch.no_grad
