@@ -28,9 +28,8 @@ def accelerated(model: nn.Module) -> Iterator[torch.device]:
     if first.device != CPU or device == CPU or first.dtype == torch.float64:
         yield first.device
         return
-    # As a plain module: a model may refuse to be moved by its own `to`, such as a quantised one.
-    nn.Module.to(model, device)
+    model.to(device)
     try:
         yield device
     finally:
-        nn.Module.to(model, CPU)
+        model.to(CPU)
