@@ -175,18 +175,29 @@ def long_enough(found: Results) -> list[str]:
     """Returns the models that were trained twice as long, beside those of the table."""
     lines, gains = [], []
     for cell in found.twice:
-        task, seed = cell["task"], cell["seed"]
-        single = cell["variant"] == "single"
-        for row in (FIRST,) if single else (SINGLE, cell["variant"]):
-            once = found.values(task, row, PRIMARY).get(seed)
-            alone = [member[cell["metric"]] for member in cell["members_alone"]]
-            then = statistics.mean(alone) if row in (FIRST, SINGLE) else cell["metrics"][cell["metric"]]
-            if once is None:
-                continue
-            gains += [then - once]
-            lines.append([f"{task}, seed {seed}: {row}", *(f"{100 * v:.1f}" for v in (once, then))])
+        task, seed, variant = cell["task"], cell["seed"], cell["variant"]
+        kind = SINGLE if variant == "single" else variant  # one model: beside the mean of the four
+        once = found.values(task, kind, PRIMARY).get(seed)
+        if once is None:
+            continue
+        then = cell["metrics"][cell["metric"]]
+        gains += [then - once]
+        lines.append([f"{task}, seed {seed}", kind, *percent(once, then), *spread(found, task, seed, kind)])
     said = [f"Twice as long is {gap(gains)} points better, mean of the lines below.", ""] if gains else []
-    return [*said, *markdown(["", "as long as all", "twice as long"], lines)]
+    return [*said, *markdown(["", "", "as long as all", "twice as long", "the four, as long as all"], lines)]
+
+
+def percent(*scores: float) -> list[str]:
+    return [f"{100 * score:.1f}" for score in scores]
+
+
+def spread(found: Results, task: str, seed: int, kind: str) -> list[str]:
+    """Returns the lowest and highest score of separate models."""
+    if kind != SINGLE:
+        return ["–"]
+    cell = found.of(task, kind)[seed]
+    alone = [member[cell["metric"]] for member in cell["members_alone"]]
+    return [" to ".join(percent(min(alone), max(alone)))]
 
 
 PREAMBLE = """# Ensembles of MiniLM
