@@ -62,10 +62,15 @@ class SavedEnsemble:
         several = self.folder / MEMBERS
         if not several.is_dir():
             return (self.folder,)
-        found = [place for place in several.iterdir() if place.name.isdecimal() and place.is_dir()]
-        if not found:
-            raise SourceError(f"{several}: no models in it; expected the folders 0, 1, …")
-        return tuple(sorted(found, key=lambda place: int(place.name)))
+        found = {
+            int(place.name): place for place in several.iterdir() if place.name.isdecimal() and place.is_dir()
+        }
+        missing = sorted(set(range(self.report.get("members", 1))) - set(found))
+        if missing:
+            raise SourceError(
+                f"{several}: lacks {', '.join(map(str, missing))}; expected every member that was trained"
+            )
+        return tuple(found[number] for number in sorted(found))
 
     @cached_property
     def config(self) -> EnsembleConfig:
