@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import plait
 from plait.errors import DataError, RecipeError, SourceError
@@ -62,6 +63,15 @@ def test_missing_head(copy: Path) -> None:
     (copy / "tasks" / "sequence" / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="is missing: the merged checkpoint is incomplete"):
         plait.load(copy).task("sequence")
+
+
+def test_missing_weights_of_the_encoder(copy: Path) -> None:
+    file, name = copy / "model.safetensors", "encoder.layer.0.output.dense.bias"
+    kept = load_file(file)
+    del kept[name]
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=f"the weights do not fit BertModel: lack {name}"):
+        plait.load(copy).encoder  # noqa: B018
 
 
 def test_unknown_task(folder: Path) -> None:

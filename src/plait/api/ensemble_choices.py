@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from plait.api.ensembles import is_ensemble
@@ -51,7 +52,7 @@ def choice_of(recipe: EnsembleRecipe) -> Choice:
         named.options,
         "ensemble" if regulariser is None else regulariser.name,
         {} if regulariser is None else regulariser.options,
-        1.0 if recipe.alpha is None else float(recipe.alpha),
+        weight_of(recipe),
     )
     if regulariser is not None and choice.consistency == "none" and recipe.alpha:
         raise RecipeError(
@@ -66,6 +67,13 @@ def choice_of(recipe: EnsembleRecipe) -> Choice:
                 f"{'it' if len(stray) == 1 else 'them'} out, or choose method camero, shared or one"
             )
     return choice
+
+
+def weight_of(recipe: EnsembleRecipe) -> float:
+    """Returns α: as given, 1, or 0 where there is nothing to weigh."""
+    if recipe.alpha is not None:
+        return float(recipe.alpha)
+    return 0.0 if recipe.consistency is not None and recipe.consistency.name == "none" else 1.0
 
 
 def noise_of(recipe: EnsembleRecipe) -> Noise:
@@ -121,6 +129,20 @@ def check_projection(recipe: EnsembleRecipe, config: EnsembleConfig, kind: str) 
         if recipe.sources is not None:
             raise
         logger.warning("what is made cannot be exported, neither whole nor one member: %s", error)
+
+
+def warn_of_averaged(recipe: EnsembleRecipe, sources: Sequence[Checkpoint], config: EnsembleConfig) -> None:
+    """Warns of layers of the heads of models that exist which become one: linear heads own their last layer alone."""
+    whole = config.shared_layers == config.num_hidden_layers
+    if recipe.sources is None or len(sources) < 2 or config.head != "linear" or not whole:
+        return
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in sources[0].head))
+    if len(layers) > 1:
+        logger.warning(
+            "all layers are shared: %s, below the last layer of the heads, %s averaged too; fewer shared layers "
+            "leave each model its own",
+            listed(layers[:-1]), "is" if len(layers) == 2 else "are",
+        )  # fmt: skip
 
 
 def check_rates(model: Any, name: str) -> None:

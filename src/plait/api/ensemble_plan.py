@@ -20,6 +20,7 @@ from plait.api.ensemble_choices import (
     noise_of,
     open_sources,
     training_data,
+    warn_of_averaged,
 )
 from plait.api.inputs import read
 from plait.checkpoints.naming import skeleton
@@ -213,6 +214,7 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
     config = config_of(recipe, sources[0], head, 1 if _alone(choice) else members)
     rate(choice.consistency, choice.alpha, members)
     check_projection(recipe, config, head.kind)
+    warn_of_averaged(recipe, sources, config)
     check_noise(noise, choice, config, head.kind, untrained=recipe.epochs == 0)
     depth = depth_of(noise, choice, config)
     given = recipe.validation if validation is None else validation
@@ -263,11 +265,13 @@ def divided(
         return None, held
     check_labelled(examples, "train")
     rows = align_labels(examples, head.names, **told)
+    if not recipe.epochs:  # nothing is trained: all of it can judge
+        return None, rows if held is None else held
     if held is None:
         kept, back = held_back(len(rows), recipe.held_back, recipe.seed)
         held = rows.select(back.tolist()) if len(back) else None
         rows = rows.select(kept.tolist())
-    if recipe.epochs and len(rows) < recipe.batch_size:
+    if len(rows) < recipe.batch_size:
         raise DataError(
             f"{examples.source}: {len(rows)} examples to train on, less than a batch of {recipe.batch_size}; "
             "give more, or a smaller --batch-size"

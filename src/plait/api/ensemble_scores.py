@@ -137,17 +137,19 @@ def saved_scores(
         max_length: tokens a text is cut at; as in its training by default.
 
     Raises:
-        DataError: no labels, or labels that the heads do not have.
+        DataError: no labels, or labels that the heads do not have; or nothing that `strange` can be told apart by.
         SourceError: a damaged ensemble.
     """
     saved = SavedEnsemble(Path(folder))
     check_labelled(examples, "evaluate")
+    if strange is not None:
+        check_strange(saved, strange)
     kind: Any = saved.kind
     aligned = align_labels(examples, saved.labels, kind=kind, problem_type=saved.problem)
     ask: Any = partial(saved_logits, saved, batch_size=batch_size, max_length=max_length)
     logits = ask(aligned)
     found = scores(logits, aligned, kind, saved.problem)
-    doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()), saved.problem)
+    doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()))
     return replace(
         found,
         metrics={**found.metrics, **doubted},
@@ -228,17 +230,20 @@ def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:
     return table[:, kept], tags[kept]
 
 
-def strangers(inside: Logits, outside: Logits, problem: ProblemType) -> dict[str, float]:
-    """Returns how well doubt tells texts that belong to no class from those that do.
-
-    Raises:
-        DataError: labels that do not exclude each other, or tokens.
-    """
-    if problem != "single_label_classification" or inside[0].dim() != 2:
+def check_strange(saved: SavedEnsemble, strange: Examples) -> None:
+    """Raises `DataError` where labels do not exclude each other, or something else than texts has none."""
+    plain = "sequence_classification"
+    if saved.problem != "single_label_classification" or saved.kind != plain:
         raise DataError("--out-of-scope needs a classifier of texts with one label each")
+    if strange.kind != plain:
+        raise DataError(f"{strange.source}: is data for {strange.kind}; --out-of-scope expects texts")
+
+
+def strangers(inside: Logits, outside: Logits) -> dict[str, float]:
+    """Returns how well doubt tells texts that belong to no class from those that do."""
     table = torch.stack([*inside, *outside], 1)
     flags = [False] * len(inside) + [True] * len(outside)
-    found = out_of_scope(means(mean_logits(table), problem), flags, mutual_information(table))
+    found = out_of_scope(mean_logits(table).softmax(-1), flags, mutual_information(table))
     return {**found, "out_of_scope_texts": float(len(outside))}
 
 

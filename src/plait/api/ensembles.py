@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line, read_json
-from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.source import quiet_loading, whole
 from plait.checkpoints.tokenizers import open_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
@@ -47,9 +47,17 @@ class SavedEnsemble:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """Returns how it was made, what it cost, and its scores; nothing where the record is gone."""
+        """Returns how it was made, what it cost, and its scores; nothing where the record is gone.
+
+        Raises:
+            SourceError: the record is damaged.
+        """
         place = self.folder / "plait.json"
-        return dict(read_json(place)) if place.is_file() else {}
+        found = dict(read_json(place)) if place.is_file() else {}
+        recipe = found.get("recipe", {})
+        if not (isinstance(recipe, Mapping) and isinstance(recipe.get("method", {}), Mapping)):
+            raise SourceError(f"{place}: is damaged (recipe is not that of an ensemble)")
+        return found
 
     @property
     def method(self) -> str:
@@ -146,15 +154,16 @@ def open_ensemble(folder: Path, kind: str) -> Ensemble:
     """Returns one model in memory, in eval mode.
 
     Raises:
-        SourceError: it is damaged.
+        SourceError: it is damaged, or lacks weights.
     """
     from plait.ensembles.modeling import ENSEMBLES
 
     try:
         with quiet_loading():
-            model: Ensemble = ENSEMBLES[kind].from_pretrained(folder, local_files_only=True)
+            found = ENSEMBLES[kind].from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SourceError(f"{folder}: the ensemble cannot be opened: {first_line(error)}") from error
+    model: Ensemble = whole(found, folder)
     model.eval()
     return model
 

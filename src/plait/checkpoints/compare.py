@@ -22,24 +22,27 @@ _UNDECLARED = {  # DeBERTa reads these though its configuration class does not d
 }  # fmt: skip
 
 
-def body_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Returns the settings on which the encoder's output depends; those of heads, training and records do not count.
+def body_settings(config: PretrainedConfig, *, heads: bool = False) -> dict[str, Any]:
+    """Returns the settings on which the encoder's output depends, and with `heads` also what a head makes of it.
 
-    The vocabulary's size shows in the shapes.
+    Those of training and records do not count. The vocabulary's size shows in the shapes.
     """
+    ignored = (_OF_TRAINING, _OF_TEXTS, *(() if heads else (_OF_HEADS,)))
     declared = set(type(config)().to_dict()) - set(PretrainedConfig().to_dict())
     found = config.to_dict()
     return {
         name: found[name]
         for name in found
-        if (name in declared or name in _UNDECLARED)
-        and not any(p.search(name) for p in (_OF_TRAINING, _OF_HEADS, _OF_TEXTS))
+        if (name in declared or name in _UNDECLARED) and not any(p.search(name) for p in ignored)
     }
 
 
-def config_differences(everyone: Sequence[Checkpoint]) -> list[str]:
-    """Returns each setting of the encoder that is not the same everywhere, with the value of each checkpoint."""
-    settings = [body_settings(checkpoint.config) for checkpoint in everyone]
+def config_differences(everyone: Sequence[Checkpoint], *, heads: bool = False) -> list[str]:
+    """Returns each setting of the encoder that is not the same everywhere, with the value of each checkpoint.
+
+    With `heads`, those of its heads are compared too.
+    """
+    settings = [body_settings(checkpoint.config, heads=heads) for checkpoint in everyone]
     names = dict.fromkeys(name for found in settings for name in found)
     differing = (name for name in names if any(s.get(name) != settings[0].get(name) for s in settings[1:]))
     return [f"{name} differs ({_said(everyone, [s.get(name) for s in settings])})" for name in differing]

@@ -114,6 +114,18 @@ class quiet_loading:  # noqa: N801 (a context manager, used like a function)
             transformers_logging.enable_progress_bar()
 
 
+def whole(found: tuple[Any, Mapping[str, Any]], where: Path) -> Any:
+    """Returns the model of what `from_pretrained(…, output_loading_info=True)` found.
+
+    Raises:
+        SourceError: files lack some of its weights, which transformers has drawn at random.
+    """
+    model, told = found
+    if missing := sorted(told["missing_keys"]):
+        raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: lack {listed(missing)}")
+    return model
+
+
 def open_checkpoint(
     origin: str | Path,
     *,

@@ -195,7 +195,7 @@ def _from_columns(columns: Mapping[str, Any]) -> Table:
 
 def from_rows(rows: list[Any], source: str) -> Table:
     """Returns rows, texts or dictionaries, as columns."""
-    if all(isinstance(row, str) or row is None for row in rows) and any(rows):
+    if all(isinstance(row, str) or row is None for row in rows) and any(row is not None for row in rows):
         return Table({"text": rows}, {}, source)
     bad = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
     if bad is not None:

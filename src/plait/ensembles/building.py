@@ -194,7 +194,8 @@ def check_sources(sources: Sequence[Checkpoint]) -> None:
     for other in named[1:]:
         problems += _differences(named[0], other)
     if not problems:
-        problems = [*config_differences(sources), *shape_differences(sources)]
+        # One class computes all heads, with the settings of the first.
+        problems = [*config_differences(sources, heads=True), *shape_differences(sources)]
     if problems:
         raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from plait.checkpoints.source import quiet_loading
+from plait.checkpoints.source import quiet_loading, whole
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.errors import RecipeError, SourceError, did_you_mean
 from plait.merging.manifest import Manifest, Task, read_manifest
@@ -174,7 +174,8 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     options = {"add_pooling_layer": False} if poolerless else {}
     # The dtype that was written, whatever the library's default is.
     with quiet_loading():
-        model: PreTrainedModel = cls.from_pretrained(folder, dtype="auto", **options)
+        found = cls.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+    model: PreTrainedModel = whole(found, folder)
     model.eval()
     return model
 

@@ -93,7 +93,7 @@ class EnsembleRecipe(Strict):
 
     @property
     def cut_at(self) -> int | None:
-        """Returns the tokens a text is cut at; None, what model and tokenizer take, where nothing is trained."""
+        """Returns the tokens a text is cut at; None, at most 512 as anywhere, where nothing is trained."""
         return 128 if self.max_length is None and self.epochs else self.max_length
 
     @property

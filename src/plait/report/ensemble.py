@@ -70,7 +70,8 @@ def sentence(report: Mapping[str, Any]) -> str:
     method, examples = recipe["method"]["name"], report["data"]["examples"]
     if method == "mc_dropout":
         who = f"one model from {start}, asked {members} times with dropout,"
-    return f"{who} by Plait with `{method}`{sharing}, trained on {examples} examples"
+    trained = f"trained on {examples} examples" if examples else "put together without training"
+    return f"{who} by Plait with `{method}`{sharing}, {trained}"
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:

@@ -49,11 +49,18 @@ def _has_weights(folder: Path) -> bool:
 
 
 def check_state(folder: Path, run: Mapping[str, Any]) -> None:
-    """Notes what is trained beside its state; refuses to go on from the state of something else."""
+    """Notes what is trained beside its state; refuses to go on from the state of something else.
+
+    Raises:
+        PlaitError: the state is of another run, or what it is of cannot be read.
+    """
     if not first():
         return
     record = folder / "run.json"
-    found = json.loads(record.read_text()) if record.is_file() else dict(run)
+    try:
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else dict(run)
+    except ValueError as error:
+        raise PlaitError(f"{record}: is damaged ({error}); start again without resume") from error
     if changed := [
         f"{name} was {found.get(name)}, is {run.get(name)}"
         for name in dict.fromkeys((*run, *found))
@@ -63,7 +70,9 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(dict(run)) + "\n")
+    fresh = record.with_suffix(".new")  # a record that is there is whole, whenever the run is killed
+    fresh.write_text(json.dumps(dict(run)) + "\n", encoding="utf-8")
+    fresh.replace(record)
 
 
 def last_state(folder: Path) -> str | None:

@@ -11,7 +11,8 @@ def batchensemble(task: Scalar, *, spread: float = 0.1) -> Terms:  # noqa: ARG00
     """Returns the members' losses, (1/M) Σ_j task(z_j, y), where member j has weights W ∘ s_j r_jᵀ  (eq. 1).
 
     Differs from the paper in the start: r and s are 1 plus noise instead of random signs, which would undo what the
-    encoder has learnt; and in biases, which are everybody's. All linear layers above the embeddings have them.
+    encoder has learnt; and in biases, which are everybody's. All linear layers above the embeddings have them;
+    those of DeBERTa that also project positions have none.
 
     Args:
         task: The members' mean loss.
