@@ -14,7 +14,8 @@ from plait.checkpoints.source import Checkpoint
 _OF_TRAINING = re.compile(
     r"dropout|initializer|_drop$|^use_cache$|^gradient_|^deterministic_|^reference_compile$"
 )
-_OF_HEADS = re.compile(r"^classifier_|^summary_|^pooler_|^decoder_|^sparse_|^tie_|^is_decoder$|^legacy$")
+_OF_CLASSIFIERS = re.compile(r"^classifier_|^summary_|^pooler_")
+_OF_LANGUAGE_MODELS = re.compile(r"^decoder_|^sparse_|^tie_|^is_decoder$|^legacy$")
 _OF_TEXTS = re.compile(r"^(bos|eos|cls|sep|unk|mask)_token_id$|^vocab_size$|^add_cross_attention$")
 _UNDECLARED = {  # DeBERTa reads these though its configuration class does not declare them
     "share_att_key", "position_buckets", "norm_rel_ebd", "conv_kernel_size", "conv_act", "conv_groups",
@@ -23,11 +24,11 @@ _UNDECLARED = {  # DeBERTa reads these though its configuration class does not d
 
 
 def body_settings(config: PretrainedConfig, *, heads: bool = False) -> dict[str, Any]:
-    """Returns the settings on which the encoder's output depends, and with `heads` also what a head makes of it.
+    """Returns the settings on which the encoder's output depends, and with `heads` also what classifiers make of it.
 
     Those of training and records do not count. The vocabulary's size shows in the shapes.
     """
-    ignored = (_OF_TRAINING, _OF_TEXTS, *(() if heads else (_OF_HEADS,)))
+    ignored = (_OF_TRAINING, _OF_TEXTS, _OF_LANGUAGE_MODELS, *(() if heads else (_OF_CLASSIFIERS,)))
     declared = set(type(config)().to_dict()) - set(PretrainedConfig().to_dict())
     found = config.to_dict()
     return {
