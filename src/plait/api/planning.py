@@ -86,10 +86,10 @@ class Plan:
         return source.header(source.body[parameter])
 
     def megabytes(self) -> float:
-        """Returns the size of the output: one body and a head per task."""
+        """Returns the size of the output: one body, and a head and pooler per task."""
         body = (self._first(name) for name in self.alignment.owners)
         firsts = [self.sources[members[0]] for members in self.alignment.tasks.values()]
-        heads = (s.header(stored) for s in firsts for stored in s.head.values())
+        heads = (s.header(stored) for s in firsts for stored in self.alignment.own(s).values())
         return float(sum(h.end - h.start for h in (*body, *heads))) / 1e6
 
 
@@ -234,7 +234,7 @@ def plan(
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
     elif "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
-    alignment = align(sources, base=base, tasks=recipe.tasks())
+    alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)
     inputs = read_inputs(recipe, method, estimator_of(rule, method), sources, objects, judged or {})

@@ -101,14 +101,16 @@ def shrunk(job: Plan, count: int) -> Any:
 
 
 def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
-    """Writes one task's config and head; sources that share a task have their heads averaged, labels aligned."""
+    """Writes one task's config, head and pooler; sources that share a task have theirs averaged, labels aligned."""
     folder.mkdir(parents=True)
     members = job.alignment.tasks[task]
     sources = [job.sources[i] for i in members]
     every = job.recipe.weights()
     weights = None if every is None or not any(every[i] for i in members) else [every[i] for i in members]
-    heads = [parts.head(s, job.alignment.head_rows.get(s.name)) for s in sources]
-    names = list(sources[0].head)
+    own = [job.alignment.own(source) for source in sources]
+    rows = job.alignment.head_rows
+    heads = [parts.head(s, rows.get(s.name), stored) for s, stored in zip(sources, own, strict=True)]
+    names = list(own[0])
     if names:
         save_tensors(folder, dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype)))
     with_dtype(sources[0].config, dtype).save_pretrained(folder)

@@ -155,4 +155,13 @@ def topology(config: PretrainedConfig) -> Topology:
     )
 
 
-__all__ = ["FAMILIES", "Axis", "Part", "Place", "Topology", "topology"]
+def pooler_parameters(config: PretrainedConfig, parameters: Iterable[str]) -> tuple[str, ...]:
+    """Returns those body-relative names that belong to the pooler; none for a family without a table."""
+    if config.model_type not in FAMILIES:
+        return ()
+    table = topology(config)
+    places = ((name, table._find(name)) for name in parameters)
+    return tuple(name for name, place in places if place is not None and place.part is Part.POOLER)
+
+
+__all__ = ["FAMILIES", "Axis", "Part", "Place", "Topology", "pooler_parameters", "topology"]

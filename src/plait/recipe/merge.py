@@ -70,6 +70,7 @@ class MergeRecipe(Strict):
     sources: dict[PlainName, Source] = Field(min_length=1)
     base: Text | None = None
     method: Method | None = None
+    merge_pooler: bool = False
     output: Text
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
