@@ -22,6 +22,7 @@ from plait.registry import Entry
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS
 from plait.statistics.statistics import load_statistics
+from plait.training.state import check_accelerate
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Plan:
                 for task, members in self.alignment.tasks.items()
             },
             "base": self.alignment.base.origin if self.alignment.base else None,
+            "refine": self.recipe.refine or 0,
+            "refine_texts": sum(len(texts) for texts in self.inputs.texts.values()),
             "shared_parameters": sum(prod(h.shape) for h in parameters.values()),
             "megabytes_read": round(
                 sum(h.end - h.start for s in self.sources for h in s.headers.values()) / 1e6, 2
@@ -166,6 +169,20 @@ def check_output(recipe: MergeRecipe, *, overwrite: bool) -> None:
             )
 
 
+def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` when a source has no texts to refine the result or align its head on."""
+    wanted = [f"--refine {recipe.refine}"] if recipe.refine else []
+    wanted += [f"--align-heads {recipe.align_heads}"] if recipe.align_heads not in (None, "none") else []
+    bare = [n for n, s in recipe.sources.items() if not (s.data or n in data)]
+    if wanted and bare:
+        raise RecipeError(
+            f"{' and '.join(wanted)} needs texts of {', '.join(bare)} (labels play no part): give "
+            f"--data {bare[0]}=FILE, or leave it out"
+        )
+    if recipe.refine:
+        check_accelerate()
+
+
 def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
     """Raises `RecipeError` when data is missing where the method needs it."""
     if not {"importances", "grams"} & set(rule.inputs):
@@ -223,6 +240,7 @@ def plan(
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
     check_data(recipe, rule, objects)
+    check_texts(recipe, objects)
     check_weights(recipe)
     sources = tuple(
         open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)

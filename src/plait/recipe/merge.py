@@ -71,6 +71,15 @@ class MergeRecipe(Strict):
     base: Text | None = None
     method: Method | None = None
     merge_pooler: bool = False
+    align_heads: Literal["none", "shift", "ridge"] | None = None
+    refine: int | None = Field(default=None, ge=0)
+    refine_texts: int = Field(default=256, ge=2)
+    refine_on: Literal["logits", "hidden"] = "logits"
+    refine_heads: bool = False
+    refine_dropout: bool = False
+    refine_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    refine_batch_size: int = Field(default=16, ge=1)
+    refine_precision: Literal["float32", "bfloat16"] = "float32"
     output: Text
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
