@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -33,7 +34,10 @@ SHAPES = {
     "scalar": (),
     "stack": (3, 4, 5),
     "crumb": (1, 1),
+    "layers.0.wide.weight": (6, 8),
+    "layers.1.tall.weight": (8, 6),
 }
+DEPTHS = {"embedding.weight": 0.0, "layers.0.wide.weight": 0.0}
 NAMES = [*SHAPES, "ids"]
 
 
@@ -170,6 +174,9 @@ def test_the_engine_supplies_what_the_rule_asks_for(rule: str) -> None:
     settings = settings_for(rule, count)
     found = dict(combine([Held(f"s{i}", h) for i, h in enumerate(held)], NAMES, entry, **settings))
     base = tensors(0, move=0.0)
+    density, outliers = (
+        entry.options[name].default if name in entry.options else 0.0 for name in ("density", "outliers")
+    )
     for name, shape in SHAPES.items():
         params = torch.stack([h[name] for h in held])
         weighed = [importances(i).of(name) for i in range(count)]
@@ -183,18 +190,22 @@ def test_the_engine_supplies_what_the_rule_asks_for(rule: str) -> None:
             "grams": torch.stack([grams(i).table[name] for i in range(count)])
             if name == "layer.weight"
             else None,
-            "thresholds": torch.stack([cut(p - base[name], 0.2) for p in params]),
+            "thresholds": torch.stack([cut(p - base[name], math.ceil, density) for p in params]),
+            "ceilings": torch.stack([cut(p - base[name], math.floor, outliers) for p in params]),
+            "depth": DEPTHS.get(name, 1.0),
             "draws": torch.stack(
                 [uniform(0, f"s{i}", name, 0, params[0].numel()).reshape(shape) for i in range(count)]
             ),
         }
-        wanted = entry.function(**{key: supplied[key] for key in entry.inputs})
+        called = entry if name.startswith("layers.") else RULES[entry.facts.get("elsewhere", rule)]
+        wanted = called.function(**{key: supplied[key] for key in called.inputs})
         torch.testing.assert_close(found[name], wanted, rtol=1e-6, atol=1e-7)
 
 
-def cut(change: Tensor, density: float) -> Tensor:
+def cut(change: Tensor, rounding: Callable[[float], int], share: float) -> Tensor:
     ranked = change.abs().reshape(-1).sort(descending=True).values
-    return ranked[-(-len(ranked) * int(density * 10) // 10) - 1]
+    k = rounding(round(share * len(ranked), 9))
+    return ranked[k - 1] if k else torch.tensor(torch.inf)
 
 
 def test_sources_are_left_alone(tmp_path: Path) -> None:
@@ -233,9 +244,9 @@ def test_memory_is_that_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(pieces.Desk, "stack", watched)
     sources = [part(f"s{i}", tmp_path, tensors(i)) for i in range(3)]
-    for rule in ("average", "ties", "fisher"):
+    for rule in ("average", "ties", "fisher", "breadcrumbs", "lines", "della", "actmerge", "svc"):
         write_merged(tmp_path, sources, ["embedding.weight", "stack"], RULES[rule], **settings_for(rule, 3))
-    # fisher's pieces are whole rows, the longest of which has 20 entries
+    # pieces of fisher and della are whole rows, the longest of which has 20 entries
     assert max(asked) <= 4 * 20
 
 
@@ -477,5 +488,8 @@ def test_torch_threads_are_given_back() -> None:
         torch.set_num_threads(1)
 
 
-def test_only_elementwise_rules_are_cut() -> None:
-    assert {n for n in RULES if Law.ELEMENTWISE not in laws(RULES[n])} == {"regmean", "slerp"}
+def test_which_rules_are_not_cut() -> None:
+    of_a_matrix = {"actmerge", "wudi", "ace", "tsv", "iso", "svc", "cart"}
+    assert {n for n in RULES if "elsewhere" in RULES[n].facts} == of_a_matrix
+    whole = {n for n in RULES if not laws(RULES[n]) & {Law.ELEMENTWISE, Law.ROWWISE}}
+    assert whole == of_a_matrix | {"regmean", "slerp", "model_stock", "karcher"}

@@ -6,13 +6,16 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from plait.checkpoints.topology import Topology
 from plait.checkpoints.writer import DTYPES, Slot
 from plait.errors import MergeError, RecipeError, listed
+from plait.merging.layout import Layout
 from plait.merging.parts import TensorSource
 from plait.merging.rule import RULES, RuleEntry
 
@@ -39,15 +42,30 @@ class Job:
     base: TensorSource | None
     options: Mapping[str, Any]
     seed: int
+    topology: Topology | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Returns which parameters are linear weights of layers, and how deep each lies."""
+        return Layout([slot.name for slot in self.slots], self.topology)
 
     def rule_for(self, slot: Slot) -> RuleEntry:
-        """Returns the rule of a parameter: the average where the rule needs a base and the base lacks it."""
-        lacking = "base" in self.rule.inputs and (self.base is None or slot.name not in self.base)
-        return RULES["average"] if lacking else self.rule
+        """Returns the rule of a parameter.
+
+        That is the average where the rule needs a base and the base lacks it, and what the rule's fact `elsewhere`
+        names where the parameter is not a linear weight of a layer.
+        """
+        if "base" in self.rule.inputs and (self.base is None or slot.name not in self.base):
+            return RULES["average"]
+        elsewhere = self.rule.facts.get("elsewhere")
+        if elsewhere is None or self.layout.is_linear(slot.name, slot.shape):
+            return self.rule
+        return RULES[elsewhere]
 
     def options_for(self, rule: RuleEntry) -> Mapping[str, Any]:
-        """Returns the options with which a rule is called."""
-        return self.options if rule is self.rule else {}
+        """Returns the options with which a rule is called: those of the merge that it has."""
+        defaults = {name: option.default for name, option in self.rule.options.items()}
+        return {name: value for name, value in {**defaults, **self.options}.items() if name in rule.options}
 
 
 def prepare(
@@ -62,8 +80,11 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    topology: Topology | None = None,
 ) -> Job:
     """Returns the checked merge; nothing but headers has been read.
+
+    Without a topology, names and shapes say which parameters are linear weights of layers and how deep they lie.
 
     Raises:
         RecipeError: options, weights or inputs that do not suit the rule.
@@ -88,6 +109,7 @@ def prepare(
         base=base,
         options=dict(options or {}),
         seed=seed,
+        topology=topology,
     )
 
 

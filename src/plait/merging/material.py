@@ -43,6 +43,8 @@ class Material:
             "typical": lambda: torch.tensor([mean_of(tensor) for tensor in self._importances]),
             "grams": lambda: grams_of(job, slot),
             "thresholds": lambda: thresholds.of(job, slot, files),
+            "ceilings": lambda: thresholds.of(job, slot, files, "outliers"),
+            "depth": lambda: job.layout.depth(slot.name),
         }
         if name in fixed:
             value = fixed[name]()
@@ -57,6 +59,8 @@ class Material:
 
     def pieces(self) -> Iterator[Piece]:
         """Yields the pieces in which the rule may see the parameter."""
+        if Law.ROWWISE in laws(self.rule) and len(self.slot.shape) > 1:
+            return row_pieces(self.slot)
         if Law.ELEMENTWISE not in laws(self.rule):
             return iter([whole(self.slot)])
         dense = all(
@@ -72,11 +76,12 @@ class Material:
         """
         everyone = self.desk.stack(self._all, piece)
         params, base = (everyone[:-1], everyone[-1]) if self._based else (everyone, None)
+        # Reading the result tells about the sources too when the rule lets nothing that is not finite pass.
+        if Law.PROPAGATES not in laws(self.rule) and not is_finite(everyone):
+            raise not_finite(self.job, self.slot, params, base)
         inputs = {name: pick(piece, params, base) for name, pick in self._picks.items()}
         result: Tensor = self.rule.function(**inputs, **self.job.options_for(self.rule))
-        # Reading the result tells about the sources too when the rule lets nothing that is not finite pass.
-        suspects = [result] if Law.PROPAGATES in laws(self.rule) else [result, everyone]
-        if not all(is_finite(tensor) for tensor in suspects):
+        if not is_finite(result):
             raise not_finite(self.job, self.slot, params, base)
         return result
 
@@ -180,6 +185,10 @@ def grams_of(job: Job, slot: Slot) -> Tensor | None:
             found_shape, wanted = list(tensor.shape), list(slot.shape)
             raise MergeError(
                 f"{slot.name}: the Gram matrix of {source.name} is {found_shape}, the weight {wanted}"
+            )
+        if not is_finite(tensor):
+            raise MergeError(
+                f"{slot.name}: the Gram matrix of {source.name} contains NaN or Inf (estimate it again)"
             )
     return torch.stack(known)
 

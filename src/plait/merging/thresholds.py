@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from plait.merging.pieces import Desk, Feed, Files, Piece, flat_pieces
 Magnitudes = npt.NDArray[np.float32]
 Stream = Callable[[], Iterator[Magnitudes]]
 """Passes over the magnitudes of all sources, [n, m] at a time, anew at each call; an item lives until the next."""
+Share = Literal["density", "outliers"]
+"""The option that says how many of the greatest magnitudes count."""
 
 BLOCK = 256
 SMALL = 2**15
@@ -38,6 +40,11 @@ ROOM = 2**21
 def kept(density: float, size: int) -> int:
     """Returns k, how many of `size` entries survive: ⌈density · size⌉, guarded against rounding of the product."""
     return min(size, max(0, math.ceil(density * size - 1e-9 * size)))
+
+
+def dropped(share: float, size: int) -> int:
+    """Returns how many of `size` entries are outliers: ⌊share · size⌋, guarded like `kept`; none of a few."""
+    return min(size, max(0, math.floor(share * size + 1e-9 * size)))
 
 
 @dataclass(frozen=True)
@@ -203,19 +210,28 @@ class Thresholds:
         """Knows nothing yet; `threads` work on those of the whole model."""
         self._lock = threading.Lock()
         self._threads = threads
-        self._model: Tensor | None = None
+        self._model: dict[str, Tensor] = {}
 
-    def of(self, job: Job, slot: Slot, files: Files) -> Tensor:
-        """Returns per source the least magnitude that survives in a parameter."""
-        density = float(setting(job, "density"))
+    def of(self, job: Job, slot: Slot, files: Files, share: Share = "density") -> Tensor:
+        """Returns per source the least magnitude among the greatest of a parameter.
+
+        Those are the share of its entries that the option `density` keeps, or that the option `outliers` drops.
+        """
         if setting(job, "scope") == "tensor":
-            return thresholds([Changes(job, slot, files)], density, SAMPLE, 1)
+            return least(job, [Changes(job, slot, files)], share, SAMPLE, 1)
         with self._lock:
-            if self._model is None:
+            if share not in self._model:
                 slots = [s for s in job.slots if s.dtype.is_floating_point and job.rule_for(s) is job.rule]
                 everything = [Changes(job, s, files) for s in slots]
-                self._model = thresholds(everything, density, MODEL_SAMPLE, self._threads)
-            return self._model
+                self._model[share] = least(job, everything, share, MODEL_SAMPLE, self._threads)
+            return self._model[share]
+
+
+def least(job: Job, changes: Sequence[Changes], share: Share, sample: int, threads: int) -> Tensor:
+    """Returns per source the least magnitude among the greatest, how many being what the option says."""
+    size = sum(change.size for change in changes)
+    count = (kept if share == "density" else dropped)(float(setting(job, share)), size)
+    return thresholds(changes, count, sample, threads)
 
 
 def setting(job: Job, name: str) -> Any:
@@ -223,11 +239,10 @@ def setting(job: Job, name: str) -> Any:
     return job.options.get(name, job.rule.options[name].default)
 
 
-def thresholds(changes: Sequence[Changes], density: float, sample: int, threads: int) -> Tensor:
-    """Returns per source the exact k-th greatest magnitude; infinite where nothing is kept, 0 where everything is."""
+def thresholds(changes: Sequence[Changes], k: int, sample: int, threads: int) -> Tensor:
+    """Returns per source the exact k-th greatest magnitude; infinite where k is 0, and 0 where k is everything."""
     size = sum(change.size for change in changes)
     streams = [change.pieces for change in changes]
-    k = kept(density, size)
     if k in (0, size):
         return torch.full((changes[0].sources,), math.inf if k == 0 else 0.0)
     if size <= SMALL:

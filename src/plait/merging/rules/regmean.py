@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from torch import Tensor
 
 from plait.merging.rule import RULES, Law
 from plait.merging.rules.average import average
@@ -13,10 +16,16 @@ from plait.tensors import Coefficients, Grams, Parameter, Stack
     "regmean",
     paper="arXiv:2212.09849",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES},
-    limits={"alpha": (0.0, 1.0), "ridge": (0.0, 1.0)},
+    limits={"alpha": (0.0, 1.0), "ridge": (0.0, 10.0)},
 )
 def regmean(
-    params: Stack, grams: Grams | None, weights: Coefficients, *, alpha: float = 0.9, ridge: float = 1e-6
+    params: Stack,
+    grams: Grams | None,
+    weights: Coefficients,
+    *,
+    alpha: float = 0.9,
+    ridge: float = 1e-6,
+    scale_grams: Literal["none", "trace"] = "none",
 ) -> Parameter:
     """Returns the weight whose outputs are nearest, in the least-squares sense, to those of every source.
 
@@ -24,8 +33,10 @@ def regmean(
 
     Parameters without a Gram (biases, embeddings, norms) get the λ-average.
 
-    Differs from the paper in a small ridge ε·mean(diag Σ λ_j G̃_j): it pulls directions that no input reached towards
-    the λ-average instead of leaving them to rounding, so that a Gram matrix without full rank is no trouble.
+    Differs from the paper in a ridge ε·mean(diag Σ λ_j G̃_j): it pulls directions that no input reached towards the
+    λ-average instead of leaving them to rounding, so that a Gram matrix without full rank is no trouble. With ε = 0 the
+    equation is solved as published, and where it has many solutions the one nearest to the λ-average is taken. And in
+    the choice of Gram matrices of equal trace: those of sources whose inputs are larger then count no more than others.
 
     Args:
         params: the parameter of the sources.
@@ -33,6 +44,7 @@ def regmean(
         weights: λ.
         alpha: how much of the off-diagonal counts.
         ridge: ε.
+        scale_grams: `trace` divides each G by its trace; `none`, as published, takes it as it is.
     """
     mean: Parameter = average(params, weights)
     if grams is None:
@@ -41,10 +53,34 @@ def regmean(
     # difference to the mean is the same equation, with the ridge pulling towards the mean.
     total, shift = torch.zeros(()), torch.zeros(())
     for parameter, gram, weight in zip(params, grams, weights.tolist(), strict=True):
-        kept = gram.double() * (alpha * weight)
-        kept.diagonal().copy_(gram.diagonal().double() * weight)
+        counted = weight * _scale(gram, scale_grams)
+        kept = gram.double() * (alpha * counted)
+        kept.diagonal().copy_(gram.diagonal().double() * counted)
         total = total + kept
         shift = shift + kept @ (parameter - mean).double().T
-    total.diagonal().add_(max(ridge * float(total.diagonal().mean()), torch.finfo(torch.float64).tiny))
-    fitted: Parameter = mean + torch.linalg.solve(total, shift).T.to(mean.dtype)
+    fitted: Parameter = mean + solved(total, shift, ridge * float(total.diagonal().mean())).T.to(mean.dtype)
     return fitted
+
+
+def _scale(gram: Tensor, scale_grams: str) -> float:
+    trace = float(gram.diagonal().double().sum()) if scale_grams == "trace" else 1.0
+    return 1.0 / trace if trace > 0 else 0.0
+
+
+def solved(total: Tensor, shift: Tensor, damping: float) -> Tensor:
+    """Returns X in (A + d·I) X = B for a symmetric A without negative eigenvalues, float64.
+
+    Where A + d·I is singular to working precision, X is the solution of least norm.
+
+    Args:
+        total: A, [i, i]; changed.
+        shift: B, [i, o].
+        damping: d ≥ 0.
+    """
+    total.diagonal().add_(max(damping, torch.finfo(total.dtype).tiny))
+    factor, failed = torch.linalg.cholesky_ex(total)
+    pivots = factor.diagonal()
+    if not int(failed) and bool(pivots.min() > 1e-7 * pivots.max()):
+        return torch.cholesky_solve(shift, factor)
+    nearest: Tensor = torch.linalg.pinv(total, hermitian=True) @ shift
+    return nearest

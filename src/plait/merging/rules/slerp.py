@@ -32,8 +32,9 @@ def slerp(params: Stack, weights: Coefficients) -> Parameter:
     """
     first, second = params
     rest, share = normalized(weights.double()).tolist()
-    length = math.sqrt(_dot(first, first) * _dot(second, second))
-    cosine = _dot(first, second) / length if length > 0 else math.nan
+    products = inner_products(params).tolist()
+    length = math.sqrt(products[0][0] * products[1][1])
+    cosine = products[0][1] / length if length > 0 else math.nan
     angle = math.acos(max(-1.0, min(1.0, cosine)))
     if math.isfinite(cosine) and math.sin(angle) > 1e-6:
         rest, share = (math.sin(part * angle) / math.sin(angle) for part in (rest, share))
@@ -41,7 +42,15 @@ def slerp(params: Stack, weights: Coefficients) -> Parameter:
     return result
 
 
-def _dot(first: Tensor, second: Tensor) -> float:
-    """Returns the inner product in float64, a piece at a time so that nothing large is copied."""
-    pieces = zip(first.reshape(-1).split(PIECE), second.reshape(-1).split(PIECE), strict=True)
-    return sum(float(torch.dot(a.double(), b.double())) for a, b in pieces)
+def inner_products(params: Stack, origin: Parameter | None = None) -> Tensor:
+    """Returns ⟨θ_i − o, θ_j − o⟩ in float64, [n, n], a piece at a time so that nothing large is copied."""
+    result = torch.zeros(len(params), len(params), dtype=torch.float64)
+    flat = params.reshape(len(params), -1)
+    start = 0
+    for piece in flat.split(PIECE, dim=1):
+        entries = piece.double()
+        if origin is not None:
+            entries = entries - origin.reshape(-1)[start : start + entries.shape[1]]
+        result.addmm_(entries, entries.T)
+        start += entries.shape[1]
+    return result
