@@ -322,6 +322,15 @@ def hand_made() -> Iterator[tuple[str, dict[str, Any], list[float]]]:
     yield "ties", {"density": 1.0}, [3.0, 2.0]
     yield "ties", {"density": 0.5}, [3.0, 2.0]
     yield "dare", {"draws": torch.tensor([[0.9, 0.1], [0.9, 0.9]]), "drop": 0.5}, [3.0, 0.0]
+    yield "breadcrumbs", {"density": 1.0, "outliers": 0.0, "scale": 0.5}, [2.0, 2.0]
+    yield "breadcrumbs", {"density": 0.5, "outliers": 0.0, "scale": 1.0}, [3.0, 2.0]
+    yield "breadcrumbs", {"density": 1.0, "outliers": 0.5, "scale": 1.0}, [1.0, 2.0]
+    yield "della", {"drop": 0.5, "epsilon": 0.0}, [5.0, 2.0]
+    gone = {"draws": torch.tensor([[0.9, 0.9], [0.45, 0.39]])}
+    yield "della", {**gone, "drop": 0.5, "epsilon": 0.2}, [1 + 2 / 0.6, 2 + 2 / 0.6]
+    yield "lines", {"alpha": 1.0, "beta": 0.0}, [2.0, 2.0]
+    yield "lines", {"alpha": 1.0, "beta": 0.5, "depth": 1.0}, [3.0, 2.0]
+    yield "model_stock", {}, [1.0, 2.0]
     yield "slerp", {"params": torch.tensor([[2.0, 0.0], [0.0, 2.0]])}, [math.sqrt(2)] * 2
 
 
@@ -340,6 +349,208 @@ def test_worked_by_hand(name: str, changes: dict[str, Any], wanted: list[float])
     )
     found = replace(case, **changes).call(rule)
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
+def given_sources(params: Tensor, base: Tensor, **changes: Any) -> Case:
+    return Case(
+        params=params,
+        weights=changes.pop("weights", torch.ones(len(params))),
+        base=base,
+        importances=torch.ones_like(params),
+        grams=changes.pop("grams", None),
+        draws=torch.full_like(params, 0.999),
+        options=changes,
+    )
+
+
+SEVERAL = [name for name in RULES if "sources" not in RULES[name].facts]
+SHAPES = [(4, 4), (3, 7), (7, 3), (1, 5), (5, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_source_without_weight_is_as_if_not_given(name: str, shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(3)
+    params, base = torch.randn(3, *shape, generator=g), torch.randn(shape, generator=g)
+    with_it = given_sources(params, base, weights=torch.tensor([1.0, 0.0, 2.0]))
+    without = given_sources(params[[0, 2]], base, weights=torch.tensor([1.0, 2.0]))
+    assert close(with_it.call(RULES[name]), without.call(RULES[name]), with_it)
+
+
+ONE = ["average", "actmerge", "wudi", "cart", "fisher", "karcher", "lines", "model_stock", "regmean", "ties"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ONE)
+def test_one_source_comes_back(name: str, shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(4)
+    options = {"lines": {"beta": 0.0}, "ties": {"density": 1.0}}.get(name, {})
+    case = given_sources(torch.randn(1, *shape, generator=g), torch.randn(shape, generator=g), **options)
+    assert close(case.call(RULES[name]), case.params[0], case)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_source_comes_back_from_its_singular_directions(shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(5)
+    case = given_sources(torch.randn(1, *shape, generator=g), torch.randn(shape, generator=g))
+    for name, options in (("tsv", {}), ("svc", {"scale": 1.0}), ("ace", {"level": 0.0})):
+        changed = replace(case, options=options)
+        assert close(changed.call(RULES[name]), case.params[0], case), name
+
+
+def low_rank(g: torch.Generator, n: int, shape: tuple[int, int], rank: int) -> Tensor:
+    return torch.randn(n, shape[0], rank, generator=g) @ torch.randn(n, rank, shape[1], generator=g)
+
+
+MATRICES = [name for name in RULES if "elsewhere" in RULES[name].facts]
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
+@pytest.mark.parametrize("name", MATRICES)
+def test_task_vectors_of_low_rank(name: str, shape: tuple[int, int]) -> None:
+    """Gram matrices have no inverse, sums no full rank; one task vector is nought, and two are equal."""
+    g = torch.Generator().manual_seed(6)
+    base = torch.randn(shape, generator=g)
+    params = base + low_rank(g, 3, shape, 1)
+    params = torch.cat([params, base[None], params[:1]])
+    case = given_sources(params, base)
+    wanted = REFERENCES[name](
+        params=list(params.double().numpy()), base=base.double().numpy(), weights=[1.0] * 5
+    )
+    assert close(case.call(RULES[name]), torch.from_numpy(wanted), case, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["actmerge", "wudi", "ace"])
+def test_without_changes_the_average(name: str) -> None:
+    """Half of the columns move in no source: there nothing is known, and the mean is kept."""
+    g = torch.Generator().manual_seed(7)
+    base, changes = torch.randn(5, 8, generator=g), torch.randn(3, 5, 8, generator=g)
+    changes[..., 4:] = 0.0
+    found = given_sources(base + changes, base).call(RULES[name])
+    torch.testing.assert_close(found[:, 4:], base[:, 4:])
+    still = given_sources(base.expand(3, 5, 8).clone(), base).call(RULES[name])
+    assert torch.equal(still, base)
+
+
+@pytest.mark.parametrize("name", ["actmerge", "wudi", "ace"])
+def test_a_large_ridge_gives_the_average(name: str) -> None:
+    g = torch.Generator().manual_seed(8)
+    case = given_sources(torch.randn(3, 4, 5, generator=g), torch.randn(4, 5, generator=g), ridge=1e8)
+    if name == "ace":
+        case = replace(case, options={"ridge": 1e8, "level": 0.0})
+    assert close(case.call(RULES[name]), case.params.mean(0), case)
+
+
+@pytest.mark.parametrize(("out", "width"), [(3, 40), (40, 3), (12, 25)])
+def test_actmerge_is_regmean_with_other_grams(out: int, width: int) -> None:
+    """Whichever way the system is solved: in the inputs or, where that is smaller, in the rows of all sources."""
+    g = torch.Generator().manual_seed(9)
+    case = given_sources(torch.randn(3, out, width, generator=g), torch.randn(out, width, generator=g))
+    changes = case.params - case.base
+    grams = changes.transpose(1, 2) @ changes
+    wanted = RULES["regmean"].function(case.params, grams, case.weights, alpha=1.0, ridge=0.1)
+    assert close(case.call(RULES["actmerge"]), wanted, case)
+    equal = RULES["regmean"].function(
+        case.params, grams, case.weights, alpha=1.0, ridge=0.01, scale_grams="trace"
+    )
+    assert close(case.call(RULES["wudi"]), equal, case)
+
+
+def test_wudi_leaves_every_source_least_disturbed() -> None:
+    g = torch.Generator().manual_seed(10)
+    base, params = torch.randn(4, 3, generator=g), torch.randn(3, 4, 3, generator=g)
+    changes = (params - base).double()
+    found = given_sources(params, base, ridge=1e-8).call(RULES["wudi"]) - base
+
+    def interference(change: Tensor) -> float:
+        return sum(float(((change - c) @ c.T).square().sum() / c.square().sum()) for c in changes)
+
+    best = interference(found.double())
+    assert all(best < interference(found + 0.01 * torch.randn(4, 3, generator=g)) for _ in range(20))
+
+
+def test_tsv_of_tasks_that_share_nothing_is_their_sum() -> None:
+    base, changes = torch.zeros(4, 4), torch.zeros(2, 4, 4)
+    changes[0, 0, 0], changes[0, 1, 1], changes[1, 2, 3], changes[1, 3, 2] = 4.0, 3.0, 2.0, 1.0
+    torch.testing.assert_close(given_sources(changes, base).call(RULES["tsv"]), changes.sum(0))
+
+
+def test_iso_levels_the_singular_values() -> None:
+    g = torch.Generator().manual_seed(11)
+    base, params = torch.zeros(5, 7), torch.randn(3, 5, 7, generator=g)
+    found = torch.linalg.svdvals(given_sources(params, base, scale=1.0).call(RULES["iso"]))
+    wanted = torch.linalg.svdvals(params.sum(0)).mean()
+    torch.testing.assert_close(found, wanted.expand(5))
+
+
+def test_svc_undoes_what_equal_tasks_add_up() -> None:
+    """Three equal sources summed are three times too far; calibrated they are where each of them is."""
+    g = torch.Generator().manual_seed(12)
+    base, one = torch.randn(5, 7, generator=g), torch.randn(5, 7, generator=g)
+    case = given_sources(one.expand(3, 5, 7).clone(), base, scale=1.0)
+    assert close(case.call(RULES["svc"]), one, case)
+
+
+def test_ace_levels_the_strongest_directions() -> None:
+    base, params = torch.zeros(4, 4), torch.diag(torch.tensor([8.0, 4.0, 2.0, 1.0]))[None]
+    found = given_sources(params, base, level=0.5).call(RULES["ace"])
+    torch.testing.assert_close(found, torch.diag(torch.tensor([6.0, 6.0, 2.0, 1.0])))
+
+
+def test_karcher_of_two_is_slerp() -> None:
+    g = torch.Generator().manual_seed(13)
+    params = torch.randn(2, 4, 5, generator=g)
+    params[1] *= params[0].norm() / params[1].norm()
+    weights = torch.tensor([1.0, 3.0])
+    case = given_sources(params, params[0], weights=weights)
+    assert close(case.call(RULES["karcher"]), RULES["slerp"].function(params, weights), case)
+
+
+def test_karcher_where_there_is_no_direction() -> None:
+    zeros, one = torch.zeros(2, 3), torch.ones(2, 3)
+    for sources in ([zeros, zeros], [one, -one], [zeros, one, -one]):
+        case = given_sources(torch.stack(sources), zeros)
+        assert close(case.call(RULES["karcher"]), zeros, case)
+    half = given_sources(torch.stack([zeros, one]), zeros)
+    assert close(half.call(RULES["karcher"]), one / 2, half)
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_model_stock_by_the_angle(n: int) -> None:
+    """Right angles: the base. Equal directions: the average. 60 degrees of two: two thirds of the way."""
+    base, stock = torch.zeros(4), RULES["model_stock"]
+    apart, alike = given_sources(torch.eye(n, 4), base), given_sources(torch.ones(n, 4), base)
+    assert close(apart.call(stock), base, apart)
+    assert close(alike.call(stock), torch.ones(4), alike)
+    sixty = given_sources(torch.tensor([[1.0, 0, 0, 0], [0.5, math.sqrt(3) / 2, 0, 0]]), base)
+    assert close(sixty.call(stock), sixty.params.mean(0) * 2 / 3, sixty)
+
+
+def test_regmean_as_published_and_with_grams_that_have_no_inverse() -> None:
+    g = torch.Generator().manual_seed(14)
+    inputs, params = torch.randn(2, 3, 6, generator=g), torch.randn(2, 4, 6, generator=g)
+    grams = inputs.transpose(1, 2) @ inputs
+    found = RULES["regmean"].function(params, grams, torch.ones(2), alpha=0.9, ridge=0.0)
+    shrunk = (0.9 * grams + 0.1 * torch.diag_embed(grams.diagonal(dim1=1, dim2=2))).double()
+    published = torch.linalg.inv(shrunk.sum(0)) @ (shrunk @ params.double().transpose(1, 2)).sum(0)
+    torch.testing.assert_close(found, published.T.float(), rtol=1e-4, atol=1e-5)
+    # Six inputs at most are heard of in one source of rank 3: where it says nothing, it says the mean.
+    bare = RULES["regmean"].function(params, grams[:1].expand(2, 6, 6), torch.ones(2), alpha=1.0, ridge=0.0)
+    torch.testing.assert_close(bare, params.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_grams_of_equal_trace_count_alike() -> None:
+    g = torch.Generator().manual_seed(15)
+    inputs, params = torch.randn(2, 20, 5, generator=g), torch.randn(2, 4, 5, generator=g)
+    grams = inputs.transpose(1, 2) @ inputs
+    louder = grams * torch.tensor([1.0, 1000.0])[:, None, None]
+
+    def merged(some: Tensor, scale: str) -> Tensor:
+        found: Tensor = RULES["regmean"].function(params, some, torch.ones(2), scale_grams=scale)
+        return found
+
+    torch.testing.assert_close(merged(louder, "trace"), merged(grams, "trace"))
+    assert float((merged(louder, "none") - params[1]).abs().max()) < 0.02 * float((params[0] - params[1]).abs().max())
 
 
 def test_regmean_fits_the_outputs_of_all_sources() -> None:

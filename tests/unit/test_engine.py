@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.topology import topology
 from plait.errors import MergeError, RecipeError, SourceError
 from plait.merging import engine, parts, pieces
 from plait.merging.draws import uniform
@@ -429,6 +430,15 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "layer.bias: importances are negative, NaN or Inf"),
     (run("fisher", importances=[Known({"layer.bias": torch.full((8,), float("nan"))})] * 2), MergeError,
      "layer.bias: importances are negative, NaN or Inf"),
+    (run("actmerge", base=BASE, options={"ridge": 0}), RecipeError, "actmerge: ridge is 0 (expected 1e-08 to 1e+08)"),
+    (run("actmerge"), RecipeError, "actmerge needs the model that the sources were fine-tuned from: give it as base"),
+    (run("breadcrumbs", base=BASE, options={"outliers": 2}), RecipeError,
+     "breadcrumbs: outliers is 2 (expected 0 to 1)"),
+    (run("della", base=BASE, options={"drop": 1.0}), RecipeError, "della: drop is 1.0 (expected 0 to 0.999)"),
+    (run("regmean", grams=[grams(0)] * 2, options={"scale_grams": "traces"}), RecipeError,
+     "regmean: scale_grams is 'traces' (did you mean"),
+    (run("regmean", grams=[Known({"layer.weight": torch.full((8, 8), float("nan"))})] * 2), MergeError,
+     "layer.weight: the Gram matrix of a contains NaN or Inf (estimate it again)"),
     (run("regmean", grams=[Known({"layer.weight": torch.ones(3, 3)})] * 2), MergeError,
      "layer.weight: the Gram matrix of a is [3, 3], the weight [8, 8]"),
 ]  # fmt: skip
@@ -486,6 +496,60 @@ def test_torch_threads_are_given_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+MATRICES = [name for name in RULES if "elsewhere" in RULES[name].facts]
+
+
+@pytest.mark.parametrize("rule", MATRICES)
+def test_what_is_no_linear_weight_of_a_layer(rule: str) -> None:
+    """It gets the rule named `elsewhere`, and the options that both have: here SVC's scale."""
+    sources = [Held("a", tensors(1)), Held("b", tensors(2))]
+    base = Held("base", tensors(0, move=0.0))
+    options = {"scale": 0.75} if rule == "svc" else {}
+    found = dict(combine(sources, NAMES, RULES[rule], base=base, options=options))
+    plain = dict(combine(sources, NAMES, RULES[RULES[rule].facts["elsewhere"]], base=base, options=options))
+    others = {name for name in NAMES if not name.startswith("layers.")}
+    assert all(torch.equal(found[name], plain[name]) for name in others)
+    assert not any(torch.equal(found[name], plain[name]) for name in set(NAMES) - others)
+
+
+def test_the_defaults_of_a_rule_hold_elsewhere() -> None:
+    scale = RULES["svc"].options["scale"].default
+    sources, base = [Held("a", tensors(1))], Held("base", tensors(0, move=0.0))
+    found = dict(combine(sources, NAMES, RULES["svc"], base=base))
+    plain = dict(combine(sources, NAMES, RULES["task_arithmetic"], base=base, options={"scale": scale}))
+    assert torch.equal(found["layer.bias"], plain["layer.bias"])
+
+
+def test_the_table_says_what_is_linear(tmp_path: Path) -> None:
+    models = [tiny("bert", "body", seed=seed) for seed in (1, 2)]
+    sources = [Held(f"s{i}", dict(m.state_dict())) for i, m in enumerate(models)]
+    start = Held("base", dict(tiny("bert", "body", drift=0.0).state_dict()))
+    names = [name for name, _ in models[0].named_parameters()]
+    table = topology(models[0].config)
+    job = prepare(sources, names, RULES["actmerge"], base=start, topology=table)
+    by_rule = {slot.name for slot in job.slots if job.rule_for(slot).name == "actmerge"}
+    assert by_rule == {n for n in names if ".layer." in n and n.endswith("weight") and "Norm" not in n}
+    merged = dict(combine(sources, names, RULES["actmerge"], base=start, topology=table))
+    name = "encoder.layer.1.output.dense.weight"
+    params = torch.stack([source.tensors[name] for source in sources])
+    assert torch.equal(merged[name], RULES["actmerge"].function(params, start.tensors[name], torch.ones(2)))
+    pooler = "pooler.dense.weight"
+    assert torch.equal(merged[pooler], sources[0].tensors[pooler] / 2 + sources[1].tensors[pooler] / 2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sources_of_half_precision(rule: str, dtype: torch.dtype) -> None:
+    """Computed in float32 or better and rounded once: as if the same numbers had been given in float32."""
+    count = RULES[rule].facts.get("sources", 3)
+    held = [tensors(seed, dtype) for seed in range(1, count + 1)]
+    full = [{k: v.float() if v.is_floating_point() else v for k, v in h.items()} for h in held]
+    settings = settings_for(rule, count)
+    found = dict(combine([Held(f"s{i}", h) for i, h in enumerate(held)], NAMES, RULES[rule], **settings))
+    wanted = dict(combine([Held(f"s{i}", h) for i, h in enumerate(full)], NAMES, RULES[rule], **settings))
+    assert all(found[n].dtype == dtype and torch.equal(found[n], wanted[n].to(dtype)) for n in SHAPES)
 
 
 def test_which_rules_are_not_cut() -> None:

@@ -15,7 +15,7 @@ from plait.merging.job import Job, prepare
 from plait.merging.parts import Held
 from plait.merging.pieces import Files
 from plait.merging.rule import RULES
-from plait.merging.thresholds import Bracket, Thresholds, by_histogram, kept, kth_greatest
+from plait.merging.thresholds import Bracket, Thresholds, by_histogram, dropped, kept, kth_greatest
 
 SIZE = 50_000
 
@@ -150,6 +150,27 @@ def test_one_threshold_for_the_model(size: int, monkeypatch: pytest.MonkeyPatch)
         params = torch.stack([t[name] for t in tuned])
         wanted = RULES["ties"].function(params, base[name], torch.ones(2), limits)
         assert torch.equal(merged[name], wanted)
+
+
+@pytest.mark.parametrize("scope", ["tensor", "model"])
+@pytest.mark.parametrize("outliers", [0.0, 1e-5, 0.006, 1.0])
+def test_outliers_have_a_limit_of_their_own(outliers: float, scope: str) -> None:
+    changes = [normal(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    sources = [Held(f"s{i}", {"w": change}) for i, change in enumerate(changes)]
+    base = Held("base", {"w": torch.zeros(SIZE)})
+    options = {"density": 0.15, "outliers": outliers, "scope": scope}
+    job = prepare(sources, ["w"], RULES["breadcrumbs"], base=base, options=options)
+    with Files() as files:
+        limits = Thresholds()
+        least, most = (limits.of(job, job.slots[0], files, share) for share in ("density", "outliers"))
+    assert least.tolist() == [brute(c, 0.15) for c in changes]
+    gone = [int((c.abs() >= m).sum()) for c, m in zip(changes, most, strict=True)]
+    assert gone == [dropped(outliers, SIZE)] * 2
+
+
+@pytest.mark.parametrize(("share", "size", "k"), [(0.006, 100, 0), (0.1, 30, 3), (0.5, 3, 1), (0, 5, 0), (1, 5, 5)])
+def test_how_many_are_outliers(share: float, size: int, k: int) -> None:
+    assert dropped(share, size) == k
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
 from plait.merging.engine import combine, write_jobs
 from plait.merging.job import Job, prepare
+from plait.merging.layout import topology_of
 from plait.merging.merged import TASKS
 from plait.merging.rule import RULES
 from plait.statistics.statistics import Statistics
@@ -91,6 +92,7 @@ def group_job(
         options=job.method.options if rule is job.rule else {},
         dtype=dtype,
         seed=job.method.seed,
+        topology=topology_of(job.sources[0].config),
     )
 
 
