@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from plait.cli import invoke
 from plait.data import read_examples
 from plait.merging.refinement import Refinement, SourceTexts, refine
 from plait.merging.refinement import distillation as room
+from plait.merging.refinement.answers import Answers, Form, agreement, divergence
+from plait.merging.refinement.heads import fold
 from plait.training.loop import Schedule
 from tests.models import FAMILIES, save, texts, tiny
 from tests.pipelines.test_families import columns, make
@@ -173,3 +176,88 @@ def test_what_cannot_be_refined_is_said(
     assert invoke([*line, *more, "-o", str(tmp_path / "m")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["shift", "ridge"])
+def test_heads_are_fitted_to_the_merged_encoder(family: str, kind: str, tmp_path: Path) -> None:
+    sources = make(family, HEADS, tmp_path)
+    plain = plait.merge(sources, method="average", out=tmp_path / "plain")
+    merged = plait.merge(
+        sources, method="average", data={head: columns(head) for head in HEADS}, align_heads=kind,
+        align_ridge=0.1, out=tmp_path / "m",
+    )  # fmt: skip
+    one, other = weights(plain.path), weights(merged.path)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    errors = merged.manifest.heads["error"]
+    assert set(errors) == set(HEADS)
+    # A head whose first layer has no bias cannot be shifted.
+    biased = family != "modernbert" or kind == "ridge"
+    assert all(e["after"] < e["before"] for e in errors.values()) or not biased
+    plait.evaluate(merged, {head: columns(head) for head in HEADS})
+
+
+def test_a_fitted_head_reads_what_the_map_gives() -> None:
+    draw = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(6, 4)
+    before = layer.weight.detach().clone(), layer.bias.detach().clone()
+    states = torch.randn(50, 6, generator=draw)
+    turn, shift = torch.eye(6) + 0.2 * torch.randn(6, 6, generator=draw), torch.randn(6, generator=draw)
+    target = states @ turn.T + shift
+    error = fold(layer, states, target, "ridge", 1e-9)
+    assert error["after"] < 1e-10 < error["before"]
+    torch.testing.assert_close(layer(states), target @ before[0].T + before[1], rtol=1e-4, atol=1e-4)
+    moved = torch.nn.Linear(6, 4)
+    weight, bias = moved.weight.detach().clone(), moved.bias.detach().clone()
+    fold(moved, states, target, "shift", 1.0)
+    assert torch.equal(moved.weight, weight)
+    torch.testing.assert_close(moved.bias, bias + weight @ (target - states).mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_strong_ridge_is_a_shift() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states, target = torch.randn(40, 6, generator=draw), torch.randn(40, 6, generator=draw)
+    one, other = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)
+    other.load_state_dict(one.state_dict())
+    fold(one, states, target, "ridge", 1e9)
+    fold(other, states, target, "shift", 1.0)
+    torch.testing.assert_close(one.weight, other.weight)
+    torch.testing.assert_close(one.bias, other.bias)
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_divergences_are_those_of_plain_sums(form: Form) -> None:
+    draw = torch.Generator().manual_seed(2)
+    tokens = form in (Form.TOKENS, Form.SPAN)
+    shape = (3, 5, 2) if tokens else (3, 4)
+    said, target = (torch.randn(shape, generator=draw).double() for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    one = Answers("a", form, None, [], scale=0.7)  # type: ignore[arg-type]
+    found = divergence(one, said, target, mask)
+    wanted = [_slowly(form, *row, 0.7) for row in zip(said, target, mask, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(wanted).double())
+    assert float(divergence(one, target, target, mask).abs().max()) < 1e-12
+    assert float(agreement(one, target, target, mask).min()) > 1 - 1e-12
+
+
+def _slowly(form: Form, said: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, scale: float) -> float:
+    """Returns a divergence of one text by sums over Python numbers."""
+    real = int(mask.sum())
+    match form:
+        case Form.CLASS:
+            return _kl(said.tolist(), target.tolist())
+        case Form.TOKENS:
+            return sum(_kl(said[t].tolist(), target[t].tolist()) for t in range(real)) / real
+        case Form.SPAN:
+            ends = [_kl(said[:real, e].tolist(), target[:real, e].tolist()) for e in range(2)]
+            return sum(ends) / 2
+        case Form.LABELS:
+            pairs = zip(said.tolist(), target.tolist(), strict=True)
+            return sum(_kl([z, 0.0], [y, 0.0]) for z, y in pairs) / len(said)
+    return sum((z - y) ** 2 for z, y in zip(said.tolist(), target.tolist(), strict=True)) / len(said) / scale
+
+
+def _kl(said: list[float], target: list[float]) -> float:
+    p, q = ([math.exp(v) for v in row] for row in (target, said))
+    p, q = ([v / sum(row) for v in row] for row in (p, q))
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))

@@ -13,8 +13,8 @@ from typing import Any
 
 from plait.api.inputs import is_file
 from plait.api.planning import Plan, check_output, plan
+from plait.api.refining import identity, improve
 from plait.api.statistics import gather
-from plait.api.refining import improve
 from plait.api.writing import write_checkpoint
 from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
@@ -23,7 +23,7 @@ from plait.merging.merged import Merged
 from plait.recipe import MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
-from plait.training.state import full_disk, training_state
+from plait.training.state import check_state, full_disk, training_state
 
 logger = logging.getLogger("plait")
 
@@ -41,6 +41,7 @@ def merge(
     evaluate: Mapping[str, Any] | None = None,
     merge_pooler: bool = False,
     align_heads: str | None = None,
+    align_ridge: float = 1.0,
     refine: int | None = None,
     refine_texts: int = 256,
     refine_on: str = "logits",
@@ -71,6 +72,7 @@ def merge(
         evaluate: task -> labelled data to score the result and its sources on.
         merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
         align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`.
+        align_ridge: how strongly `ridge` is held to the states as they are, relative to their mean square.
         refine: passes over texts of `data` in which the merged encoder learns the sources' own answers; labels play no
             part. Default: see docs/merging.md.
         refine_texts: texts of each source for that, a random subset.
@@ -85,8 +87,8 @@ def merge(
         trust_remote_code: whether a source may run its own code; never unless asked.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a refinement that was stopped.
-        options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`, `max_length`, `seed`,
-            and the options of the method.
+        options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`,
+            `max_length`, `seed`, and the options of the method.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
@@ -104,6 +106,7 @@ def merge(
         evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
         merge_pooler=merge_pooler,
         align_heads=align_heads,
+        align_ridge=align_ridge,
         refine=refine,
         refine_texts=refine_texts,
         refine_on=refine_on,
@@ -213,7 +216,8 @@ def run_merge(
         full_disk(out),
         atomic_folder(out, overwrite=overwrite) as folder,
     ):
-        digests = write_checkpoint(job, statistics, folder)
+        check_state(state, identity(job))
+        digests = write_checkpoint(job, statistics, folder, state)
         manifest = describe_result(job, statistics, digests)
         manifest.write(folder)
         manifest = improve(job, manifest, folder, state, resume=resume)

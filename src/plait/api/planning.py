@@ -45,11 +45,18 @@ class Plan:
         """Returns the statistic that the rule needs: an importance, `gram`, or None."""
         return estimator_of(self.rule, self.method)
 
+    @property
+    def forward(self) -> bool:
+        """Returns whether statistics are gathered in forward order, through the layers merged so far."""
+        return in_forward_order(self.rule, self.method)
+
     def resolved(self) -> MergeRecipe:
         """Returns the recipe with its method spelled out: only settings that the method uses."""
         kept = {"name", *self.method.options}
-        if self.estimator is not None:
+        if self.estimator is not None or self.forward:
             kept |= {"examples", "batch_size", "max_length", "seed"}
+        if self.method.forward:
+            kept |= {"forward"}
         if "importances" in self.rule.inputs:
             kept |= {"importance", "labels", "normalize", "per"}
             kept |= {"mapping"} if self.method.importance == "mask_nodes" else set()
@@ -67,6 +74,7 @@ class Plan:
             "combine": "merge",
             "method": self.rule.name,
             "estimator": self.estimator,
+            "forward": self.forward,
             "family": self.alignment.family,
             "sources": {s.name: {"model": s.origin, "architecture": s.architecture} for s in self.sources},
             "tasks": {
@@ -105,6 +113,9 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     """
     rule = RULES[method.name]
     uses = estimator_of(rule, method) if not {"importances", "grams"}.isdisjoint(rule.inputs) else None
+    if method.forward and "grams" not in rule.inputs:
+        raise RecipeError(f"method {rule.name} needs no Gram matrices, so --forward means nothing: leave it out")
+    uses = uses or in_forward_order(rule, method)
     own = ESTIMATION if "importances" in rule.inputs else ("examples", "batch_size", "max_length", "seed")
     known = [*rule.options, *(own if uses or "draws" in rule.inputs else ())]
     unknown = [name for name in method.options if name not in rule.options]
@@ -139,8 +150,15 @@ def check_importance(method: MethodSpec) -> None:
         )
 
 
+def in_forward_order(rule: Entry[Any], method: MethodSpec) -> bool:
+    """Returns whether a rule's statistics are gathered in forward order, through the layers merged so far."""
+    return method.forward or bool(rule.facts.get("forward"))
+
+
 def estimator_of(rule: Entry[Any], method: MethodSpec) -> str | None:
-    """Returns the statistic that a rule needs: an importance, `gram`, or None."""
+    """Returns the statistic that a rule needs of each source beforehand: an importance, `gram`, or None."""
+    if in_forward_order(rule, method):
+        return None
     if "grams" in rule.inputs:
         return "gram"
     return ESTIMATORS[method.importance].name if "importances" in rule.inputs else None
@@ -183,11 +201,19 @@ def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
         check_accelerate()
 
 
-def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
+def check_data(
+    recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any], *, forward: bool = False
+) -> None:
     """Raises `RecipeError` when data is missing where the method needs it."""
     if not {"importances", "grams"} & set(rule.inputs):
         return
     bare = [n for n, s in recipe.sources.items() if not (s.data or s.statistics or n in data)]
+    textless = [n for n, s in recipe.sources.items() if s.statistics and not (s.data or n in data)]
+    if forward and textless:
+        raise RecipeError(
+            f"statistics in forward order depend on all sources, those of {', '.join(textless)} alone are of no use: "
+            f"give --data {textless[0]}=FILE, or leave --forward out and use --method regmean"
+        )
     if bare:
         raise RecipeError(
             f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE or "
@@ -239,7 +265,7 @@ def plan(
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
-    check_data(recipe, rule, objects)
+    check_data(recipe, rule, objects, forward=in_forward_order(rule, method))
     check_texts(recipe, objects)
     check_weights(recipe)
     sources = tuple(
@@ -255,7 +281,8 @@ def plan(
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)
-    inputs = read_inputs(recipe, method, estimator_of(rule, method), sources, objects, judged or {})
+    estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
+    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {})
     return Plan(recipe, method, rule, alignment, inputs)
 
 

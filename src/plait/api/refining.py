@@ -13,19 +13,31 @@ import torch
 from plait.api.planning import Plan
 from plait.checkpoints.source import Checkpoint
 from plait.merging.manifest import Manifest
-from plait.merging.refinement import Refinement, SourceTexts, refine
+from plait.merging.refinement import Refinement, SourceTexts, align_heads, refine
 from plait.training.loop import Schedule
-from plait.training.state import check_state, seeded
+from plait.training.state import seeded
 
 logger = logging.getLogger("plait")
 
 
 def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume: bool) -> Manifest:
     """Returns the manifest of the merge in `folder` after all that its recipe wants done to it."""
+    sources = [texts_of(job, source) for source in job.sources] if job.inputs.texts else []
+    if job.recipe.refine:
+        manifest = replace(manifest, refinement=refined(job, sources, folder, state, resume=resume))
+    if (kind := job.recipe.align_heads) not in (None, "none"):
+        fitted = align_heads(
+            folder, sources, kind, ridge=job.recipe.align_ridge, max_length=job.method.max_length
+        )
+        manifest = replace(manifest, heads={"map": kind, "data": data_of(job), "error": fitted})
+    return manifest
+
+
+def refined(
+    job: Plan, sources: list[SourceTexts], folder: Path, state: Path, *, resume: bool
+) -> dict[str, Any]:
+    """Returns the record of the refinement of the merge in `folder`."""
     recipe = job.recipe
-    if not recipe.refine:
-        return manifest
-    sources = [texts_of(job, source) for source in job.sources]
     settings = Refinement(
         Schedule(
             recipe.refine, recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
@@ -36,12 +48,11 @@ def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume:
         dropout=recipe.refine_dropout,
         max_length=job.method.max_length,
     )  # fmt: skip
-    check_state(state, identity(job, manifest))
     with seeded(job.method.seed):
         found = refine(folder, sources, settings, state=state, resume=resume)
     before, after = found["agreement"]["before"], found["agreement"]["after"]
     logger.info("agreement with the sources on held-back texts: %.3f, before refinement %.3f", after, before)
-    return replace(manifest, refinement={**found, "data": data_of(job)})
+    return {**found, "data": data_of(job)}
 
 
 def texts_of(job: Plan, source: Checkpoint) -> SourceTexts:
@@ -66,11 +77,15 @@ def data_of(job: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def identity(job: Plan, manifest: Manifest) -> dict[str, Any]:
-    """Returns what must be the same for a refinement to be resumed."""
-    recipe = job.resolved().model_dump(
-        mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"}
-    )
-    sources = {name: facts.get("digest") for name, facts in manifest.sources.items()}
-    texts = {name: facts["fingerprint"] for name, facts in data_of(job).items()}
-    return {**recipe, "weights": job.recipe.weights(), "digests": sources, "texts": texts}
+def identity(job: Plan) -> dict[str, Any]:
+    """Returns what must be the same for a merge to be resumed."""
+    recipe = job.resolved().model_dump(mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"})
+    if not (job.forward or job.recipe.refine):
+        return recipe
+    return {
+        **recipe,
+        "weights": job.recipe.weights(),
+        "digests": {source.name: source.digest for source in job.sources},
+        "texts": {name: texts.fingerprint for name, texts in job.inputs.texts.items()},
+        "examples": {name: texts.fingerprint for name, texts in job.inputs.examples.items()},
+    }

@@ -91,6 +91,9 @@ def merge(
     align_heads: Annotated[
         str | None, typer.Option("--align-heads", help="Fit heads to the merged encoder: none, shift or ridge.")
     ] = None,
+    align_ridge: Annotated[
+        float, typer.Option("--align-ridge", help="Of ridge: how strongly heads stay as they are.")
+    ] = 1.0,
     refine: Annotated[
         int | None,
         typer.Option("--refine", min=0, help="Passes in which the result learns the sources' answers; 0: none."),
@@ -143,6 +146,7 @@ def merge(
         evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
         merge_pooler=merge_pooler,
         align_heads=align_heads,
+        align_ridge=align_ridge,
         refine=refine,
         refine_texts=refine_texts,
         refine_on=refine_on,

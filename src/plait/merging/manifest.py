@@ -38,6 +38,7 @@ class Manifest:
     scores: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refinement: Mapping[str, Any] = field(default_factory=dict)
+    heads: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder."""

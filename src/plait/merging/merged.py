@@ -1,8 +1,8 @@
 """A merged checkpoint: one encoder, a head per task; each task is an ordinary transformers model sharing the encoder.
 
 On disk: `config.json` and `model.safetensors` are an ordinary base-model checkpoint (`AutoModel.from_pretrained` reads
-it); `tasks/<name>/` holds a task's config, its head and, where the family has one, its pooler; `plait.json` says what it
-was made of.
+it); `tasks/<name>/` holds a task's config, its head and, where the family has one, its pooler; `plait.json` says what
+it was made of.
 """
 
 from __future__ import annotations
@@ -166,12 +166,10 @@ def pooled(body: nn.Module, encoder: nn.Module, output: Any) -> Any:
     pooler = getattr(body, "pooler", None)
     if pooler is None or pooler is getattr(encoder, "pooler", None):
         return output
-    pooler.to(output.last_hidden_state.device)
     states = output.last_hidden_state
-    if isinstance(pooler, nn.Linear):  # ALBERT: a bare layer, its activation beside it
-        found = body.pooler_activation(pooler(states[:, 0]))  # type: ignore[operator]
-    else:
-        found = pooler(states)
+    pooler.to(states.device)
+    bare = isinstance(pooler, nn.Linear)  # ALBERT: a layer alone, its activation beside it
+    found = body.pooler_activation(pooler(states[:, 0])) if bare else pooler(states)  # type: ignore[operator]
     return type(output)(**{**output, "pooler_output": found})
 
 

@@ -34,6 +34,7 @@ ESTIMATION = (
     "batch_size",
     "max_length",
     "seed",
+    "forward",
 )
 """Keys of `method` that say how statistics are gathered; the others are options of the rule."""
 
@@ -53,6 +54,7 @@ class MethodSpec(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     max_length: int | None = Field(default=None, ge=4)
     seed: int = Field(default=0, ge=0)
+    forward: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class MergeRecipe(Strict):
     method: Method | None = None
     merge_pooler: bool = False
     align_heads: Literal["none", "shift", "ridge"] | None = None
+    align_ridge: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     refine: int | None = Field(default=None, ge=0)
     refine_texts: int = Field(default=256, ge=2)
     refine_on: Literal["logits", "hidden"] = "logits"

@@ -2,5 +2,6 @@
 
 from plait.merging.refinement.answers import SourceTexts
 from plait.merging.refinement.distillation import Refinement, refine
+from plait.merging.refinement.heads import align_heads
 
-__all__ = ["Refinement", "SourceTexts", "refine"]
+__all__ = ["Refinement", "SourceTexts", "align_heads", "refine"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from plait.data import collate, held_back
 from plait.errors import MergeError
@@ -64,8 +65,8 @@ def refine(
     """Returns the record of a refinement; the merged checkpoint in `folder` has been refined in place.
 
     The encoder learns every source's answers on that source's texts: minimise Σ_j λ_j E_x D(source_j(x), merged_j(x)),
-    D by the head (`Form`). Batches mix the sources. After each pass the answers on held-back texts are compared with the
-    sources'; the pass of the greatest agreement is kept, and training ends when a pass no longer raises it.
+    D by the head (`Form`). Batches mix the sources. After each pass the answers on held-back texts are compared with
+    those of the sources; the pass of the greatest agreement is kept, and training ends when a pass no longer raises it.
 
     Args:
         folder: a merged checkpoint that nobody else reads yet.
@@ -80,11 +81,28 @@ def refine(
     """
     merged = Merged(folder)
     names = tuple(dict.fromkeys(source.task for source in sources))
-    models = [merged.task(name).float() for name in names]
-    owners = [has_own_pooler(model, merged.encoder) for model in models]
+    models = {name: merged.task(name).float() for name in names}
+    found = distill(merged.encoder.float(), models, sources, settings, state=state, resume=resume)
+    if found["kept"]:
+        write_back(folder, merged, names if settings.heads else ())
+    return found
+
+
+def distill(
+    encoder: PreTrainedModel,
+    models: Mapping[str, PreTrainedModel],
+    sources: Sequence[SourceTexts],
+    settings: Refinement,
+    *,
+    state: Path,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Returns the record of a refinement of models in memory, by task, that share an encoder; see `refine`."""
+    owners = [has_own_pooler(model, encoder) for model in models.values()]
     own = any(owners)
-    heads = [Head(model, own_pooler=mine) for model, mine in zip(models, owners, strict=True)]
-    network = MultiTask(merged.encoder.float(), heads, [names.index(s.task) for s in sources], own_pooler=own)
+    heads = [Head(model, own_pooler=mine) for model, mine in zip(models.values(), owners, strict=True)]
+    places = [list(models).index(source.task) for source in sources]
+    network = MultiTask(encoder, heads, places, own_pooler=own).eval()
     answers = [
         ask(source, on=settings.on, max_length=settings.max_length, own_pooler=own) for source in sources
     ]
@@ -95,12 +113,10 @@ def refine(
     start = {name: value.detach().clone() for name, value in network.state_dict().items()}
     log = learn(network, texts, settings, state, resume=resume)
     after = judge(network, texts)
-    if kept := after[PREFERENCE] >= before[PREFERENCE]:
-        write_back(folder, merged, names if settings.heads else ())
-    else:
+    if not (kept := after[PREFERENCE] >= before[PREFERENCE]):
         network.load_state_dict(start)
         logger.warning("refinement did not raise the agreement with the sources: the merge stays as it was")
-    return record(settings, texts, log, before, after if kept else before)
+    return {"kept": kept, **record(settings, texts, log, before, after if kept else before)}
 
 
 def learn(
@@ -240,7 +256,7 @@ def _compared(
 ) -> tuple[Tensor, Tensor]:
     mask = inputs["attention_mask"].bool()
     source = torch.full((len(rows),), index, device=mask.device)
-    [said] = network(source, hidden="HIDDEN" == one.form.name, **inputs).values()
+    [said] = network(source, hidden=one.form.name == "HIDDEN", **inputs).values()
     target = padded_to(one.of(rows, said.device), said)
     return agreement(one, said, target, mask).cpu(), divergence(one, said, target, mask).cpu()
 
