@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from plait.api.planning import Plan
 from plait.checkpoints.source import Checkpoint
@@ -31,8 +34,9 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
         state / "layers",
         calibrating,
     )
-    body, donor = (job.sources[0].model(dtype=torch.float32).base_model for _ in range(2))
-    return merge.run(body, donor if calibrating else None)
+    body = job.sources[0].model(dtype=torch.float32).base_model
+    donor = copy.deepcopy(body) if calibrating else None
+    return merge.run(cast(PreTrainedModel, body), cast("PreTrainedModel | None", donor))
 
 
 def batches_of(job: Plan, source: Checkpoint) -> list[dict[str, Tensor]]:

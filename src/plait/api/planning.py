@@ -115,9 +115,9 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     uses = estimator_of(rule, method) if not {"importances", "grams"}.isdisjoint(rule.inputs) else None
     if method.forward and "grams" not in rule.inputs:
         raise RecipeError(f"method {rule.name} needs no Gram matrices, so --forward means nothing: leave it out")
-    uses = uses or in_forward_order(rule, method)
+    sampled = uses is not None or in_forward_order(rule, method) or "draws" in rule.inputs
     own = ESTIMATION if "importances" in rule.inputs else ("examples", "batch_size", "max_length", "seed")
-    known = [*rule.options, *(own if uses or "draws" in rule.inputs else ())]
+    known = [*rule.options, *(own if sampled else ())]
     unknown = [name for name in method.options if name not in rule.options]
     if unknown:
         raise RecipeError(

@@ -25,7 +25,8 @@ def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume:
     sources = [texts_of(job, source) for source in job.sources] if job.inputs.texts else []
     if job.recipe.refine:
         manifest = replace(manifest, refinement=refined(job, sources, folder, state, resume=resume))
-    if (kind := job.recipe.align_heads) not in (None, "none"):
+    kind = job.recipe.align_heads
+    if kind is not None and kind != "none":
         fitted = align_heads(
             folder, sources, kind, ridge=job.recipe.align_ridge, max_length=job.method.max_length
         )
@@ -40,7 +41,7 @@ def refined(
     recipe = job.recipe
     settings = Refinement(
         Schedule(
-            recipe.refine, recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
+            float(recipe.refine or 0), recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
             seed=job.method.seed, precision=recipe.refine_precision,
         ),
         on=recipe.refine_on,

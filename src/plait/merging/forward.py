@@ -147,9 +147,9 @@ class ForwardMerge:
             else:
                 for x, mask in run.at(stage):
                     one.add(x[mask], None, own)
-        inputs: dict[str, Any] = {"grams": torch.stack([m.gram / m.count for m in moments])}  # type: ignore[misc]
+        inputs: dict[str, Any] = {"grams": torch.stack([m.gram / m.count for m in moments])}
         if self.calibrating:
-            inputs["crosses"] = torch.stack([m.cross / m.count for m in moments])  # type: ignore[misc]
+            inputs["crosses"] = torch.stack([m.cross / m.count for m in moments])
         found: dict[str, Tensor] = {}
         for path in stage.paths:
             params = torch.stack([source.read(f"{path}.weight").float() for source in self.sources])

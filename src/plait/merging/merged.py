@@ -161,7 +161,7 @@ def on_encoder(model: PreTrainedModel, encoder: nn.Module) -> PreTrainedModel:
     return copied
 
 
-def pooled(body: nn.Module, encoder: nn.Module, output: Any) -> Any:
+def pooled(body: nn.Module, encoder: nn.Module | None, output: Any) -> Any:
     """Returns an encoder's output with what a task's own pooler makes of it; as it is where the task has none."""
     pooler = getattr(body, "pooler", None)
     if pooler is None or pooler is getattr(encoder, "pooler", None):

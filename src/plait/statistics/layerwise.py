@@ -131,7 +131,7 @@ class Layerwise:
         if until is not None:
             changed[until] = _stop
         for module, forward in changed.items():
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         try:
             yield
         finally:

@@ -215,7 +215,7 @@ class StopWhenLevel(TrainerCallback):
         """Keeps the score's name."""
         self.score = f"eval_{score}"
 
-    def on_evaluate(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Looks at the scores so far, which a resumed run has as well."""
         scores = [entry[self.score] for entry in state.log_history if self.score in entry]
         if len(scores) > 1 and scores[-1] <= max(scores[:-1]):

@@ -81,7 +81,7 @@ def form_of(model: PreTrainedModel, on: On) -> Form:
         return Form.SPAN
     if name.endswith("TokenClassification"):
         return Form.TOKENS
-    problem = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+    problem = model.config.problem_type or ("regression" if model.config.num_labels == 1 else "")
     return {"regression": Form.NUMBER, "multi_label_classification": Form.LABELS}.get(problem, Form.CLASS)
 
 

@@ -41,7 +41,8 @@ class Head(nn.Module):
         output = self(states, pooler_output, inputs)
         if getattr(output, "start_logits", None) is not None:
             return torch.stack((output.start_logits, output.end_logits), -1).float()
-        return output.logits.float()
+        logits: Tensor = output.logits
+        return logits.float()
 
     def features(self, states: Tensor, pooler_output: Tensor | None, inputs: Inputs) -> Tensor:
         """Returns what the head's first linear layer reads: [b, d], or [b, t, d] where it reads every token."""
