@@ -20,7 +20,7 @@ from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import Manifest, Task
 from plait.merging.merged import Merged
-from plait.recipe import MergeRecipe, parse_as
+from plait.recipe import AUTO, ESTIMATION, MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
 from plait.training.state import check_state, full_disk, training_state
@@ -158,8 +158,16 @@ def merge_recipe(
     recipe = parse_as(MergeRecipe, content, "merge")
     if method is None and not options:
         return recipe, objects
-    name = method or ("fisher" if "importance" in options else recipe.resolved_method(objects).name)
+    name = method or default_name(recipe, objects, options)
     return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
+
+
+def default_name(recipe: MergeRecipe, data: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Returns the method where options are given without one: the one that they belong to, else the default."""
+    if "importance" in options:
+        return "fisher"
+    own = set(options) - set(ESTIMATION)
+    return recipe.resolved_method(data).name if own or "forward" in options else AUTO
 
 
 def describe_sources(

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from plait.api.defaults import method_of, refine_of, usable_base
 from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
@@ -21,7 +22,6 @@ from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec
 from plait.registry import Entry
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS
-from plait.statistics.statistics import load_statistics
 from plait.training.state import check_accelerate
 
 
@@ -228,20 +228,6 @@ def check_weights(recipe: MergeRecipe) -> None:
         raise RecipeError("all weights are 0: give at least one source a positive weight")
 
 
-def chosen_method(recipe: MergeRecipe, data: Mapping[str, Any]) -> MethodSpec:
-    """Returns the recipe's method, or the default; statistics that a source brings say which method they are for."""
-    files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
-    if recipe.method is not None or not files:
-        return recipe.resolved_method(data)
-    kinds = {load_statistics(file).estimator for file in files}
-    if len(kinds) > 1:
-        raise RecipeError(
-            f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"
-        )
-    kind = kinds.pop()
-    return MethodSpec(name="regmean") if kind == "gram" else MethodSpec(name="fisher", importance=kind)
-
-
 def check_count(rule: Entry[Any], count: int) -> None:
     """Raises `RecipeError` when a rule merges another number of sources."""
     wanted = rule.facts.get("sources")
@@ -261,22 +247,20 @@ def plan(
         DataError: data that is missing, empty, misnamed, or whose labels a head does not have.
     """
     objects = dict(data or {})
-    method = chosen_method(recipe, objects)
+    sources = open_sources(recipe) if recipe.open else None
+    base = None if sources is None else usable_base(recipe, sources)
+    method = method_of(recipe, objects, base=base is not None)
+    recipe = recipe.model_copy(update={"refine": refine_of(recipe, objects)})
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
     check_data(recipe, rule, objects, forward=in_forward_order(rule, method))
     check_texts(recipe, objects)
     check_weights(recipe)
-    sources = tuple(
-        open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
-        for name, s in recipe.sources.items()
-    )
-    check_sources(sources)
-    base = None
-    if recipe.base is not None:
+    sources = sources or open_sources(recipe)
+    if base is None and recipe.base is not None:
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
-    elif "base" in rule.inputs:
+    elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
     if "importances" in rule.inputs:
@@ -284,6 +268,16 @@ def plan(
     estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
     inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {})
     return Plan(recipe, method, rule, alignment, inputs)
+
+
+def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
+    """Returns the opened sources in order."""
+    sources = tuple(
+        open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
+        for name, s in recipe.sources.items()
+    )
+    check_sources(sources)
+    return sources
 
 
 def check_sources(sources: tuple[Checkpoint, ...]) -> None:

@@ -39,12 +39,16 @@ ESTIMATION = (
 """Keys of `method` that say how statistics are gathered; the others are options of the rule."""
 
 
+AUTO = "auto"
+"""The method that Plait chooses by what it is given."""
+
+
 class MethodSpec(BaseModel):
     """A merging rule, the importance it uses, and the rule's own options (any key the rule declares)."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: Name
+    name: Name = AUTO
     importance: Name = "diagonal"
     mapping: Literal["paper", "structural"] = "paper"
     labels: Literal["given", "sampled", "exact"] = "given"
@@ -89,16 +93,24 @@ class MergeRecipe(Strict):
     trust_remote_code: bool = False
     evaluate: dict[str, Data] = Field(default_factory=dict)
 
-    def resolved_method(self, data: Mapping[str, Any] | None = None) -> MethodSpec:
-        """Returns the method, choosing Plait's default when the recipe names none: see docs/merging.md.
+    @property
+    def open(self) -> bool:
+        """Returns whether the method is left to Plait."""
+        return self.method is None or self.method.name == AUTO
 
-        With data or statistics for every source that is `regmean`; without, it is `average`.
+    def resolved_method(self, data: Mapping[str, Any] | None = None, *, base: bool = False) -> MethodSpec:
+        """Returns the method, choosing Plait's default where the recipe leaves it open: see docs/merging.md.
+
+        Args:
+            data: what is in memory, by source.
+            base: whether the sources' base is at hand.
         """
-        if self.method is not None:
+        if self.method is not None and not self.open:
             return self.method
         known = set(data or {})
         informed = all(s.data or s.statistics or name in known for name, s in self.sources.items())
-        return MethodSpec(name="regmean" if informed else "average")
+        chosen = "actmerge" if base else "regmean" if informed else "average"
+        return (self.method or MethodSpec()).model_copy(update={"name": chosen})
 
     def tasks(self) -> dict[str, str]:
         """Returns source name -> task name; a source without a `task` is its own task."""
