@@ -42,7 +42,7 @@ def test_functions_and_files_are_small() -> None:
     lengths = sorted(body_lines(node) for _, node in functions())
     assert statistics.median(lengths) <= 8
     assert lengths[int(0.9 * len(lengths))] <= 25
-    assert {f.name: n for f in FILES if (n := len(f.read_text().splitlines())) > 300} == {}
+    assert {f.name: n for f in FILES if (n := len(f.read_text().splitlines())) > 500} == {}
     assert {f"{f.name}:{n.name}": body_lines(n) for f, n in functions() if body_lines(n) > 60} == {}
 
 

@@ -34,6 +34,7 @@ class Case:
     draws: Tensor
     options: dict[str, Any]
     depth: float = 0.5
+    crosses: Tensor | None = None
 
     @property
     def typical(self) -> Tensor:
@@ -98,6 +99,8 @@ def cases(draw: st.DrawFn, rule: RuleEntry) -> Case:
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     weights = torch.tensor(draw(st.lists(st.sampled_from([0.25, 1.0, 3.0]), min_size=n, max_size=n)))
     inputs = torch.randn(n, 9, shape[1], generator=g)
+    others = inputs + 0.3 * torch.randn(inputs.shape, generator=g)
+    seen = draw(st.booleans())
     importance_shape = draw(st.sampled_from([(n, 1, 1), (n, shape[0], 1), (n, 1, shape[1]), (n, *shape)]))
     importances = spread(g, *importance_shape).abs() * draw(st.sampled_from([0.0, 1e-12, 1.0, 1e12]))
     return Case(
@@ -105,7 +108,8 @@ def cases(draw: st.DrawFn, rule: RuleEntry) -> Case:
         weights=weights,
         base=entries(g, *shape),
         importances=importances,
-        grams=inputs.transpose(1, 2) @ inputs / 9 if draw(st.booleans()) else None,
+        grams=inputs.transpose(1, 2) @ inputs / 9 if seen else None,
+        crosses=inputs.transpose(1, 2) @ others / 9 if seen else None,
         draws=torch.rand(n, *shape, generator=g),
         options=options_of(draw, rule),
         depth=draw(st.sampled_from([0.0, 0.4, 1.0])),
@@ -133,6 +137,7 @@ def symmetric(rule: RuleEntry, case: Case) -> bool:
         case,
         **{k: getattr(case, k)[back] for k in ("params", "weights", "importances", "draws")},
         grams=None if case.grams is None else case.grams[back],
+        crosses=None if case.crosses is None else case.crosses[back],
     )
     wanted = case.call(rule)
     return close(turned.call(rule), wanted, case, 2e-5 * max(1.0, float(wanted.abs().max())))
@@ -212,6 +217,7 @@ def test_equals_its_reference(name: str, data: st.DataObject) -> None:
         base=case.base.double().numpy(),
         importances=list(case.importances.double().expand_as(case.params).numpy()),
         grams=None if case.grams is None else list(case.grams.double().numpy()),
+        crosses=None if case.crosses is None else list(case.crosses.double().numpy()),
         draws=list(case.draws.numpy()),
         depth=case.depth,
         **case.options,

@@ -46,6 +46,27 @@ def fisher(
     return entry_by_entry(params[0].shape, value)
 
 
+def calibrate(
+    params: Arrays,
+    weights: Sequence[float],
+    grams: Arrays | None,
+    crosses: Arrays | None,
+    ridge: float = 0.05,
+    **_: Any,
+) -> Array:
+    mean = average(params, weights)
+    if grams is None or crosses is None:
+        return mean
+    width = params[0].shape[1]
+    left, right = np.zeros((width, width)), np.zeros((width, params[0].shape[0]))
+    for weight, gram, cross, parameter in zip(weights, grams, crosses, params, strict=True):
+        counted = weight / np.sqrt((gram**2).sum())
+        left += counted * gram
+        right += counted * cross @ parameter.T
+    pull = ridge * np.trace(left) / width
+    return np.linalg.solve(left + pull * np.eye(width), right + pull * mean.T).T
+
+
 def regmean(
     params: Arrays,
     weights: Sequence[float],
@@ -419,6 +440,7 @@ REFERENCES: dict[str, Callable[..., Array]] = {
     "lines": lines,
     "model_stock": model_stock,
     "regmean": regmean,
+    "calibrate": calibrate,
     "slerp": slerp,
     "svc": svc,
     "task_arithmetic": task_arithmetic,

@@ -21,7 +21,7 @@ PASSES = 3
 
 
 def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
-    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open too and texts exist."""
+    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open and texts exist."""
     if recipe.refine is not None:
         return recipe.refine
     informed = all(source.data or name in data for name, source in recipe.sources.items())

@@ -224,7 +224,8 @@ def run_merge(
         full_disk(out),
         atomic_folder(out, overwrite=overwrite) as folder,
     ):
-        check_state(state, identity(job))
+        if job.forward or job.recipe.refine:
+            check_state(state, identity(job))
         digests = write_checkpoint(job, statistics, folder, state)
         manifest = describe_result(job, statistics, digests)
         manifest.write(folder)

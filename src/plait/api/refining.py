@@ -81,8 +81,6 @@ def data_of(job: Plan) -> dict[str, dict[str, Any]]:
 def identity(job: Plan) -> dict[str, Any]:
     """Returns what must be the same for a merge to be resumed."""
     recipe = job.resolved().model_dump(mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"})
-    if not (job.forward or job.recipe.refine):
-        return recipe
     return {
         **recipe,
         "weights": job.recipe.weights(),
