@@ -7,8 +7,8 @@ The sources are the packaged MiniLM-L6 plus changes like those of fine-tuning: o
 matrix, small in vectors. `seconds` is the time of `write_merged` by the clock, reading and writing files on a RAM disk
 with the engine's two threads; `cpu_seconds` that of the processor, which says what a busy machine hides; `load` how
 many processes wanted to run. The plain way reads the same files into memory and computes one parameter after the other
-with `torch.linalg.svd` or `torch.linalg.solve` in float64, in one thread: threads of torch's own wait by spinning, which
-on a busy machine costs more than it brings. Rules take turns. Results, kept at once: results/merge_rules.json.
+with `torch.linalg.svd` or `torch.linalg.solve` in float64, in one thread: threads of torch itself wait by spinning,
+which on a busy machine costs more than it brings. Rules take turns. Results, kept at once: results/merge_rules.json.
 """
 
 from __future__ import annotations
