@@ -30,9 +30,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.topology import topology_of
 from plait.merging import parts
 from plait.merging.engine import write_merged
-from plait.merging.layout import Layout, topology_of
+from plait.merging.layout import Layout
 from plait.merging.rule import RULES
 
 FOLDER = Path(os.environ.get("PLAIT_BENCH", "/dev/shm/plait-bench-merge-rules"))

@@ -5,34 +5,48 @@ Run from the repository root after (or, with --wait, while) `sources.py` makes t
     for i in 0 1; do python experiments/merging/run.py --worker $i/2 --wait & done
 
 Finished cells are skipped; in a cell only the methods that it lacks are computed. Statistics are estimated once per
-source and kept in work-files/.
+source and kept in work-files/. Rows of the first table merge poolers too, as Plait 0.1 did (`--first`); those of the
+second keep each task's own.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from sources import DATA, RESULTS, SEEDS, TASKS, WORK, Task, default_base, folder_of
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plait.checkpoints.source import open_checkpoint
 from plait.checkpoints.topology import topology
-from plait.data import Encoded, Examples, align_labels, batches, encode, read_examples
+from plait.data import Encoded, Examples, align_labels, batches, collate, encode, plan, read_examples
 from plait.evaluation import head_labels, predict_encoded, score
 from plait.merging.engine import combine
+from plait.merging.forward import ForwardMerge
+from plait.merging.merged import with_modules
 from plait.merging.parts import Held
+from plait.merging.refinement import Refinement, SourceTexts
+from plait.merging.refinement.answers import ask
+from plait.merging.refinement.distillation import distill
+from plait.merging.refinement.heads import fold, rows, states_of
+from plait.merging.refinement.model import Head, MultiTask
 from plait.merging.rule import RULES
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.importance import MAPPINGS, NORMALIZATIONS, Importance, as_importance
 from plait.statistics.statistics import Statistics, load_statistics
+from plait.training.loop import Schedule
 
 ROWS = 300
 EXAMPLES = 256
@@ -43,22 +57,65 @@ ESTIMATORS = ("mask_nodes", "diagonal", "block_traces", "gram")
 
 @dataclass(frozen=True)
 class Method:
-    """A rule with its defaults, and what importance it is told."""
+    """A rule with its defaults or some options, what importance it is told, and what follows it."""
 
     rule: str
     estimator: str | None = None
     mapping: Literal["paper", "structural"] = "paper"
     normalize: Literal["none", "mean", "l2", "tensor"] = "none"
+    own_pooler: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+    forward: bool = False
+    refine: int = 0
+    texts: int = EXAMPLES
+    align: str = ""
 
     @property
     def name(self) -> str:
         """Returns the method as the table names it."""
+        if self.own_pooler:
+            parts = [self.rule, *(f"{name} {value}" for name, value in self.options)]
+            parts += ["forward"] * self.forward + [f"refine {self.refine}"] * bool(self.refine)
+            parts += [f"{self.texts} texts"] * (self.texts != EXAMPLES) + [f"heads {self.align}"] * bool(self.align)
+            return "own pooler: " + ", ".join(parts)
         if self.rule != "fisher":
             return self.rule
         mapping = f" {self.mapping}" if self.estimator == "mask_nodes" else ""
         return f"fisher {self.estimator}{mapping} {self.normalize}"
 
 
+def own(rule: str, *, options: dict[str, Any] | None = None, **more: Any) -> Method:
+    return Method(rule, own_pooler=True, options=tuple((options or {}).items()), **more)
+
+
+REPAIRED = {"scale_grams": "trace", "alpha": 1.0, "ridge": 0.01}
+CORE = (
+    own("average"),
+    own("ties"),
+    own("actmerge"),
+    own("regmean", options=REPAIRED),
+    own("calibrate", options={"ridge": 0.3}),
+    own("actmerge", refine=3),
+    own("regmean", options=REPAIRED, refine=3),
+)
+"""For every set of tasks."""
+WIDE = (
+    own("regmean"),
+    *(own(rule) for rule in ("wudi", "ace", "tsv", "iso", "svc", "cart", "task_arithmetic", "dare")),
+    *(own(rule) for rule in ("breadcrumbs", "della", "model_stock", "karcher", "lines")),
+    *(own("actmerge", options={"ridge": ridge}) for ridge in (0.01, 1.0)),
+    own("regmean", options=REPAIRED, forward=True),
+    own("calibrate"),
+    own("calibrate", options={"own": 0.5}),
+    own("average", refine=3),
+    own("calibrate", options={"ridge": 0.3}, refine=3),
+    own("actmerge", align="shift"),
+    own("actmerge", align="ridge"),
+    own("regmean", options=REPAIRED, align="ridge"),
+    own("actmerge", refine=3, align="ridge"),
+    own("actmerge", refine=3, texts=1024),
+)
+"""For all six tasks."""
 METHODS = (
     Method("average"),
     *(
@@ -146,6 +203,7 @@ def merged(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, torch
     if "importances" in rule.inputs:
         settings["importances"] = [importance(task, seed, method) for task in tasks]
     names = sorted(sources[0].body.tensors)
+    settings |= {"options": dict(method.options), "topology": topology(sources[0].model.config)}
     return dict(combine([one.body for one in sources], names, rule, **settings))
 
 
@@ -168,9 +226,13 @@ def own_scores(task: str, seed: int) -> dict[str, float]:
 
 def run_method(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, Any]:
     start = time.monotonic()
-    body = merged(method, tasks, seed)
+    body = ordered(method, tasks, seed) if method.forward or method.rule == "calibrate" else merged(method, tasks, seed)
     merging = time.monotonic() - start
-    found = {task: scores(task, seed, body) for task in tasks}
+    report: dict[str, Any] = {}
+    if method.refine:
+        body, report = refined(method, body, tasks, seed)
+    refining = time.monotonic() - start - merging
+    found = {task: scored(method, task, seed, body) for task in tasks}
     relative = {task: found[task]["accuracy"] / own_scores(task, seed)["accuracy"] for task in tasks}
     mean = sum(relative.values()) / len(relative)
     return {
@@ -178,32 +240,110 @@ def run_method(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, A
         "relative_by_task": relative,
         "tasks": found,
         "merge_seconds": round(merging, 2),
+        **({"refine_seconds": round(refining, 2), **report} if method.refine else {}),
     }
 
 
-def run_cell(tasks: tuple[str, ...], seed: int) -> None:
+def scored(method: Method, task: str, seed: int, body: dict[str, Tensor]) -> dict[str, float]:
+    """Returns a task's scores with the merged body, its own pooler and a head fitted to it where the method says so."""
+    if not method.own_pooler:
+        return scores(task, seed, body)
+    mine = source(task, seed).body.tensors
+    kept = {name: mine[name] if name.startswith("pooler.") else tensor for name, tensor in body.items()}
+    if not method.align:
+        return scores(task, seed, kept)
+    one = source(task, seed)
+    model = copy.deepcopy(one.model).float()
+    model.base_model.load_state_dict(kept, strict=False)
+    head = Head(model, own_pooler=True)
+    target = ask(texts(task, seed, method.texts), on="hidden", max_length=None, own_pooler=True)
+    network = MultiTask(model.base_model, [head], [0], own_pooler=True).eval()
+    states, layer = states_of(network, target)
+    fold(layer, states, torch.cat([rows(said) for said in target.said]), method.align, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        return score(predict_encoded(model, one.encoded, batch_size=32)["logits"], one.examples)
+
+
+@cache
+def texts(task: str, seed: int, count: int) -> SourceTexts:
+    """Returns a source with unlabelled texts of its training data."""
+    checkpoint = open_checkpoint(folder_of(task, seed), name=task)
+    examples = read_examples(DATA / task / "train.parquet", limit=count, seed=seed)
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.model_max_length = BY_NAME[task].max_length
+    return SourceTexts(
+        task, task, lambda: checkpoint.model(dtype=torch.float32), lambda: tokenizer, examples.unlabelled()
+    )
+
+
+def ordered(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, Tensor]:
+    """Returns the body merged in forward order."""
+    sources = [source(task, seed) for task in tasks]
+    prepared = []
+    for task, one in zip(tasks, sources, strict=True):
+        said = texts(task, seed, method.texts)
+        encoded = encode(said.examples, said.tokenizer(), config=one.model.config, labels=False)
+        prepared.append(
+            [collate([encoded.features[i] for i in part], encoded.padding) for part in plan(encoded, 32)]
+        )
+    calibrating = method.rule == "calibrate"
+    weights, options = torch.ones(len(tasks)), dict(method.options)
+    job = ForwardMerge(
+        [one.body for one in sources], RULES[method.rule], weights, options, prepared, calibrating=calibrating
+    )
+    body = copy.deepcopy(sources[0].model.base_model).float().eval()
+    donor = copy.deepcopy(body) if calibrating else None
+    return {**sources[0].body.tensors, **job.run(body, donor)}
+
+
+def refined(
+    method: Method, body: dict[str, Tensor], tasks: tuple[str, ...], seed: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the body after refinement, and what that reports."""
+    encoder = copy.deepcopy(source(tasks[0], seed).model.base_model).float()
+    encoder.load_state_dict(body, strict=False)
+    models = {}
+    for task in tasks:
+        model = copy.deepcopy(source(task, seed).model).float()
+        model.base_model.load_state_dict(source(task, seed).body.tensors, strict=False)
+        own_body: nn.Module = model.base_model
+        setattr(model, model.base_model_prefix, with_modules(encoder, own_body, {"pooler"}))
+        models[task] = model
+    settings = Refinement(Schedule(method.refine, 1e-4, 16, weight_decay=0.0, seed=seed, precision="bfloat16"))
+    with tempfile.TemporaryDirectory() as folder:
+        learned = [texts(task, seed, method.texts) for task in tasks]
+        found = distill(encoder, models, learned, settings, state=Path(folder))
+    kept = {name: value.detach() for name, value in encoder.state_dict().items() if name in body}
+    return {**body, **kept}, {name: found[name] for name in ("agreement", "passes")}
+
+
+def run_cell(tasks: tuple[str, ...], seed: int, methods: Sequence[Method]) -> None:
     name = "all" if len(tasks) == len(TASKS) else "+".join(tasks)
     file = RESULTS / "cells" / f"{name}-{seed}.json"
     cell = json.loads(file.read_text()) if file.exists() else {}
-    missing = [method for method in METHODS if method.name not in cell.get("methods", {})]
-    if not missing:
-        return
-    found = {
-        **cell.get("methods", {}),
-        **{method.name: run_method(method, tasks, seed) for method in missing},
-    }
+    for method in methods:
+        if method.name not in cell.get("methods", {}):
+            cell = run_one(file, cell, method, tasks, seed)
+
+
+def run_one(
+    file: Path, cell: dict[str, Any], method: Method, tasks: tuple[str, ...], seed: int
+) -> dict[str, Any]:
+    """Returns a cell with one method more, which is on disk by then."""
+    found = {**cell.get("methods", {}), method.name: run_method(method, tasks, seed)}
     cell = {
         "set": list(tasks),
         "seed": seed,
         "settings": {"rows": ROWS, "examples": EXAMPLES, "labels": "given", "evaluation": "bfloat16"},
         "sources": {task: own_scores(task, seed) for task in tasks},
-        "methods": {method.name: found[method.name] for method in METHODS},
+        "methods": found,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(cell, indent=1) + "\n")
     partial.rename(file)
-    print(f"{name} {seed}: average {cell['methods']['average']['relative']:.3f}", flush=True)
+    print(f"{file.stem}: {method.name} {found[method.name]['relative']:.3f}", flush=True)
+    return cell
 
 
 def wait_for(task: Task, seed: int) -> None:
@@ -216,6 +356,8 @@ def main() -> None:
     parser.add_argument("--worker", default="0/1", help="i/n: take every n-th cell, starting at i")
     parser.add_argument("--wait", action="store_true", help="wait for sources that are still being made")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--sets", choices=("all", "pairs"), help="all six tasks, or pairs; default both")
+    parser.add_argument("--first", action="store_true", help="the first table: poolers merged too")
     arguments = parser.parse_args()
     worker, workers = map(int, arguments.worker.split("/"))
     torch.set_num_threads(1)
@@ -224,12 +366,15 @@ def main() -> None:
         for task in TASKS:
             if arguments.wait:
                 wait_for(task, seed)
-        for task in TASKS[worker::workers]:
+        for task in TASKS[worker::workers] if arguments.first else ():
             for estimator in ESTIMATORS:
                 statistics(task.name, seed, estimator)
         for tasks in SETS[(worker + seed) % workers :: workers]:
-            run_cell(tasks, seed)
-        for cached in (source, statistics, importance, own_scores):
+            whole = len(tasks) == len(TASKS)
+            if arguments.sets is None or whole == (arguments.sets == "all"):
+                chosen = METHODS if arguments.first else (*CORE, *WIDE) if whole else CORE
+                run_cell(tasks, seed, chosen)
+        for cached in (source, statistics, importance, own_scores, texts):
             cached.cache_clear()
 
 

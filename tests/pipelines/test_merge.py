@@ -114,7 +114,8 @@ def test_encoder_runs_once_for_all_tasks(merged: Any) -> None:
 
 def test_tasks_share_memory_and_work_in_pipelines(merged: Any) -> None:
     mood, kind = merged.task("mood"), merged.task("type")
-    assert mood.bert is kind.bert is merged.encoder
+    assert mood.bert.encoder is kind.bert.encoder is merged.encoder.encoder
+    assert mood.bert.pooler is not kind.bert.pooler
     classify = pipeline("text-classification", model=mood, tokenizer=merged.tokenizer)
     line = texts(1)[0]
     assert classify(line)[0]["label"] == merged.predict(line, task="mood")[0]["label"]

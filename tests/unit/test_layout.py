@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlamaConfig, T5Config, T5EncoderModel
 
-from plait.merging.layout import Layout, topology_of
+from plait.checkpoints.topology import topology_of
+from plait.merging.layout import Layout
 from tests.models import FAMILIES, tiny
 
 

@@ -47,6 +47,10 @@ def test_default_method_depends_on_data() -> None:
     assert bare.resolved_method({"a": 1, "b": 1}).name == "regmean"
     half = parse_recipe({"sources": {"a": {"model": "x", "data": "d"}, "b": "y"}, "output": "o"})
     assert half.resolved_method().name == "average"
+    assert bare.resolved_method(base=True).name == "actmerge"
+    auto = parse_recipe({"sources": {"a": "x", "b": "y"}, "output": "o", "method": {"examples": 8}})
+    assert auto.open
+    assert auto.resolved_method().examples == 8
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from plait.statistics.statistics import Statistics, load_statistics
 
 @dataclass(frozen=True)
 class Inputs:
-    """Examples and statistics by source, and rows to score on by task."""
+    """Examples, statistics and texts to refine on by source, and rows to score on by task."""
 
     examples: Mapping[str, Examples] = field(default_factory=dict)
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     judged: Mapping[str, Examples] = field(default_factory=dict)
+    texts: Mapping[str, Examples] = field(default_factory=dict)
 
 
 def is_file(entry: Any) -> bool:
@@ -60,7 +61,25 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
             if estimator != "gram" and method.labels == "given":
                 check_labels(found, source)
             examples[source.name] = found
-    return Inputs(examples, statistics, read_judged(recipe, sources, judged))
+    return Inputs(
+        examples,
+        statistics,
+        read_judged(recipe, sources, judged),
+        read_texts(recipe, method, sources, data),
+    )
+
+
+def read_texts(
+    recipe: MergeRecipe, method: MethodSpec, sources: tuple[Checkpoint, ...], data: Mapping[str, Any]
+) -> dict[str, Examples]:
+    """Returns the texts, without labels, that the result is refined on or its heads are aligned on."""
+    if not (recipe.refine or recipe.align_heads not in (None, "none")):
+        return {}
+    given = {s.name: data.get(s.name, recipe.sources[s.name].data) for s in sources}
+    return {
+        name: read(entry, limit=recipe.refine_texts, seed=method.seed).unlabelled()
+        for name, entry in given.items()
+    }
 
 
 def read_judged(

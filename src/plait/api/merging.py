@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +13,17 @@ from typing import Any
 
 from plait.api.inputs import is_file
 from plait.api.planning import Plan, check_output, plan
+from plait.api.refining import identity, improve
 from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
 from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import Manifest, Task
 from plait.merging.merged import Merged
-from plait.recipe import MergeRecipe, parse_as
+from plait.recipe import AUTO, ESTIMATION, MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
+from plait.training.state import check_state, full_disk, training_state
 
 logger = logging.getLogger("plait")
 
@@ -35,10 +39,22 @@ def merge(
     weights: Mapping[str, float] | None = None,
     tasks: Mapping[str, str] | None = None,
     evaluate: Mapping[str, Any] | None = None,
+    merge_pooler: bool = False,
+    align_heads: str | None = None,
+    align_ridge: float = 1.0,
+    refine: int | None = None,
+    refine_texts: int = 256,
+    refine_on: str = "logits",
+    refine_heads: bool = False,
+    refine_dropout: bool = False,
+    refine_rate: float = 1e-4,
+    refine_batch_size: int = 16,
+    refine_precision: str = "float32",
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
     overwrite: bool = False,
+    resume: bool = False,
     **options: Any,
 ) -> Merged:
     """Returns one checkpoint made of several, written to `out`.
@@ -54,12 +70,25 @@ def merge(
         weights: name -> λ, 1 where not given.
         tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
         evaluate: task -> labelled data to score the result and its sources on.
+        merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
+        align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`.
+        align_ridge: how strongly `ridge` is held to the states as they are, relative to their mean square.
+        refine: passes over texts of `data` in which the merged encoder learns the sources' own answers; labels play no
+            part. Default: see docs/merging.md.
+        refine_texts: texts of each source for that, a random subset.
+        refine_on: what is learned: `logits`, or the `hidden` states that the heads read.
+        refine_heads: whether heads are trained too.
+        refine_dropout: whether the encoder's dropout is on.
+        refine_rate: the highest learning rate.
+        refine_batch_size: texts a step.
+        refine_precision: `float32`, or `bfloat16` mixed precision.
         dtype: of the output; default that of the sources.
         max_shard_size: such as `5GB`.
         trust_remote_code: whether a source may run its own code; never unless asked.
         overwrite: whether an existing output is replaced, once the new one is complete.
-        options: `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`, `max_length`, `seed`,
-            and the options of the method.
+        resume: go on with a refinement that was stopped.
+        options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`,
+            `max_length`, `seed`, and the options of the method.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
@@ -75,12 +104,23 @@ def merge(
         weights=weights,
         tasks=tasks,
         evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
+        merge_pooler=merge_pooler,
+        align_heads=align_heads,
+        align_ridge=align_ridge,
+        refine=refine,
+        refine_texts=refine_texts,
+        refine_on=refine_on,
+        refine_heads=refine_heads,
+        refine_dropout=refine_dropout,
+        refine_rate=refine_rate,
+        refine_batch_size=refine_batch_size,
+        refine_precision=refine_precision,
         dtype=dtype,
         max_shard_size=max_shard_size,
         trust_remote_code=trust_remote_code,
         options=options,
     )
-    return run_merge(recipe, data=objects, judged=judged, overwrite=overwrite)
+    return run_merge(recipe, data=objects, judged=judged, overwrite=overwrite, resume=resume)
 
 
 def merge_recipe(
@@ -104,6 +144,8 @@ def merge_recipe(
         problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
         raise RecipeError(listed(problems))
     files, objects = split_data(described, data or {})
+    # What is left at its default is not recorded as if it had been chosen.
+    chosen = {k: v for k, v in settings.items() if v != MergeRecipe.model_fields[k].default}
     content = {
         "sources": {
             n: {**spec, **({"data": files[n]} if n in files else {})} for n, spec in described.items()
@@ -111,13 +153,21 @@ def merge_recipe(
         "base": None if base is None else str(base),
         "output": str(out),
         "evaluate": dict(evaluate or {}),
-        **settings,
+        **chosen,
     }
     recipe = parse_as(MergeRecipe, content, "merge")
     if method is None and not options:
         return recipe, objects
-    name = method or ("fisher" if "importance" in options else recipe.resolved_method(objects).name)
+    name = method or default_name(recipe, objects, options)
     return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
+
+
+def default_name(recipe: MergeRecipe, data: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Returns the method where options are given without one: the one that they belong to, else the default."""
+    if "importance" in options:
+        return "fisher"
+    own = set(options) - set(ESTIMATION)
+    return recipe.resolved_method(data).name if own or "forward" in options else AUTO
 
 
 def describe_sources(
@@ -161,21 +211,31 @@ def run_merge(
     data: Mapping[str, Any] | None = None,
     judged: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Merged:
     """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files."""
     check_output(recipe, overwrite=overwrite)
     job = plan(recipe, data, judged)
     logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), job.rule.name)
     statistics = gather(job)
-    with atomic_folder(Path(recipe.output), overwrite=overwrite) as folder:
-        digests = write_checkpoint(job, statistics, folder)
-        finish(job, statistics, digests, folder)
+    out = Path(os.path.realpath(recipe.output))
+    with (
+        training_state(out, keep=True, resume=resume) as state,
+        full_disk(out),
+        atomic_folder(out, overwrite=overwrite) as folder,
+    ):
+        check_state(state, identity(job))
+        digests = write_checkpoint(job, statistics, folder, state)
+        manifest = describe_result(job, statistics, digests)
+        manifest.write(folder)
+        manifest = improve(job, manifest, folder, state, resume=resume)
+        finish(job, manifest, folder)
+    shutil.rmtree(state, ignore_errors=True)
     return Merged(recipe.output)
 
 
-def finish(job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str], folder: Path) -> None:
+def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
     """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
-    manifest = describe_result(job, statistics, digests)
     manifest.write(folder)
     if job.inputs.judged:
         from plait.api.evaluating import evaluate

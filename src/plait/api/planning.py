@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from plait.api.defaults import method_of, refine_of, usable_base
 from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
@@ -21,7 +22,7 @@ from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec
 from plait.registry import Entry
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS
-from plait.statistics.statistics import load_statistics
+from plait.training.state import check_accelerate
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,18 @@ class Plan:
         """Returns the statistic that the rule needs: an importance, `gram`, or None."""
         return estimator_of(self.rule, self.method)
 
+    @property
+    def forward(self) -> bool:
+        """Returns whether statistics are gathered in forward order, through the layers merged so far."""
+        return in_forward_order(self.rule, self.method)
+
     def resolved(self) -> MergeRecipe:
         """Returns the recipe with its method spelled out: only settings that the method uses."""
         kept = {"name", *self.method.options}
-        if self.estimator is not None:
+        if self.estimator is not None or self.forward:
             kept |= {"examples", "batch_size", "max_length", "seed"}
+        if self.method.forward:
+            kept |= {"forward"}
         if "importances" in self.rule.inputs:
             kept |= {"importance", "labels", "normalize", "per"}
             kept |= {"mapping"} if self.method.importance == "mask_nodes" else set()
@@ -66,6 +74,7 @@ class Plan:
             "combine": "merge",
             "method": self.rule.name,
             "estimator": self.estimator,
+            "forward": self.forward,
             "family": self.alignment.family,
             "sources": {s.name: {"model": s.origin, "architecture": s.architecture} for s in self.sources},
             "tasks": {
@@ -73,6 +82,8 @@ class Plan:
                 for task, members in self.alignment.tasks.items()
             },
             "base": self.alignment.base.origin if self.alignment.base else None,
+            "refine": self.recipe.refine or 0,
+            "refine_texts": sum(len(texts) for texts in self.inputs.texts.values()),
             "shared_parameters": sum(prod(h.shape) for h in parameters.values()),
             "megabytes_read": round(
                 sum(h.end - h.start for s in self.sources for h in s.headers.values()) / 1e6, 2
@@ -86,10 +97,10 @@ class Plan:
         return source.header(source.body[parameter])
 
     def megabytes(self) -> float:
-        """Returns the size of the output: one body and a head per task."""
+        """Returns the size of the output: one body, and a head and pooler per task."""
         body = (self._first(name) for name in self.alignment.owners)
         firsts = [self.sources[members[0]] for members in self.alignment.tasks.values()]
-        heads = (s.header(stored) for s in firsts for stored in s.head.values())
+        heads = (s.header(stored) for s in firsts for stored in self.alignment.own(s).values())
         return float(sum(h.end - h.start for h in (*body, *heads))) / 1e6
 
 
@@ -102,8 +113,11 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     """
     rule = RULES[method.name]
     uses = estimator_of(rule, method) if not {"importances", "grams"}.isdisjoint(rule.inputs) else None
+    if method.forward and "grams" not in rule.inputs:
+        raise RecipeError(f"method {rule.name} needs no Gram matrices, so --forward means nothing: leave it out")
+    sampled = uses is not None or in_forward_order(rule, method) or "draws" in rule.inputs
     own = ESTIMATION if "importances" in rule.inputs else ("examples", "batch_size", "max_length", "seed")
-    known = [*rule.options, *(own if uses or "draws" in rule.inputs else ())]
+    known = [*rule.options, *(own if sampled else ())]
     unknown = [name for name in method.options if name not in rule.options]
     if unknown:
         raise RecipeError(
@@ -136,8 +150,15 @@ def check_importance(method: MethodSpec) -> None:
         )
 
 
+def in_forward_order(rule: Entry[Any], method: MethodSpec) -> bool:
+    """Returns whether a rule's statistics are gathered in forward order, through the layers merged so far."""
+    return method.forward or bool(rule.facts.get("forward"))
+
+
 def estimator_of(rule: Entry[Any], method: MethodSpec) -> str | None:
-    """Returns the statistic that a rule needs: an importance, `gram`, or None."""
+    """Returns the statistic that a rule needs of each source beforehand: an importance, `gram`, or None."""
+    if in_forward_order(rule, method):
+        return None
     if "grams" in rule.inputs:
         return "gram"
     return ESTIMATORS[method.importance].name if "importances" in rule.inputs else None
@@ -166,11 +187,33 @@ def check_output(recipe: MergeRecipe, *, overwrite: bool) -> None:
             )
 
 
-def check_data(recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any]) -> None:
+def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` when a source has no texts to refine the result or align its head on."""
+    wanted = [f"--refine {recipe.refine}"] if recipe.refine else []
+    wanted += [f"--align-heads {recipe.align_heads}"] if recipe.align_heads not in (None, "none") else []
+    bare = [n for n, s in recipe.sources.items() if not (s.data or n in data)]
+    if wanted and bare:
+        raise RecipeError(
+            f"{' and '.join(wanted)} needs texts of {', '.join(bare)} (labels play no part): give "
+            f"--data {bare[0]}=FILE, or leave it out"
+        )
+    if recipe.refine:
+        check_accelerate()
+
+
+def check_data(
+    recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any], *, forward: bool = False
+) -> None:
     """Raises `RecipeError` when data is missing where the method needs it."""
     if not {"importances", "grams"} & set(rule.inputs):
         return
     bare = [n for n, s in recipe.sources.items() if not (s.data or s.statistics or n in data)]
+    textless = [n for n, s in recipe.sources.items() if s.statistics and not (s.data or n in data)]
+    if forward and textless:
+        raise RecipeError(
+            f"statistics in forward order depend on all sources, those of {', '.join(textless)} alone are of no use: "
+            f"give --data {textless[0]}=FILE, or leave --forward out and use --method regmean"
+        )
     if bare:
         raise RecipeError(
             f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE or "
@@ -183,20 +226,6 @@ def check_weights(recipe: MergeRecipe) -> None:
     weights = recipe.weights()
     if weights is not None and not any(weights):
         raise RecipeError("all weights are 0: give at least one source a positive weight")
-
-
-def chosen_method(recipe: MergeRecipe, data: Mapping[str, Any]) -> MethodSpec:
-    """Returns the recipe's method, or the default; statistics that a source brings say which method they are for."""
-    files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
-    if recipe.method is not None or not files:
-        return recipe.resolved_method(data)
-    kinds = {load_statistics(file).estimator for file in files}
-    if len(kinds) > 1:
-        raise RecipeError(
-            f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"
-        )
-    kind = kinds.pop()
-    return MethodSpec(name="regmean") if kind == "gram" else MethodSpec(name="fisher", importance=kind)
 
 
 def check_count(rule: Entry[Any], count: int) -> None:
@@ -218,27 +247,37 @@ def plan(
         DataError: data that is missing, empty, misnamed, or whose labels a head does not have.
     """
     objects = dict(data or {})
-    method = chosen_method(recipe, objects)
+    sources = open_sources(recipe) if recipe.open else None
+    base = None if sources is None else usable_base(recipe, sources)
+    method = method_of(recipe, objects, base=base is not None)
+    recipe = recipe.model_copy(update={"refine": refine_of(recipe, objects)})
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
-    check_data(recipe, rule, objects)
+    check_data(recipe, rule, objects, forward=in_forward_order(rule, method))
+    check_texts(recipe, objects)
     check_weights(recipe)
+    sources = sources or open_sources(recipe)
+    if base is None and recipe.base is not None:
+        base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
+    elif base is None and "base" in rule.inputs:
+        base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
+    alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
+    if "importances" in rule.inputs:
+        topology(sources[0].config).check(alignment.owners)
+    estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
+    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {})
+    return Plan(recipe, method, rule, alignment, inputs)
+
+
+def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
+    """Returns the opened sources in order."""
     sources = tuple(
         open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
         for name, s in recipe.sources.items()
     )
     check_sources(sources)
-    base = None
-    if recipe.base is not None:
-        base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
-    elif "base" in rule.inputs:
-        base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
-    alignment = align(sources, base=base, tasks=recipe.tasks())
-    if "importances" in rule.inputs:
-        topology(sources[0].config).check(alignment.owners)
-    inputs = read_inputs(recipe, method, estimator_of(rule, method), sources, objects, judged or {})
-    return Plan(recipe, method, rule, alignment, inputs)
+    return sources
 
 
 def check_sources(sources: tuple[Checkpoint, ...]) -> None:

@@ -59,4 +59,4 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
         return amalgamating.run_amalgamation(found, overwrite=overwrite, resume=resume)
     if isinstance(found, EnsembleRecipe):
         return ensembling.run_ensemble(found, overwrite=overwrite, resume=resume)
-    return merging.run_merge(found, overwrite=overwrite)
+    return merging.run_merge(found, overwrite=overwrite, resume=resume)

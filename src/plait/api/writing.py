@@ -10,24 +10,27 @@ from typing import Any, cast
 import torch
 from transformers import PretrainedConfig
 
+from plait.api.forwarding import merge_forward
 from plait.api.planning import Plan
 from plait.checkpoints.source import Checkpoint
-from plait.checkpoints.topology import topology
+from plait.checkpoints.topology import topology, topology_of
 from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
 from plait.merging.engine import combine, write_jobs
 from plait.merging.job import Job, prepare
-from plait.merging.layout import topology_of
 from plait.merging.merged import TASKS
+from plait.merging.parts import Held
 from plait.merging.rule import RULES
 from plait.statistics.statistics import Statistics
 
 
-def write_checkpoint(job: Plan, statistics: Mapping[str, Statistics], folder: Path) -> dict[str, str]:
+def write_checkpoint(
+    job: Plan, statistics: Mapping[str, Statistics], folder: Path, state: Path
+) -> dict[str, str]:
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
     dtype = output_dtype(job)
-    weightings = weigh(job, statistics)
-    write_jobs(folder, jobs(job, weightings, dtype), max_shard_size=job.recipe.max_shard_size)
+    merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weigh(job, statistics), dtype)
+    write_jobs(folder, merges, max_shard_size=job.recipe.max_shard_size)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
     body_config(job).save_pretrained(folder)
@@ -66,18 +69,35 @@ def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype) -> lis
     return [group_job(job, owners, names, weightings, dtype) for owners, names in groups.items()]
 
 
+def forward_jobs(job: Plan, dtype: torch.dtype, state: Path) -> list[Job]:
+    """Returns what a merge in forward order gave, and the averages of parameters that not all sources have."""
+    merged = Held("merged", merge_forward(job, state))
+    found = [prepare([merged], list(merged.tensors), RULES["average"], dtype=dtype)]
+    rest: dict[tuple[int, ...], list[str]] = {}
+    for parameter, owners in job.alignment.owners.items():
+        if parameter not in merged:
+            rest.setdefault(tuple(owners), []).append(parameter)
+    average = RULES["average"]
+    return found + [group_job(job, owners, names, None, dtype, rule=average) for owners, names in rest.items()]
+
+
 def group_job(
     job: Plan,
     owners: tuple[int, ...],
     names: list[str],
     weightings: Sequence[Any] | None,
     dtype: torch.dtype,
+    *,
+    rule: Any = None,
 ) -> Job:
-    """Returns the merge of the parameters that these sources have; a rule for two models averages where one has it."""
+    """Returns the merge of the parameters that these sources have, by the plan's rule unless another is given.
+
+    A rule for two models averages where one has them.
+    """
     every = job.recipe.weights()
     weights = None if every is None else [every[i] for i in owners]
     alone = weights is not None and not any(weights)
-    rule = job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners))
+    rule = rule or (job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners)))
     chosen = None if weightings is None else [weightings[i] for i in owners]
     return prepare(
         [parts.body(job.sources[i]) for i in owners],
@@ -103,14 +123,16 @@ def shrunk(job: Plan, count: int) -> Any:
 
 
 def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
-    """Writes one task's config and head; sources that share a task have their heads averaged, labels aligned."""
+    """Writes one task's config, head and pooler; sources that share a task have theirs averaged, labels aligned."""
     folder.mkdir(parents=True)
     members = job.alignment.tasks[task]
     sources = [job.sources[i] for i in members]
     every = job.recipe.weights()
     weights = None if every is None or not any(every[i] for i in members) else [every[i] for i in members]
-    heads = [parts.head(s, job.alignment.head_rows.get(s.name)) for s in sources]
-    names = list(sources[0].head)
+    own = [job.alignment.own(source) for source in sources]
+    rows = job.alignment.head_rows
+    heads = [parts.head(s, rows.get(s.name), stored) for s, stored in zip(sources, own, strict=True)]
+    names = list(own[0])
     if names:
         save_tensors(folder, dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype)))
     with_dtype(sources[0].config, dtype).save_pretrained(folder)

@@ -12,6 +12,7 @@ from plait.checkpoints.heads import group_tasks, label_rows
 from plait.checkpoints.kinship import base_problems, warn_of_bases
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.tokenizers import has_tokenizer
+from plait.checkpoints.topology import pooler_parameters
 from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.errors import MergeError, listed
 
@@ -28,6 +29,7 @@ class Alignment:
             whose task uses it; such a parameter is merged among its owners and serves their tasks.
         tasks: for each task the indices of its sources.
         head_rows: for each source the rows of its head in the order of its task's first source; None as is.
+        poolers: the body parameters that each task also keeps for itself, because only its head reads them.
     """
 
     sources: tuple[Checkpoint, ...]
@@ -36,6 +38,14 @@ class Alignment:
     owners: Mapping[str, tuple[int, ...]]
     tasks: Mapping[str, tuple[int, ...]]
     head_rows: Mapping[str, tuple[int, ...] | None]
+    poolers: tuple[str, ...] = ()
+
+    def own(self, source: Checkpoint) -> dict[str, str]:
+        """Returns what a source's task keeps beside the encoder: head and pooler, full name -> stored name."""
+        if source.kind == "body":
+            return {}
+        kept = {f"{source.prefix}.{name}": source.body[name] for name in self.poolers if name in source.body}
+        return {**kept, **source.head}
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -59,9 +69,15 @@ class Alignment:
 
 
 def align(
-    sources: Sequence[Checkpoint], *, base: Checkpoint | None = None, tasks: Mapping[str, str] | None = None
+    sources: Sequence[Checkpoint],
+    *,
+    base: Checkpoint | None = None,
+    tasks: Mapping[str, str] | None = None,
+    merge_pooler: bool = False,
 ) -> Alignment:
     """Returns what merges and what stays per task; `tasks` names a source's task (default: its own name).
+
+    A pooler reads the first token for the head alone, so each task keeps its own unless `merge_pooler` is set.
 
     Raises:
         MergeError: everything that keeps the sources (and the base) from becoming one model, in one line.
@@ -89,6 +105,7 @@ def align(
         owners=MappingProxyType(_owners(sources)),
         tasks=MappingProxyType(groups),
         head_rows=MappingProxyType(rows),
+        poolers=() if merge_pooler else pooler_parameters(sources[0].config, _owners(sources)),
     )
 
 

@@ -155,4 +155,25 @@ def topology(config: PretrainedConfig) -> Topology:
     )
 
 
-__all__ = ["FAMILIES", "Axis", "Part", "Place", "Topology", "topology"]
+def topology_of(config: PretrainedConfig) -> Topology | None:
+    """Returns the topology of an encoder's configuration, None for a family without a table."""
+    return topology(config) if config.model_type in FAMILIES else None
+
+
+def pooler_parameters(config: PretrainedConfig, parameters: Iterable[str]) -> tuple[str, ...]:
+    """Returns those body-relative names that belong to the pooler; none for a family without a table."""
+    table = topology_of(config)
+    places = () if table is None else ((name, table._find(name)) for name in parameters)
+    return tuple(name for name, place in places if place is not None and place.part is Part.POOLER)
+
+
+__all__ = [
+    "FAMILIES",
+    "Axis",
+    "Part",
+    "Place",
+    "Topology",
+    "pooler_parameters",
+    "topology",
+    "topology_of",
+]

@@ -11,6 +11,7 @@ from plait.cli import render
 from plait.cli.app import app
 from plait.cli.arguments import (
     BatchSize,
+    DryRun,
     Json,
     LabelColumn,
     MaxLength,
@@ -18,6 +19,7 @@ from plait.cli.arguments import (
     Overwrite,
     PairColumn,
     Quiet,
+    Resume,
     Revision,
     Seed,
     TextColumn,
@@ -79,6 +81,36 @@ def merge(
     base: Annotated[
         str | None, typer.Option("--base", help="The model the sources were fine-tuned from.")
     ] = None,
+    forward: Annotated[
+        bool | None,
+        typer.Option("--forward", help="RegMean: statistics from the layers merged so far, in forward order."),
+    ] = None,
+    merge_pooler: Annotated[
+        bool, typer.Option("--merge-pooler", help="Merge poolers too; default: each stays with its head.")
+    ] = False,
+    align_heads: Annotated[
+        str | None, typer.Option("--align-heads", help="Fit heads to the merged encoder: none, shift or ridge.")
+    ] = None,
+    align_ridge: Annotated[
+        float, typer.Option("--align-ridge", help="Of ridge: how strongly heads stay as they are.")
+    ] = 1.0,
+    refine: Annotated[
+        int | None,
+        typer.Option("--refine", min=0, help="Passes in which the result learns the sources' answers; 0: none."),
+    ] = None,
+    refine_texts: Annotated[
+        int, typer.Option("--refine-texts", min=2, help="Texts of each source for that.")
+    ] = 256,
+    refine_on: Annotated[
+        str, typer.Option("--refine-on", help="logits, or hidden: the states that heads read.")
+    ] = "logits",
+    refine_heads: Annotated[bool, typer.Option("--refine-heads", help="Train heads too.")] = False,
+    refine_dropout: Annotated[bool, typer.Option("--refine-dropout", help="With the encoder's dropout.")] = False,
+    refine_rate: Annotated[float, typer.Option("--refine-rate", help="Highest learning rate.")] = 1e-4,
+    refine_batch_size: Annotated[int, typer.Option("--refine-batch-size", min=1, help="Texts a step.")] = 16,
+    refine_precision: Annotated[
+        str, typer.Option("--refine-precision", help="float32 or bfloat16.")
+    ] = "float32",
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; default the sources'.")
     ] = None,
@@ -88,7 +120,8 @@ def merge(
     label_column: LabelColumn = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,7 +132,7 @@ def merge(
 
     chosen = {
         "importance": importance, "mapping": mapping, "labels": labels, "normalize": normalize, "examples": examples,
-        "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed,
+        "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed, "forward": forward,
     }  # fmt: skip
     recipe, _ = merge_recipe(
         pairs(sources, "sources"),
@@ -111,6 +144,17 @@ def merge(
         weights=pairs(weights, "--weight", float),
         tasks=pairs(tasks, "--task"),
         evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
+        merge_pooler=merge_pooler,
+        align_heads=align_heads,
+        align_ridge=align_ridge,
+        refine=refine,
+        refine_texts=refine_texts,
+        refine_on=refine_on,
+        refine_heads=refine_heads,
+        refine_dropout=refine_dropout,
+        refine_rate=refine_rate,
+        refine_batch_size=refine_batch_size,
+        refine_precision=refine_precision,
         dtype=dtype,
         max_shard_size=max_shard_size,
         trust_remote_code=trust_remote_code,
@@ -120,7 +164,7 @@ def merge(
         check_output(recipe, overwrite=overwrite)
         show_plan(api.check(recipe), json=json)
         return
-    show_merged(api.run(recipe, overwrite=overwrite), json=json)
+    show_merged(api.run(recipe, overwrite=overwrite, resume=resume), json=json)
 
 
 def show_plan(plan: dict[str, Any], *, json: bool) -> None:
@@ -158,8 +202,8 @@ def show_merged(merged: Any, *, json: bool) -> None:
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")] = False,
+    dry_run: DryRun = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -10,9 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from transformers import PretrainedConfig
-
-from plait.checkpoints.topology import FAMILIES, Part, Place, Topology, topology
+from plait.checkpoints.topology import Part, Place, Topology
 from plait.errors import MergeError
 
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
@@ -20,11 +18,6 @@ LOOKED_UP = re.compile(r"embed|relative|norm|(^|\.)wte|(^|\.)wpe")
 """Tables that are indexed instead of multiplied, and norms."""
 BEFORE = re.compile(r"embed|wte|wpe|shared|token|position|patch|relative")
 """What comes before the first layer; anything else outside the layers comes after the last."""
-
-
-def topology_of(config: PretrainedConfig) -> Topology | None:
-    """Returns the topology of an encoder's configuration, None for a family that is not in the table."""
-    return topology(config) if config.model_type in FAMILIES else None
 
 
 class Layout:

@@ -37,6 +37,8 @@ class Manifest:
     statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    refinement: Mapping[str, Any] = field(default_factory=dict)
+    heads: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder."""

@@ -42,6 +42,7 @@ class Material:
             "weights": lambda: job.weights,
             "typical": lambda: torch.tensor([mean_of(tensor) for tensor in self._importances]),
             "grams": lambda: grams_of(job, slot),
+            "crosses": lambda: None,  # known in forward order alone, see merging/forward
             "thresholds": lambda: thresholds.of(job, slot, files),
             "ceilings": lambda: thresholds.of(job, slot, files, "outliers"),
             "depth": lambda: job.layout.depth(slot.name),

@@ -1,14 +1,15 @@
 """A merged checkpoint: one encoder, a head per task; each task is an ordinary transformers model sharing the encoder.
 
 On disk: `config.json` and `model.safetensors` are an ordinary base-model checkpoint (`AutoModel.from_pretrained` reads
-it); `tasks/<name>/` holds a task's config and head; `plait.json` says what it was made of.
+it); `tasks/<name>/` holds a task's config, its head and, where the family has one, its pooler; `plait.json` says what
+it was made of.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -116,11 +117,10 @@ class Merged:
 
         These are shallow copies: the models that `task` hands out are not touched, so other threads can use them.
         """
-        stand_in = Replay(self.encoder.config, output)
+        models = {name: self.task(name) for name in self.tasks if self.about(name).kind != "body"}
         return {
-            name: on_encoder(self.task(name), stand_in)
-            for name in self.tasks
-            if self.about(name).kind != "body"
+            name: on_encoder(model, Replay(self.encoder.config, pooled(model.base_model, self.encoder, output)))
+            for name, model in models.items()
         }
 
     def predict(
@@ -161,6 +161,18 @@ def on_encoder(model: PreTrainedModel, encoder: nn.Module) -> PreTrainedModel:
     return copied
 
 
+def pooled(body: nn.Module, encoder: nn.Module | None, output: Any) -> Any:
+    """Returns an encoder's output with what a task's own pooler makes of it; as it is where the task has none."""
+    pooler = getattr(body, "pooler", None)
+    if pooler is None or pooler is getattr(encoder, "pooler", None):
+        return output
+    states = output.last_hidden_state
+    pooler.to(states.device)
+    bare = isinstance(pooler, nn.Linear)  # ALBERT: a layer alone, its activation beside it
+    found = body.pooler_activation(pooler(states[:, 0])) if bare else pooler(states)  # type: ignore[operator]
+    return type(output)(**{**output, "pooler_output": found})
+
+
 def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
     config = AutoConfig.from_pretrained(folder)
@@ -190,7 +202,7 @@ def stored_names(folder: Path) -> frozenset[str]:
 
 
 def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedModel:
-    """Returns a task's model: its head read from disk around an encoder that is not copied.
+    """Returns a task's model: its head and pooler read from disk around an encoder that is not copied.
 
     Raises:
         SourceError: the head's file is missing, damaged or incomplete.
@@ -203,10 +215,12 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     cls: Any = getattr(transformers, about.architecture)
     with torch.device("meta"):
         model: PreTrainedModel = cls(config)
-    setattr(model, model.base_model_prefix, encoder)
     with safe_open(file, "pt") as handle:
-        head = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    model.load_state_dict(head, strict=False, assign=True)
+        own = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    prefix = f"{model.base_model_prefix}."
+    kept = {name.removeprefix(prefix).partition(".")[0] for name in own if name.startswith(prefix)}
+    setattr(model, model.base_model_prefix, with_modules(encoder, model.base_model, kept))
+    model.load_state_dict(own, strict=False, assign=True)
     everything = chain(model.named_parameters(), model.named_buffers())
     missing = [name for name, tensor in everything if tensor.is_meta]
     if missing:
@@ -215,6 +229,21 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
         )
     model.eval()
     return model
+
+
+def with_modules(encoder: PreTrainedModel, skeleton: nn.Module, names: Collection[str]) -> PreTrainedModel:
+    """Returns a shallow copy of an encoder with the named modules of a skeleton; itself where none are named."""
+    if not names:
+        return encoder
+    copied = copy.copy(encoder)
+    # A skeleton also brings what the encoder was loaded without: the activation beside ALBERT's pooler.
+    fresh = {
+        name: module
+        for name, module in skeleton._modules.items()
+        if name in names or encoder._modules.get(name) is None
+    }
+    copied._modules = {**encoder._modules, **fresh}
+    return copied
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -130,6 +130,11 @@ def body(checkpoint: Any) -> Part:
     return Part(checkpoint, checkpoint.body)
 
 
-def head(checkpoint: Any, rows: tuple[int, ...] | None = None) -> Part:
-    """Returns the parameters of a checkpoint's head, labels in the order `rows` where that is given."""
-    return Part(checkpoint, checkpoint.head, rows)
+def head(
+    checkpoint: Any, rows: tuple[int, ...] | None = None, stored: Mapping[str, str] | None = None
+) -> Part:
+    """Returns the parameters of a checkpoint's head, labels in the order `rows` where that is given.
+
+    `stored` names more than the head's own parameters: a pooler that stays with it.
+    """
+    return Part(checkpoint, checkpoint.head if stored is None else stored, rows)

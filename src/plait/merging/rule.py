@@ -25,6 +25,7 @@ INPUTS = (
     "importances",
     "typical",
     "grams",
+    "crosses",
     "thresholds",
     "ceilings",
     "draws",

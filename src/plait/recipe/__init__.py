@@ -3,10 +3,11 @@
 from plait.recipe.amalgamate import AmalgamateRecipe, GateSpec, ObjectiveSpec, TeacherSpec
 from plait.recipe.ensemble import ChoiceSpec, EnsembleRecipe
 from plait.recipe.fields import DataSpec, number
-from plait.recipe.merge import ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
+from plait.recipe.merge import AUTO, ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
 from plait.recipe.parsing import COMBINES, Recipe, parse_as, parse_recipe, read_recipe, to_yaml
 
 __all__ = [
+    "AUTO",
     "COMBINES",
     "ESTIMATION",
     "AmalgamateRecipe",

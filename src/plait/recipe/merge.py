@@ -34,8 +34,13 @@ ESTIMATION = (
     "batch_size",
     "max_length",
     "seed",
+    "forward",
 )
 """Keys of `method` that say how statistics are gathered; the others are options of the rule."""
+
+
+AUTO = "auto"
+"""The method that Plait chooses by what it is given."""
 
 
 class MethodSpec(BaseModel):
@@ -43,7 +48,7 @@ class MethodSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    name: Name
+    name: Name = AUTO
     importance: Name = "diagonal"
     mapping: Literal["paper", "structural"] = "paper"
     labels: Literal["given", "sampled", "exact"] = "given"
@@ -53,6 +58,7 @@ class MethodSpec(BaseModel):
     batch_size: int = Field(default=16, ge=1)
     max_length: int | None = Field(default=None, ge=4)
     seed: int = Field(default=0, ge=0)
+    forward: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,22 +76,41 @@ class MergeRecipe(Strict):
     sources: dict[PlainName, Source] = Field(min_length=1)
     base: Text | None = None
     method: Method | None = None
+    merge_pooler: bool = False
+    align_heads: Literal["none", "shift", "ridge"] | None = None
+    align_ridge: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    refine: int | None = Field(default=None, ge=0)
+    refine_texts: int = Field(default=256, ge=2)
+    refine_on: Literal["logits", "hidden"] = "logits"
+    refine_heads: bool = False
+    refine_dropout: bool = False
+    refine_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    refine_batch_size: int = Field(default=16, ge=1)
+    refine_precision: Literal["float32", "bfloat16"] = "float32"
     output: Text
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
     trust_remote_code: bool = False
     evaluate: dict[str, Data] = Field(default_factory=dict)
 
-    def resolved_method(self, data: Mapping[str, Any] | None = None) -> MethodSpec:
-        """Returns the method, choosing Plait's default when the recipe names none: see docs/merging.md.
+    @property
+    def open(self) -> bool:
+        """Returns whether the method is left to Plait."""
+        return self.method is None or self.method.name == AUTO
 
-        With data or statistics for every source that is `regmean`; without, it is `average`.
+    def resolved_method(self, data: Mapping[str, Any] | None = None, *, base: bool = False) -> MethodSpec:
+        """Returns the method, choosing Plait's default where the recipe leaves it open: see docs/merging.md.
+
+        Args:
+            data: what is in memory, by source.
+            base: whether the sources' base is at hand.
         """
-        if self.method is not None:
+        if self.method is not None and not self.open:
             return self.method
         known = set(data or {})
         informed = all(s.data or s.statistics or name in known for name, s in self.sources.items())
-        return MethodSpec(name="regmean" if informed else "average")
+        chosen = "actmerge" if base else "regmean" if informed else "average"
+        return (self.method or MethodSpec()).model_copy(update={"name": chosen})
 
     def tasks(self) -> dict[str, str]:
         """Returns source name -> task name; a source without a `task` is its own task."""

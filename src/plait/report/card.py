@@ -34,6 +34,7 @@ def model_card(manifest: Manifest) -> str:
         "## Tasks",
         tasks_table(manifest),
         *([] if not manifest.scores else ["## Scores", scores_table(manifest.scores)]),
+        *([] if not manifest.refinement else ["## Refinement", refinement(manifest.refinement)]),
         "## Sources",
         sources_table(manifest),
         "## Recipe",
@@ -64,6 +65,25 @@ def sources_table(manifest: Manifest) -> str:
     """Returns the sources with their digests."""
     rows = [(name, str(s["origin"]), str(s.get("digest", ""))) for name, s in manifest.sources.items()]
     return table(("source", "model", "digest (xxh3-128)"), rows)
+
+
+def refinement(found: Mapping[str, Any]) -> str:
+    """Returns what the merged encoder learned from, and how far it agrees with its sources since."""
+    learned = "logits" if found["on"] == "logits" else "hidden states"
+    said = (
+        f"After the merge the encoder{' and the heads' if found['heads'] else ''} learned the sources' own {learned} "
+        f"in {found['passes']} label-free passes over texts of each source. *Agreement* is the share of held-back "
+        "texts that the merged model answers as the source does."
+    )
+    rows = [
+        (
+            name,
+            f"{found['texts'][name]} of {found['data'][name]['source']}",
+            *(f"{one[when]:.3f}" for when in ("before", "after")),
+        )
+        for name, one in found["by_source"].items()
+    ]
+    return f"{said}\n\n{table(('source', 'texts', 'agreement before', 'after'), rows)}"
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:

@@ -208,6 +208,20 @@ class Ticks(TrainerCallback):
         self.tick(1)
 
 
+class StopWhenLevel(TrainerCallback):
+    """Ends training after an epoch whose score is no better than the best before it."""
+
+    def __init__(self, score: str) -> None:
+        """Keeps the score's name."""
+        self.score = f"eval_{score}"
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Looks at the scores so far, which a resumed run has as well."""
+        scores = [entry[self.score] for entry in state.log_history if self.score in entry]
+        if len(scores) > 1 and scores[-1] <= max(scores[:-1]):
+            control.should_training_stop = True
+
+
 def train(
     model: PreTrainedModel,
     encoded: TrainingData,
@@ -219,6 +233,7 @@ def train(
     best: str | None = None,
     checkpoints: bool = False,
     resume: bool = False,
+    stop_when_level: bool = False,
 ) -> list[dict[str, float]]:
     """Trains `model` in place and returns the log.
 
@@ -232,6 +247,7 @@ def train(
         best: The judge's score, the higher the better, whose best epoch is given back instead of the last one.
         checkpoints: Save the Trainer's state after each epoch.
         resume: Go on from the last saved state in `folder`, where there is one.
+        stop_when_level: End after an epoch that does not raise `best`.
     """
     plan = schedule or Schedule()
     sampler = Sampler(encoded.lengths, plan.batch_size, plan.seed)
@@ -245,7 +261,7 @@ def train(
             args=_arguments(plan, folder, steps, checkpoints, judge is not None, best),
             train_dataset=encoded,
             data_collator=encoded.collate,
-            callbacks=[Ticks(tick)],
+            callbacks=[Ticks(tick), *([StopWhenLevel(best)] if best and stop_when_level else [])],
         )
         trainer.remove_callback(PrinterCallback)
         last = last_state(folder) if resume else None

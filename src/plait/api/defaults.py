@@ -1,0 +1,71 @@
+"""What a merge does where its recipe leaves method and refinement open; the reasons stand in docs/merging.md."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from plait.checkpoints.align import align
+from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.errors import PlaitError, RecipeError
+from plait.recipe import MergeRecipe, MethodSpec
+from plait.statistics.statistics import load_statistics
+
+logger = logging.getLogger("plait")
+
+PASSES = 3
+"""Passes of refinement where every source has texts; it stops by itself when one does not help."""
+
+
+def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
+    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open too and texts exist."""
+    if recipe.refine is not None:
+        return recipe.refine
+    informed = all(source.data or name in data for name, source in recipe.sources.items())
+    if not (recipe.open and informed):
+        return 0
+    if find_spec("accelerate") is None:
+        logger.warning("accelerate is not installed: the merge is not refined (pip install 'plait[train]')")
+        return 0
+    return PASSES
+
+
+def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> MethodSpec:
+    """Returns the recipe's method, or the default; statistics that a source brings say which method they are for.
+
+    Raises:
+        RecipeError: statistics of different kinds.
+    """
+    files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
+    if not recipe.open or not files:
+        return recipe.resolved_method(data, base=base)
+    kinds = {load_statistics(file).estimator for file in files}
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"
+        )
+    kind = kinds.pop()
+    found = {"name": "regmean"} if kind == "gram" else {"name": "fisher", "importance": kind}
+    return (recipe.method or MethodSpec()).model_copy(update=found)
+
+
+def usable_base(recipe: MergeRecipe, sources: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Returns the base that a recipe names, else the one folder that all sources record, if it is there and fits."""
+    trusted = recipe.trust_remote_code
+    if recipe.base is not None:
+        return open_checkpoint(recipe.base, name="base", trust_remote_code=trusted)
+    recorded = {source.recorded_base for source in sources}
+    found = recorded.pop() if len(recorded) == 1 else None
+    # A default does not ask the network.
+    if found is None or not Path(found).expanduser().is_dir():
+        return None
+    try:
+        base = open_checkpoint(found, name="base", trust_remote_code=trusted)
+        align(sources, base=base, tasks=recipe.tasks())
+    except PlaitError as error:
+        logger.info("the recorded base %s is not used: %s", found, error)
+        return None
+    return base

@@ -1,0 +1,92 @@
+"""What follows a merge by a rule: refinement on unlabelled texts, and heads fitted to the merged encoder."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait.api.planning import Plan
+from plait.checkpoints.source import Checkpoint
+from plait.merging.manifest import Manifest
+from plait.merging.refinement import Refinement, SourceTexts, align_heads, refine
+from plait.training.loop import Schedule
+from plait.training.state import seeded
+
+logger = logging.getLogger("plait")
+
+
+def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume: bool) -> Manifest:
+    """Returns the manifest of the merge in `folder` after all that its recipe wants done to it."""
+    sources = [texts_of(job, source) for source in job.sources] if job.inputs.texts else []
+    if job.recipe.refine:
+        manifest = replace(manifest, refinement=refined(job, sources, folder, state, resume=resume))
+    kind = job.recipe.align_heads
+    if kind is not None and kind != "none":
+        fitted = align_heads(
+            folder, sources, kind, ridge=job.recipe.align_ridge, max_length=job.method.max_length
+        )
+        manifest = replace(manifest, heads={"map": kind, "data": data_of(job), "error": fitted})
+    return manifest
+
+
+def refined(
+    job: Plan, sources: list[SourceTexts], folder: Path, state: Path, *, resume: bool
+) -> dict[str, Any]:
+    """Returns the record of the refinement of the merge in `folder`."""
+    recipe = job.recipe
+    settings = Refinement(
+        Schedule(
+            float(recipe.refine or 0), recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
+            seed=job.method.seed, precision=recipe.refine_precision,
+        ),
+        on=recipe.refine_on,
+        heads=recipe.refine_heads,
+        dropout=recipe.refine_dropout,
+        max_length=job.method.max_length,
+    )  # fmt: skip
+    with seeded(job.method.seed):
+        found = refine(folder, sources, settings, state=state, resume=resume)
+    before, after = found["agreement"]["before"], found["agreement"]["after"]
+    logger.info("agreement with the sources on held-back texts: %.3f, before refinement %.3f", after, before)
+    return {**found, "data": data_of(job)}
+
+
+def texts_of(job: Plan, source: Checkpoint) -> SourceTexts:
+    """Returns a source with its texts, as refinement takes it."""
+    weight = job.recipe.sources[source.name].weight
+    return SourceTexts(
+        source.name,
+        job.recipe.tasks()[source.name],
+        partial(source.model, dtype=torch.float32),
+        source.tokenizer,
+        job.inputs.texts[source.name],
+        job.alignment.head_rows.get(source.name),
+        1.0 if weight is None else weight,
+    )
+
+
+def data_of(job: Plan) -> dict[str, dict[str, Any]]:
+    """Returns by source where its texts came from, how many there are, and their fingerprint."""
+    return {
+        name: {"source": texts.source, "texts": len(texts), "fingerprint": texts.fingerprint}
+        for name, texts in job.inputs.texts.items()
+    }
+
+
+def identity(job: Plan) -> dict[str, Any]:
+    """Returns what must be the same for a merge to be resumed."""
+    recipe = job.resolved().model_dump(mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"})
+    if not (job.forward or job.recipe.refine):
+        return recipe
+    return {
+        **recipe,
+        "weights": job.recipe.weights(),
+        "digests": {source.name: source.digest for source in job.sources},
+        "texts": {name: texts.fingerprint for name, texts in job.inputs.texts.items()},
+        "examples": {name: texts.fingerprint for name, texts in job.inputs.examples.items()},
+    }

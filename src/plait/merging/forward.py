@@ -1,0 +1,212 @@
+"""Merging in forward order: the statistics of a layer come from the model whose lower layers are merged already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from plait.errors import MergeError
+from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
+from plait.merging.engine import combine
+from plait.merging.parts import TensorSource
+from plait.merging.rule import RuleEntry
+from plait.progress import task
+from plait.statistics.layerwise import BELOW, Layerwise, Stage, layers_of
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+class Nothing:
+    """Statistics of nothing yet: every parameter starts as the rule's average."""
+
+    def of(self, parameter: str) -> Tensor | None:  # noqa: ARG002 (of any)
+        """Returns None."""
+        return None
+
+
+@dataclass(frozen=True)
+class ForwardMerge:
+    """What is merged in forward order.
+
+    Attributes:
+        sources: the sources' bodies, in order.
+        rule: `regmean`, or `calibrate`, which also wants what enters the layers of the sources.
+        weights: λ.
+        options: of the rule.
+        batches: of each source its texts, as inputs of the encoder.
+        state: a folder where finished layers are kept for a run that is stopped, or None.
+    """
+
+    sources: Sequence[TensorSource]
+    rule: RuleEntry
+    weights: Tensor
+    options: Mapping[str, Any]
+    batches: Sequence[Batches]
+    state: Path | None = None
+    calibrating: bool = field(default=False)
+
+    def run(self, body: PreTrainedModel, donor: PreTrainedModel | None) -> dict[str, Tensor]:
+        """Returns the merged parameters that belong to `body`, in float32.
+
+        Args:
+            body: an encoder of the sources' kind in evaluation mode; its weights are replaced by the merged ones.
+            donor: another one, whose weights are lent by the sources in turn; needed to calibrate.
+
+        Raises:
+            MergeError: the layers of this encoder are not known, or are applied several times.
+        """
+        names = [name for name, _ in body.named_parameters() if all(name in s for s in self.sources)]
+        self._start(body, names)
+        layers = layers_of(body)
+        if layers is None:
+            raise MergeError(
+                f"{type(body).__name__}: its layers have no single forward order (one is applied several times, or the "
+                "family is not known): leave --forward out, or use --method regmean"
+            )
+        runs = [Layerwise(body, layers, batches) for batches in self.batches]
+        lent = [None] * len(runs) if donor is None else self._lent(donor)
+        with task(f"merging by {self.rule.name}, from the bottom up", len(layers) + 1) as tick:
+            for place in range(BELOW, len(layers)):
+                self._layer(body, place, runs, lent)
+                tick(1)
+        return {name: body.get_parameter(name).detach().clone() for name in names}
+
+    def _start(self, body: PreTrainedModel, names: Sequence[str]) -> None:
+        """Gives a body the rule's merge without statistics: the average."""
+        from plait.merging.rule import RULES
+
+        start = combine(
+            self.sources, names, RULES["average"], weights=self.weights.tolist(), dtype=torch.float32
+        )
+        with torch.no_grad():
+            for name, tensor in start:
+                body.get_parameter(name).copy_(tensor)
+
+    def _lent(self, donor: PreTrainedModel) -> list[Lent]:
+        layers = layers_of(donor)
+        assert layers is not None
+        return [
+            Lent(source, Layerwise(donor, layers, batches))
+            for source, batches in zip(self.sources, self.batches, strict=True)
+        ]
+
+    def _layer(
+        self, body: PreTrainedModel, place: int, runs: Sequence[Layerwise], lent: Sequence[Lent | None]
+    ) -> None:
+        """Merges one layer, or takes it from a run that was stopped, and lets all texts through."""
+        file = None if self.state is None else self.state / f"layer{place}.safetensors"
+        if file is not None and file.is_file():
+            with torch.no_grad():
+                for name, tensor in load_file(file).items():
+                    body.get_parameter(name).copy_(tensor)
+        else:
+            merged: dict[str, Tensor] = {}
+            for stage in runs[0].stages(norms=self.calibrating):
+                merged |= self._settle(body, stage, runs, lent)
+                for run in (*runs, *(one.run for one in lent if one is not None)):
+                    run.settle(stage)
+            if file is not None and merged:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                save_file(merged, partial := file.with_suffix(".partial"))
+                partial.rename(file)
+        for run in runs:
+            run.advance()
+        for one in lent:
+            if one is not None:
+                one.load(place)
+                one.run.advance()
+
+    def _settle(
+        self, body: PreTrainedModel, stage: Stage, runs: Sequence[Layerwise], lent: Sequence[Lent | None]
+    ) -> dict[str, Tensor]:
+        """Returns the merged parameters of a stage, which `body` has from now on."""
+        found = self._norm(body, stage, runs, lent) if stage.norm else self._linear(body, stage, runs, lent)
+        with torch.no_grad():
+            for name, tensor in found.items():
+                body.get_parameter(name).copy_(tensor)
+        return found
+
+    def _linear(
+        self, body: PreTrainedModel, stage: Stage, runs: Sequence[Layerwise], lent: Sequence[Lent | None]
+    ) -> dict[str, Tensor]:
+        own = float(self.options.get("own", 1.0))
+        moments = [LinearMoments() for _ in runs]
+        for one, run, other in zip(moments, runs, lent, strict=True):
+            if other is not None:
+                other.load(run.place)
+                for (x, mask), (y, _) in zip(run.at(stage), other.run.at(stage), strict=True):
+                    one.add(x[mask], y[mask], own)
+            else:
+                for x, mask in run.at(stage):
+                    one.add(x[mask], None, own)
+        inputs: dict[str, Any] = {"grams": torch.stack([m.gram / m.count for m in moments])}
+        if self.calibrating:
+            inputs["crosses"] = torch.stack([m.cross / m.count for m in moments])
+        found: dict[str, Tensor] = {}
+        for path in stage.paths:
+            params = torch.stack([source.read(f"{path}.weight").float() for source in self.sources])
+            merged = self.rule.function(params=params, weights=self.weights, **inputs, **self.options)
+            if not bool(torch.isfinite(merged).all()):
+                raise MergeError(f"{path}.weight: {self.rule.name} gives NaN or Inf")
+            found[f"{path}.weight"] = merged
+            if self.calibrating and body.get_submodule(path).bias is not None:
+                biases = [source.read(f"{path}.bias").float() for source in self.sources]
+                shares = self.weights.tolist()
+                found[f"{path}.bias"] = fitted_bias(merged, list(params), biases, moments, shares)
+        return found
+
+    def _norm(
+        self, body: PreTrainedModel, stage: Stage, runs: Sequence[Layerwise], lent: Sequence[Lent | None]
+    ) -> dict[str, Tensor]:
+        [path] = stage.paths
+        norm: Any = body.get_submodule(path)
+        own = float(self.options.get("own", 1.0))
+        moments = [NormMoments() for _ in runs]
+        for one, run, other in zip(moments, runs, lent, strict=True):
+            assert other is not None
+            other.load(run.place)
+            theirs: Any = other.run.body.get_submodule(path)
+            for (x, mask), (y, _) in zip(run.at(stage), other.run.at(stage), strict=True):
+                target = _normed(theirs, x[mask]).lerp(_normed(theirs, y[mask]), own)
+                one.add(F.layer_norm(x[mask], norm.normalized_shape, eps=norm.eps), target)
+        scale, shift = fitted_norm(
+            norm.weight.detach(),
+            None if norm.bias is None else norm.bias.detach(),
+            moments,
+            self.weights.tolist(),
+            float(self.options.get("ridge", 0.05)),
+        )
+        return {f"{path}.weight": scale, **({} if shift is None else {f"{path}.bias": shift})}
+
+
+def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Returns what a norm gives, without the wrapper that a pass may have put around it."""
+    with torch.no_grad():
+        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+@dataclass
+class Lent:
+    """A source that lends its weights, a layer at a time, to a body that all sources share."""
+
+    source: TensorSource
+    run: Layerwise
+
+    def load(self, place: int) -> None:
+        """Gives the shared body this source's weights of one layer and of all that lies outside the layers."""
+        layers = self.run.layers
+        others = {id(p) for i, layer in enumerate(layers) if i != max(place, 0) for p in layer.parameters()}
+        with torch.no_grad():
+            for name, parameter in self.run.body.named_parameters():
+                if id(parameter) not in others and name in self.source:
+                    parameter.copy_(self.source.read(name))
+
+
