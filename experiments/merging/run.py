@@ -63,6 +63,7 @@ class Method:
     estimator: str | None = None
     mapping: Literal["paper", "structural"] = "paper"
     normalize: Literal["none", "mean", "l2", "tensor"] = "none"
+    per: Literal["example", "batch"] = "example"
     own_pooler: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     forward: bool = False
@@ -81,7 +82,8 @@ class Method:
         if self.rule != "fisher":
             return self.rule
         mapping = f" {self.mapping}" if self.estimator == "mask_nodes" else ""
-        return f"fisher {self.estimator}{mapping} {self.normalize}"
+        per = " per batch" if self.per == "batch" else ""
+        return f"fisher {self.estimator}{mapping} {self.normalize}{per}"
 
 
 def own(rule: str, *, options: dict[str, Any] | None = None, **more: Any) -> Method:
@@ -94,26 +96,26 @@ CORE = (
     own("ties"),
     own("actmerge"),
     own("regmean", options=REPAIRED),
-    own("calibrate", options={"ridge": 0.3}),
     own("actmerge", refine=3),
     own("regmean", options=REPAIRED, refine=3),
 )
 """For every set of tasks."""
 WIDE = (
+    own("average", refine=3),
+    own("actmerge", align="shift"),
+    own("actmerge", align="ridge"),
+    own("actmerge", refine=3, align="ridge"),
     own("regmean"),
+    own("regmean", options=REPAIRED, align="ridge"),
+    own("regmean", options=REPAIRED, forward=True),
     *(own(rule) for rule in ("wudi", "ace", "tsv", "iso", "svc", "cart", "task_arithmetic", "dare")),
     *(own(rule) for rule in ("breadcrumbs", "della", "model_stock", "karcher", "lines")),
     *(own("actmerge", options={"ridge": ridge}) for ridge in (0.01, 1.0)),
-    own("regmean", options=REPAIRED, forward=True),
+    own("calibrate", options={"ridge": 0.3}),
+    own("calibrate", options={"ridge": 0.3}, refine=3),
+    own("actmerge", refine=3, texts=1024),
     own("calibrate"),
     own("calibrate", options={"own": 0.5}),
-    own("average", refine=3),
-    own("calibrate", options={"ridge": 0.3}, refine=3),
-    own("actmerge", align="shift"),
-    own("actmerge", align="ridge"),
-    own("regmean", options=REPAIRED, align="ridge"),
-    own("actmerge", refine=3, align="ridge"),
-    own("actmerge", refine=3, texts=1024),
 )
 """For all six tasks."""
 METHODS = (
@@ -165,9 +167,12 @@ def held(name: str, checkpoint: Any) -> Held:
 
 
 @cache
-def statistics(task: str, seed: int, estimator: str) -> Statistics:
+def statistics(
+    task: str, seed: int, estimator: str, per: Literal["example", "batch"] = "example"
+) -> Statistics:
     """Returns a source's statistics on its own training data, estimated once and kept on disk."""
-    file = WORK / "statistics" / f"{task}-{seed}-{estimator}.safetensors"
+    batched = "-batch" if per == "batch" else ""
+    file = WORK / "statistics" / f"{task}-{seed}-{estimator}{batched}.safetensors"
     if file.exists():
         return load_statistics(file)
     checkpoint = open_checkpoint(folder_of(task, seed), name=task)
@@ -178,7 +183,7 @@ def statistics(task: str, seed: int, estimator: str) -> Statistics:
     inputs = batches(
         examples, tokenizer, max_length=BY_NAME[task].max_length, config=model.config, batch_size=16
     )
-    found = estimate_statistics(model, inputs, estimator=estimator, provenance={"task": task, "seed": seed})
+    found = estimate_statistics(model, inputs, estimator=estimator, per=per, provenance={"task": task, "seed": seed})
     found.save(file)
     print(f"{task} {seed} {estimator}: {time.monotonic() - start:.1f} s", flush=True)
     return found
@@ -187,7 +192,7 @@ def statistics(task: str, seed: int, estimator: str) -> Statistics:
 @cache
 def importance(task: str, seed: int, method: Method) -> Importance:
     table = topology(source(task, seed).model.config)
-    found = statistics(task, seed, method.estimator or "")
+    found = statistics(task, seed, method.estimator or "", method.per)
     return as_importance(found, table, mapping=method.mapping, normalize=method.normalize)
 
 
