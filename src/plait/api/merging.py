@@ -18,7 +18,7 @@ from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
 from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
-from plait.merging.manifest import Manifest, Task
+from plait.merging.manifest import BASE, Manifest, Task
 from plait.merging.merged import Merged
 from plait.recipe import AUTO, ESTIMATION, MergeRecipe, parse_as
 from plait.report.card import model_card
@@ -259,7 +259,7 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
         for s in job.sources
     }
     if job.alignment.base is not None:
-        sources["(base)"] = {"origin": job.alignment.base.origin, "digest": job.alignment.base.digest}
+        sources[BASE] = {"origin": job.alignment.base.origin, "digest": job.alignment.base.digest}
     return Manifest(
         tasks={name: describe_task(job, name) for name in job.alignment.tasks},
         sources=sources,

@@ -12,6 +12,8 @@ from plait.errors import SourceError
 
 FILE = "plait.json"
 FORMAT = 1
+BASE = "(base)"
+"""The name of the base among the sources; no source can have it."""
 
 
 @dataclass(frozen=True)

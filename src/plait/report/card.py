@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from plait.merging.manifest import Manifest
+from plait.merging.manifest import BASE, Manifest
 
 USE = """```python
 import plait
@@ -27,7 +27,8 @@ def model_card(manifest: Manifest) -> str:
     parts = [
         "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
         f"# {name.rstrip('/').rpartition('/')[2]}",
-        f"{len(manifest.sources)} checkpoints merged with `{method.get('name', 'average')}` by Plait: one encoder, "
+        f"{sum(name != BASE for name in manifest.sources)} checkpoints merged with `{method.get('name', 'average')}`"
+        f"{' and refined on unlabelled texts' if manifest.refinement else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
         "## Use",
         USE.format(folder=name, task=next(iter(manifest.tasks))),
