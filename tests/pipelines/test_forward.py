@@ -77,6 +77,18 @@ def job_average(job: Any, body: Any) -> dict[str, torch.Tensor]:
     }
 
 
+def test_deberta_may_project_positions_by_the_layers_of_the_words(tmp_path: Path) -> None:
+    paths = {
+        f"s{i}": str(save(tiny("deberta-v2", "sequence", seed=i, share_att_key=True), tmp_path / f"s{i}"))
+        for i in range(2)
+    }
+    for method in ({"method": "calibrate"}, {"method": "regmean", "forward": True}):
+        merged = plait.merge(
+            paths, data={n: {"text": texts(8, seed=3)} for n in paths}, out=tmp_path / method["method"], **method
+        )
+        merged.predict(texts(2))
+
+
 def groups_of(body: Any, batches: Any) -> list[list[str]]:
     layers = layers_of(body)
     assert layers is not None
@@ -214,8 +226,8 @@ def test_from_the_command_line(sources: dict[str, str], data: dict[str, str], tm
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--method", "ties", "--forward"], "method ties needs no Gram matrices"),
-        (["--method", "calibrate"], "needs data for mood, type, value"),
+        (["--method", "ties", "--forward"], "--forward is for methods that use Gram matrices"),
+        (["--method", "calibrate"], "needs data for mood, type, value: give --data mood=FILE, or use"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -228,7 +240,8 @@ def test_what_cannot_be_done_is_said(
 
 def test_layers_applied_several_times_have_no_order(tmp_path: Path) -> None:
     sources = make("albert", ("sequence", "token"), tmp_path)
-    with pytest.raises(plait.PlaitError, match="no single forward order"):
-        plait.merge(
-            sources, data={h: columns(h) for h in sources}, method="calibrate", out=tmp_path / "m"
-        )
+    settings: dict[str, Any] = {"data": {h: columns(h) for h in sources}, "out": tmp_path / "m"}
+    with pytest.raises(plait.PlaitError, match=r"albert applies 1 layer 3 times.*use --method regmean"):
+        plait.merge(sources, method="calibrate", **settings)
+    with pytest.raises(plait.PlaitError, match="leave --forward out"):
+        plait.merge(sources, method="regmean", forward=True, **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +262,106 @@ def _kl(said: list[float], target: list[float]) -> float:
     p, q = ([math.exp(v) for v in row] for row in (target, said))
     p, q = ([v / sum(row) for v in row] for row in (p, q))
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def test_a_body_beside_a_headed_source_is_refined(tmp_path: Path) -> None:
+    for family in ("bert", "albert", "mpnet"):
+        sources = make(family, ("sequence", "body"), tmp_path / family)
+        data = {name: rows(10, seed=i) for i, name in enumerate(sources)}
+        for on in ("logits", "hidden"):
+            merged = plait.merge(
+                sources, method="average", data=data, refine=1, refine_on=on, out=tmp_path / family / on
+            )
+            assert set(merged.manifest.refinement["by_source"]) == {"sequence", "body"}
+
+
+def test_one_text_teaches_and_judges(sources: Paths, texts_of: Any, tmp_path: Path) -> None:
+    data = {**texts_of, "mood": {"text": ["the film was good"]}}
+    found = plait.merge(sources, method="average", data=data, refine=1, out=tmp_path / "m").manifest.refinement
+    assert (found["texts"]["mood"], found["held_back"]["mood"]) == (1, 0)
+
+
+def test_sources_count_by_their_weight_however_many_texts_they_have(sources: Paths) -> None:
+    data = {"mood": rows(30), "type": rows(10, seed=1), "value": rows(20, seed=2)}
+    given = [replace(one, weight=w) for one, w in zip(asked(sources, data), (1.0, 2.0, 0.0), strict=True)]
+    answers = [room.ask(one, on="logits", max_length=None, own_pooler=True) for one in given]
+    texts = room.Texts(answers, 0.0, 0)
+    counts = [len(one.said) for one in answers]
+    means = [share * count / sum(counts) for share, count in zip(texts.shares, counts, strict=True)]
+    assert means == pytest.approx([1 / 3, 2 / 3, 0.0])
+
+
+def test_windows_of_one_context_are_not_parted(tmp_path: Path) -> None:
+    source = str(save(tiny("bert", "qa", seed=1), tmp_path / "qa"))
+    context = " ".join(texts(12, seed=3))
+    table = {
+        "question": ["who was in paris ?"] * 6, "context": [context] * 6,
+        "answers": [{"text": ["film"], "answer_start": [0]}] * 6,
+    }  # fmt: skip
+    [one] = asked({"qa": source}, {"qa": table})
+    answers = room.ask(one, on="logits", max_length=32, own_pooler=False)
+    assert len(answers.said) > 6
+    teach, held = room.Texts([answers], 0.3, 0).split
+    texts_in = [{answers.encoded.rows[row] for _, row in part} for part in (teach, held)]
+    assert not texts_in[0] & texts_in[1]
+    assert texts_in[0] | texts_in[1] == set(range(6))
+
+
+def test_a_refinement_that_does_not_help_is_said_and_undone(
+    sources: Paths, texts_of: Any, tmp_path: Path
+) -> None:
+    plain = plait.merge(sources, method="average", out=tmp_path / "plain")
+    merged = plait.merge(
+        sources, method="average", data=texts_of, refine=1, refine_rate=10.0, out=tmp_path / "m"
+    )
+    assert merged.manifest.refinement["kept"] is False
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "did not raise the agreement" in card
+    assert "and refined" not in card
+    assert all(torch.equal(t, weights(merged.path)[n]) for n, t in weights(plain.path).items())
+
+
+def test_models_can_be_trained_after_a_prediction(sources: Paths, tmp_path: Path) -> None:
+    merged = plait.merge(sources, method="average", out=tmp_path / "m")
+    opened = plait.load(merged.path)
+    opened.predict(texts(3))
+    model = opened.task("mood")
+    model(**opened.tokenizer(texts(2), padding=True, return_tensors="pt")).logits.sum().backward()
+    assert model.classifier.weight.grad is not None
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"max_length": 6}, {"tasks": {"mood": "m", "type": "t"}}])
+def test_another_run_is_not_gone_on_with(
+    sources: Paths, texts_of: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {"method": "average", "data": texts_of, "refine": 2, "out": tmp_path / "m"}
+    with stopped_at(room, "judge", 3):
+        plait.merge(sources, **settings)
+    with pytest.raises(plait.PlaitError, match="was left by another run"):
+        plait.merge(sources, resume=True, **settings, **change)
+
+
+def test_what_decides_is_recorded(sources: Paths, texts_of: Any, tmp_path: Path) -> None:
+    merged = plait.merge(
+        sources, method="average", data=texts_of, refine=1, seed=5, max_length=8, out=tmp_path / "m"
+    )
+    assert merged.manifest.recipe["method"] == {"name": "average", "seed": 5, "max_length": 8}
+
+
+def test_the_default_knows_the_base_and_refines_where_there_are_texts(tmp_path: Path) -> None:
+    base = save(tiny("bert", "body", seed=0), tmp_path / "base")
+    paths = make("bert", ("sequence", "regression"), tmp_path)
+    data = {name: rows(12, seed=i) for i, name in enumerate(paths)}
+    found = {
+        "nothing": plait.merge(paths, out=tmp_path / "a"),
+        "base": plait.merge(paths, base=base, out=tmp_path / "b"),
+        "texts": plait.merge(paths, data=data, out=tmp_path / "c"),
+        "both": plait.merge(paths, base=base, data=data, examples=8, ridge=0.2, out=tmp_path / "d"),
+        "forward": plait.merge(paths, base=base, data=data, forward=True, refine=0, out=tmp_path / "e"),
+    }
+    names = {name: one.manifest.recipe["method"]["name"] for name, one in found.items()}
+    passes = {name: one.manifest.recipe["refine"] for name, one in found.items()}
+    assert names == {
+        "nothing": "average", "base": "actmerge", "texts": "regmean", "both": "actmerge", "forward": "regmean",
+    }  # fmt: skip
+    assert passes == {"nothing": 0, "base": 0, "texts": 3, "both": 3, "forward": 0}

@@ -1,4 +1,7 @@
-"""What a merge does where its recipe leaves method and refinement open; the reasons stand in docs/merging.md."""
+"""What a merge does where its recipe leaves method and refinement open; the reasons stand in docs/merging.md.
+
+Apart from planning.py so that whoever changes a default finds one small file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 from plait.checkpoints.align import align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.errors import PlaitError, RecipeError
+from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe, MethodSpec
 from plait.statistics.statistics import load_statistics
 
@@ -41,7 +45,7 @@ def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> Me
     """
     files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
     if not recipe.open or not files:
-        return recipe.resolved_method(data, base=base)
+        return with_options(recipe.resolved_method(data, base=base), recipe, data)
     kinds = {load_statistics(file).estimator for file in files}
     if len(kinds) > 1:
         raise RecipeError(
@@ -50,6 +54,14 @@ def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> Me
     kind = kinds.pop()
     found = {"name": "regmean"} if kind == "gram" else {"name": "fisher", "importance": kind}
     return (recipe.method or MethodSpec()).model_copy(update=found)
+
+
+def with_options(method: MethodSpec, recipe: MergeRecipe, data: Mapping[str, Any]) -> MethodSpec:
+    """Returns the default method, or the one without a base where only that has the options that are given."""
+    wanted = set(method.options) | ({"forward"} if method.forward else set())
+    if not recipe.open or wanted <= set(RULES[method.name].options):
+        return method
+    return method.model_copy(update={"name": recipe.resolved_method(data).name})
 
 
 def usable_base(recipe: MergeRecipe, sources: Sequence[Checkpoint]) -> Checkpoint | None:
@@ -66,6 +78,6 @@ def usable_base(recipe: MergeRecipe, sources: Sequence[Checkpoint]) -> Checkpoin
         base = open_checkpoint(found, name="base", trust_remote_code=trusted)
         align(sources, base=base, tasks=recipe.tasks())
     except PlaitError as error:
-        logger.info("the recorded base %s is not used: %s", found, error)
+        logger.warning("the recorded base %s is not used: %s", found, error)
         return None
     return base

@@ -20,7 +20,7 @@ from plait.checkpoints.writer import atomic_folder
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import BASE, Manifest, Task
 from plait.merging.merged import Merged
-from plait.recipe import AUTO, ESTIMATION, MergeRecipe, parse_as
+from plait.recipe import AUTO, MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
 from plait.training.state import check_state, full_disk, training_state
@@ -62,8 +62,8 @@ def merge(
     Args:
         sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe.
         out: the folder to write.
-        method: a rule of `plait.methods()`; default see docs/merging.md: `regmean` where data or statistics are given
-            for all sources (`fisher` where an importance is), else `average`.
+        method: a rule of `plait.methods()`; left open it is chosen by what is given, see docs/merging.md (`fisher`
+            where an importance is).
         data: name -> labelled data of that source: a file, a `datasets.Dataset`, or columns.
         statistics: name -> statistics saved by `plait.estimate`, instead of data.
         base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.
@@ -158,16 +158,8 @@ def merge_recipe(
     recipe = parse_as(MergeRecipe, content, "merge")
     if method is None and not options:
         return recipe, objects
-    name = method or default_name(recipe, objects, options)
+    name = method or ("fisher" if "importance" in options else AUTO)
     return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
-
-
-def default_name(recipe: MergeRecipe, data: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    """Returns the method where options are given without one: the one that they belong to, else the default."""
-    if "importance" in options:
-        return "fisher"
-    own = set(options) - set(ESTIMATION)
-    return recipe.resolved_method(data).name if own or "forward" in options else AUTO
 
 
 def describe_sources(
@@ -216,7 +208,7 @@ def run_merge(
     """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files."""
     check_output(recipe, overwrite=overwrite)
     job = plan(recipe, data, judged)
-    logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), job.rule.name)
+    logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), told(job))
     statistics = gather(job)
     out = Path(os.path.realpath(recipe.output))
     with (
@@ -233,6 +225,15 @@ def run_merge(
         finish(job, manifest, folder)
     shutil.rmtree(state, ignore_errors=True)
     return Merged(recipe.output)
+
+
+def told(job: Plan) -> str:
+    """Returns what will be done, in a line for the user: much of it may be Plait's own choice."""
+    base = job.alignment.base
+    parts = [job.rule.name + (f" from the base {base.origin}" if base and "base" in job.rule.inputs else "")]
+    if job.recipe.refine:
+        parts.append(f"up to {job.recipe.refine} passes of refinement (--refine 0 for none)")
+    return ", then ".join(parts)
 
 
 def finish(job: Plan, manifest: Manifest, folder: Path) -> None:

@@ -12,7 +12,7 @@ from plait.api.defaults import method_of, refine_of, usable_base
 from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
-from plait.checkpoints.topology import topology
+from plait.checkpoints.topology import topology, topology_of
 from plait.checkpoints.writer import check_target, parse_size
 from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, listed
 from plait.merging.job import check_options
@@ -55,6 +55,8 @@ class Plan:
         kept = {"name", *self.method.options}
         if self.estimator is not None or self.forward:
             kept |= {"examples", "batch_size", "max_length", "seed"}
+        if self.inputs.texts:
+            kept |= {"max_length", "seed"}
         if self.method.forward:
             kept |= {"forward"}
         if "importances" in self.rule.inputs:
@@ -114,7 +116,10 @@ def check_method(method: MethodSpec) -> Entry[Any]:
     rule = RULES[method.name]
     uses = estimator_of(rule, method) if not {"importances", "grams"}.isdisjoint(rule.inputs) else None
     if method.forward and "grams" not in rule.inputs:
-        raise RecipeError(f"method {rule.name} needs no Gram matrices, so --forward means nothing: leave it out")
+        raise RecipeError(
+            "--forward is for methods that use Gram matrices, such as regmean with --data of every source; "
+            f"{rule.name} uses none"
+        )
     sampled = uses is not None or in_forward_order(rule, method) or "draws" in rule.inputs
     own = ESTIMATION if "importances" in rule.inputs else ("examples", "batch_size", "max_length", "seed")
     known = [*rule.options, *(own if sampled else ())]
@@ -215,9 +220,10 @@ def check_data(
             f"give --data {textless[0]}=FILE, or leave --forward out and use --method regmean"
         )
     if bare:
+        instead = "" if forward else f" or --statistics {bare[0]}=FILE"
         raise RecipeError(
-            f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE or "
-            f"--statistics {bare[0]}=FILE, or use --method average, which needs none"
+            f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE{instead}, or use "
+            "--method average, which needs none"
         )
 
 
@@ -265,9 +271,23 @@ def plan(
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)
+    if in_forward_order(rule, method):
+        check_order(sources[0], rule.name)
     estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
     inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {})
     return Plan(recipe, method, rule, alignment, inputs)
+
+
+def check_order(source: Checkpoint, method: str) -> None:
+    """Raises `MergeError` where an encoder's layers have no single forward order."""
+    table = topology_of(source.config)
+    depth = getattr(source.config, "num_hidden_layers", None)
+    if table is not None and depth is not None and table.layers != depth:
+        hint = "leave --forward out" if method == "regmean" else "use --method regmean"
+        raise MergeError(
+            f"{source.config.model_type} applies {table.layers} layer{'s' if table.layers > 1 else ''} {depth} times, "
+            f"so its statistics have no single forward order: {hint}"
+        )
 
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:

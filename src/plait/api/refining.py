@@ -1,4 +1,4 @@
-"""What follows a merge by a rule: refinement on unlabelled texts, and heads fitted to the merged encoder."""
+"""What follows a merge by a rule, refinement and heads fitted to the encoder; apart because it alone trains."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def identity(job: Plan) -> dict[str, Any]:
     return {
         **recipe,
         "weights": job.recipe.weights(),
+        "tasks": job.recipe.tasks(),
         "digests": {source.name: source.digest for source in job.sources},
+        "base_digest": job.alignment.base.digest if job.alignment.base is not None else None,
         "texts": {name: texts.fingerprint for name, texts in job.inputs.texts.items()},
         "examples": {name: texts.fingerprint for name, texts in job.inputs.examples.items()},
     }

@@ -50,7 +50,7 @@ def merge(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     data: Names = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Default: regmean with data, else average.")
+        str | None, typer.Option("--method", help="Default: chosen by what is given (docs/merging.md).")
     ] = None,
     importance: Annotated[
         str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
@@ -96,7 +96,12 @@ def merge(
     ] = 1.0,
     refine: Annotated[
         int | None,
-        typer.Option("--refine", min=0, help="Passes in which the result learns the sources' answers; 0: none."),
+        typer.Option(
+            "--refine",
+            min=0,
+            help="Passes in which the result learns the sources' answers. Default: 3 without --method and with "
+            "--data of every source, else 0.",
+        ),
     ] = None,
     refine_texts: Annotated[
         int, typer.Option("--refine-texts", min=2, help="Texts of each source for that.")

@@ -68,8 +68,8 @@ class ForwardMerge:
         layers = layers_of(body)
         if layers is None:
             raise MergeError(
-                f"{type(body).__name__}: its layers have no single forward order (one is applied several times, or the "
-                "family is not known): leave --forward out, or use --method regmean"
+                f"{type(body).__name__}: the forward order of its layers is not known: use --method regmean without "
+                "--forward"
             )
         runs = [Layerwise(body, layers, batches) for batches in self.batches]
         lent = [None] * len(runs) if donor is None else self._lent(donor)
@@ -204,6 +204,9 @@ class Lent:
         """Gives the shared body this source's weights of one layer and of all that lies outside the layers."""
         layers = self.run.layers
         others = {id(p) for i, layer in enumerate(layers) if i != max(place, 0) for p in layer.parameters()}
+        if place > 1:
+            # The largest table; nobody reads it from here on (DeBERTa's convolution does, below the second layer).
+            others |= {id(p) for p in self.run.body.get_input_embeddings().parameters()}
         with torch.no_grad():
             for name, parameter in self.run.body.named_parameters():
                 if id(parameter) not in others and name in self.source:

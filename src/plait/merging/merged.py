@@ -87,7 +87,8 @@ class Merged:
     @cached_property
     def encoder(self) -> PreTrainedModel:
         """Returns the shared encoder, in evaluation mode."""
-        return load_encoder(self.folder)
+        with torch.inference_mode(False):
+            return load_encoder(self.folder)
 
     def about(self, task: str) -> Task:
         """Returns what is recorded of one task.
@@ -109,7 +110,9 @@ class Merged:
         if about.kind == "body":
             return self.encoder
         if name not in self._models:
-            self._models[name] = assemble(self.folder, about, self.encoder)
+            # A prediction may be what asks first; tensors made in its mode could never be trained.
+            with torch.inference_mode(False):
+                self._models[name] = assemble(self.folder, about, self.encoder)
         return self._models[name]
 
     def replayed(self, output: Any) -> dict[str, PreTrainedModel]:

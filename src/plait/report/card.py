@@ -28,7 +28,7 @@ def model_card(manifest: Manifest) -> str:
         "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
         f"# {name.rstrip('/').rpartition('/')[2]}",
         f"{sum(name != BASE for name in manifest.sources)} checkpoints merged with `{method.get('name', 'average')}`"
-        f"{' and refined on unlabelled texts' if manifest.refinement else ''} by Plait: one encoder, "
+        f"{' and refined on unlabelled texts' if manifest.refinement.get('kept') else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
         "## Use",
         USE.format(folder=name, task=next(iter(manifest.tasks))),
@@ -36,6 +36,7 @@ def model_card(manifest: Manifest) -> str:
         tasks_table(manifest),
         *([] if not manifest.scores else ["## Scores", scores_table(manifest.scores)]),
         *([] if not manifest.refinement else ["## Refinement", refinement(manifest.refinement)]),
+        *([] if not manifest.heads else ["## Heads", aligned(manifest.heads)]),
         "## Sources",
         sources_table(manifest),
         "## Recipe",
@@ -71,10 +72,16 @@ def sources_table(manifest: Manifest) -> str:
 def refinement(found: Mapping[str, Any]) -> str:
     """Returns what the merged encoder learned from, and how far it agrees with its sources since."""
     learned = "logits" if found["on"] == "logits" else "hidden states"
+    who = f"the encoder{' and the heads' if found['heads'] else ''}"
     said = (
-        f"After the merge the encoder{' and the heads' if found['heads'] else ''} learned the sources' own {learned} "
-        f"in {found['passes']} label-free passes over texts of each source. *Agreement* is the share of held-back "
-        "texts that the merged model answers as the source does."
+        f"After the merge {who} learned the sources' own {learned} in {found['passes']} label-free passes over texts "
+        f"of each source; the weights are those after pass {found['best_pass']}."
+        if found["kept"]
+        else f"In {found['passes']} label-free passes {who} learned the sources' own {learned}, which did not raise "
+        "the agreement with them: the weights are those of the merge."
+    )
+    said += (
+        " *Agreement* is the share of held-back texts that the merged model answers as the source does."
     )
     rows = [
         (
@@ -85,6 +92,16 @@ def refinement(found: Mapping[str, Any]) -> str:
         for name, one in found["by_source"].items()
     ]
     return f"{said}\n\n{table(('source', 'texts', 'agreement before', 'after'), rows)}"
+
+
+def aligned(found: Mapping[str, Any]) -> str:
+    """Returns how far heads were fitted to the merged encoder."""
+    said = (
+        f"Heads were fitted to the merged encoder by a {found['map']} map on unlabelled texts, folded into their first "
+        "layer. *Error* is that of the states which they read, in variances of the source's."
+    )
+    rows = [(task, *(f"{one[when]:.3f}" for when in ("before", "after"))) for task, one in found["error"].items()]
+    return f"{said}\n\n{table(('task', 'error before', 'after'), rows)}"
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:

@@ -147,10 +147,12 @@ class Layerwise:
 
     def _settled(self, module: nn.Module, original: Callable[..., Any], number: int, x: Tensor) -> Tensor:
         kept = self._kept[module]
-        if number in kept:
+        # DeBERTa projects its table of relative positions by the same layers: that is another input.
+        of_tokens = x.shape[:-1] == self.batches[number]["attention_mask"].shape
+        if of_tokens and number in kept:
             return kept[number]
         found: Tensor = original(x)
-        if found.shape[-1] <= x.shape[-1]:
+        if of_tokens and found.shape[-1] <= x.shape[-1]:
             kept[number] = found
         return found
 

@@ -209,16 +209,17 @@ class Ticks(TrainerCallback):
 
 
 class StopWhenLevel(TrainerCallback):
-    """Ends training after an epoch whose score is no better than the best before it."""
+    """Ends training after an epoch in which no score is better than the best before it."""
 
-    def __init__(self, score: str) -> None:
-        """Keeps the score's name."""
-        self.score = f"eval_{score}"
+    def __init__(self, scores: Sequence[str]) -> None:
+        """Keeps the names of scores, the higher the better."""
+        self.scores = [f"eval_{name}" for name in scores]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Looks at the scores so far, which a resumed run has as well."""
-        scores = [entry[self.score] for entry in state.log_history if self.score in entry]
-        if len(scores) > 1 and scores[-1] <= max(scores[:-1]):
+        judged = [entry for entry in state.log_history if self.scores[0] in entry]
+        *before, last = ([entry[name] for name in self.scores] for entry in judged)
+        if before and all(now <= max(past) for now, *past in zip(last, *before, strict=True)):
             control.should_training_stop = True
 
 
@@ -233,7 +234,7 @@ def train(
     best: str | None = None,
     checkpoints: bool = False,
     resume: bool = False,
-    stop_when_level: bool = False,
+    stop_when_level: Sequence[str] = (),
 ) -> list[dict[str, float]]:
     """Trains `model` in place and returns the log.
 
@@ -247,7 +248,7 @@ def train(
         best: The judge's score, the higher the better, whose best epoch is given back instead of the last one.
         checkpoints: Save the Trainer's state after each epoch.
         resume: Go on from the last saved state in `folder`, where there is one.
-        stop_when_level: End after an epoch that does not raise `best`.
+        stop_when_level: End after an epoch that raises none of these scores.
     """
     plan = schedule or Schedule()
     sampler = Sampler(encoded.lengths, plan.batch_size, plan.seed)
@@ -261,7 +262,7 @@ def train(
             args=_arguments(plan, folder, steps, checkpoints, judge is not None, best),
             train_dataset=encoded,
             data_collator=encoded.collate,
-            callbacks=[Ticks(tick), *([StopWhenLevel(best)] if best and stop_when_level else [])],
+            callbacks=[Ticks(tick), *([StopWhenLevel(stop_when_level)] if stop_when_level else [])],
         )
         trainer.remove_callback(PrinterCallback)
         last = last_state(folder) if resume else None

@@ -66,7 +66,8 @@ def refine(
 
     The encoder learns every source's answers on that source's texts: minimise Σ_j λ_j E_x D(source_j(x), merged_j(x)),
     D by the head (`Form`). Batches mix the sources. After each pass the answers on held-back texts are compared with
-    those of the sources; the pass of the greatest agreement is kept, and training ends when a pass no longer raises it.
+    those of the sources; the pass of the greatest agreement is kept, and training ends after one that neither raises it
+    nor lowers the divergence.
 
     Args:
         folder: a merged checkpoint that nobody else reads yet.
@@ -104,7 +105,8 @@ def distill(
     places = [list(models).index(source.task) for source in sources]
     network = MultiTask(encoder, heads, places, own_pooler=own).eval()
     answers = [
-        ask(source, on=settings.on, max_length=settings.max_length, own_pooler=own) for source in sources
+        ask(source, on=settings.on, max_length=settings.max_length, own_pooler=owners[place])
+        for source, place in zip(sources, places, strict=True)
     ]
     texts = Texts(answers, settings.held_back, settings.schedule.seed)
     before = judge(network, texts)
@@ -131,13 +133,13 @@ def learn(
         trained,
         texts,
         state,
-        objective=Distillation(texts.answers, settings.on == "hidden"),
+        objective=Distillation(texts, settings.on == "hidden"),
         schedule=settings.schedule,
         judge=lambda _: judge(network, texts),
         best=PREFERENCE,
         checkpoints=True,
         resume=resume,
-        stop_when_level=True,
+        stop_when_level=("agreement", "closeness"),
     )
     network.eval()
     return log
@@ -175,11 +177,23 @@ class Texts:
         """Returns the texts that teach and those held back, as (source, row)."""
         teach, held = [], []
         for index, one in enumerate(self.answers):
-            rows, others = held_back(len(one.said), self.share, self.seed)
-            teach += [(index, int(row)) for row in rows]
-            held += [(index, int(row)) for row in others]
-        # Where nothing is held back, all judge: a last resort for a handful of texts.
-        return teach, held or teach
+            # By text: windows of one context overlap.
+            texts = one.encoded.rows
+            rows, others = (set(part.tolist()) for part in held_back(max(texts) + 1, self.share, self.seed))
+            teach += [(index, row) for row, text in enumerate(texts) if text in rows]
+            # Where nothing is held back all texts judge: a last resort for a handful.
+            held += [(index, row) for row, text in enumerate(texts) if text in (others or rows)]
+        return teach, held
+
+    @cached_property
+    def shares(self) -> list[float]:
+        """Returns what a text of each source counts in a mean over the texts that teach.
+
+        Sources count by λ alone, however many texts they have.
+        """
+        taught = [index for index, _ in self.split[0]]
+        total = sum(one.weight for one in self.answers)
+        return [one.weight / total * len(taught) / taught.count(i) for i, one in enumerate(self.answers)]
 
     @property
     def lengths(self) -> list[int]:
@@ -203,9 +217,12 @@ class Texts:
 
 @dataclass(frozen=True)
 class Distillation:
-    """How far the answers are from the sources', a term per source; the sum is the mean over the batch, λ-weighted."""
+    """How far the answers are from the sources', a term per source.
 
-    answers: Sequence[Answers]
+    Over all texts the sum of the terms is Σ_j λ_j E_j[D] / Σ_j λ_j.
+    """
+
+    texts: Texts
     hidden: bool
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -213,14 +230,13 @@ class Distillation:
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         source, row = batch["source"], batch["row"]
         found: dict[int, Tensor] = model(source=source, hidden=self.hidden, **inputs)
-        total = sum(one.weight for one in self.answers) / len(self.answers)
         terms = {}
         for index, said in found.items():
             mine = source == index
-            one, mask = self.answers[index], inputs["attention_mask"][mine].bool()
+            one, mask = self.texts.answers[index], inputs["attention_mask"][mine].bool()
             target = padded_to(one.of(row[mine].tolist(), said.device), said)
             lost = divergence(one, said.float(), target, mask).sum() / len(source)
-            terms[one.name] = lost * (one.weight / total)
+            terms[one.name] = lost * self.texts.shares[index]
         return terms
 
 
@@ -242,11 +258,16 @@ def judge(network: MultiTask, texts: Texts) -> dict[str, float]:
             agreed[one.name] = float(torch.cat([part[0] for part in parts]).mean())
             lost[one.name] = float(torch.cat([part[1] for part in parts]).mean())
     network.train(mode)
-    mean, far = (sum(found.values()) / len(found) for found in (agreed, lost))
+    shares = {one.name: one.weight for one in texts.answers}
+    mean, far = (
+        sum(shares[name] * value for name, value in found.items()) / sum(shares.values())
+        for found in (agreed, lost)
+    )
     return {
         PREFERENCE: mean - TIE * min(far, 1.0) if math.isfinite(far) else math.nan,
         "agreement": mean,
         "divergence": far,
+        "closeness": -far,
         **{f"agreement/{name}": value for name, value in agreed.items()},
     }
 
@@ -274,13 +295,21 @@ def record(
         for entry in log
         if f"eval_{PREFERENCE}" in entry
     ]
-    taught = [index for index, _ in texts.split[0]]
+    taught = texts.split[0]
+    best = max(judged, key=lambda one: one[PREFERENCE], default={})
+    counts = {
+        one.name: (
+            len({one.encoded.rows[row] for index, row in taught if index == i}), max(one.encoded.rows) + 1
+        )
+        for i, one in enumerate(texts.answers)
+    }  # fmt: skip
     return {
         "on": settings.on,
         "heads": settings.heads,
         "passes": len(judged),
-        "texts": {one.name: taught.count(i) for i, one in enumerate(texts.answers)},
-        "held_back": {one.name: len(one.said) - taught.count(i) for i, one in enumerate(texts.answers)},
+        "best_pass": round(best["epoch"]) if best else 0,
+        "texts": {name: taught for name, (taught, _) in counts.items()},
+        "held_back": {name: every - taught for name, (taught, every) in counts.items()},
         "divergence": {"before": round(before["divergence"], 6), "after": round(after["divergence"], 6)},
         "agreement": {"before": round(before["agreement"], 5), "after": round(after["agreement"], 5)},
         "by_source": {
@@ -290,5 +319,5 @@ def record(
             }
             for one in texts.answers
         },
-        "by_pass": [{k: v for k, v in entry.items() if k != PREFERENCE} for entry in judged],
+        "by_pass": [{k: v for k, v in one.items() if k not in (PREFERENCE, "closeness")} for one in judged],
     }

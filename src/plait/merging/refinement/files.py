@@ -1,4 +1,4 @@
-"""A merged checkpoint's weights written again; apart from refine.py because head alignment writes heads too."""
+"""A merged checkpoint's weights written again; apart from distillation.py because heads.py writes heads too."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ def align_heads(
         folder: a merged checkpoint that nobody else reads yet.
         sources: the sources with their texts; a task of several sources is left as it is.
         kind: `shift` moves by the mean difference (A = I), `ridge` fits A too.
-        ridge: strength of the pull of A towards I, relative to the mean square of the states.
+        ridge: strength of the pull of A towards I, relative to the variance of the states.
         max_length: tokens a text is cut at.
     """
     merged, found = Merged(folder), {}
     tasks = [source.task for source in sources]
     for source in sources:
         if tasks.count(source.task) > 1 or merged.about(source.task).kind == "body":
-            logger.info("task %s: its head is not aligned, it has several sources or none", source.task)
+            logger.warning("task %s: its head is not aligned, it has several sources, or none", source.task)
             continue
         model = merged.task(source.task).float()
         own = has_own_pooler(model, merged.encoder)
@@ -47,6 +47,9 @@ def align_heads(
         head = Head(model, own_pooler=own)
         network = MultiTask(merged.encoder.float(), [head], [0], own_pooler=own).eval()
         states, layer = states_of(network, target)
+        if kind == "shift" and layer.bias is None:
+            logger.warning("task %s: its head has no bias to shift; --align-heads ridge fits it", source.task)
+            continue
         found[source.task] = fold(layer, states, torch.cat([rows(v) for v in target.said]), kind, ridge)
     write_back(folder, merged, found, encoder=False)
     return found
@@ -73,14 +76,15 @@ def states_of(network: MultiTask, texts: Answers) -> tuple[Tensor, nn.Linear]:
 
 
 def fold(layer: nn.Linear, states: Tensor, target: Tensor, kind: Map, ridge: float) -> dict[str, float]:
-    """Returns the mean squared error before and after, in variances of the target; the layer reads A h + c from now on.
+    """Returns the mean squared error before and after, in variances of the target; the layer now reads A h + c.
 
     Args:
         layer: W [out, d] and b.
         states: h of the merged encoder, [n, d].
         target: h of the source, [n, d].
         kind: see `align_heads`.
-        ridge: ε in min Σ ‖A h + c − h_source‖² + ε·n·E[h²] ‖A − I‖².
+        ridge: ε in min Σ ‖A h + c − h_source‖² + ε·n·v ‖A − I‖², v the mean variance of h (its mean square where the
+            layer has no bias, and so c is 0).
     """
     h, gap = states.double(), (target - states).double()
     biased = layer.bias is not None
