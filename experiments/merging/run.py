@@ -69,6 +69,7 @@ class Method:
     forward: bool = False
     refine: int = 0
     texts: int = EXAMPLES
+    on: Literal["logits", "hidden"] = "logits"
     align: str = ""
 
     @property
@@ -77,6 +78,7 @@ class Method:
         if self.own_pooler:
             parts = [self.rule, *(f"{name} {value}" for name, value in self.options)]
             parts += ["forward"] * self.forward + [f"refine {self.refine}"] * bool(self.refine)
+            parts += ["on hidden"] * (self.on == "hidden")
             parts += [f"{self.texts} texts"] * (self.texts != EXAMPLES) + [f"heads {self.align}"] * bool(self.align)
             return "own pooler: " + ", ".join(parts)
         if self.rule != "fisher":
@@ -101,6 +103,7 @@ CORE = (
 )
 """For every set of tasks."""
 WIDE = (
+    own("actmerge", refine=3, on="hidden"),
     own("average", refine=3),
     own("actmerge", align="shift"),
     own("actmerge", align="ridge"),
@@ -314,10 +317,10 @@ def refined(
         own_body: nn.Module = model.base_model
         setattr(model, model.base_model_prefix, with_modules(encoder, own_body, {"pooler"}))
         models[task] = model
-    settings = Refinement(Schedule(method.refine, 1e-4, 16, weight_decay=0.0, seed=seed, precision="bfloat16"))
+    schedule = Schedule(method.refine, 1e-4, 16, weight_decay=0.0, seed=seed, precision="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         learned = [texts(task, seed, method.texts) for task in tasks]
-        found = distill(encoder, models, learned, settings, state=Path(folder))
+        found = distill(encoder, models, learned, Refinement(schedule, on=method.on), state=Path(folder))
     kept = {name: value.detach() for name, value in encoder.state_dict().items() if name in body}
     return {**body, **kept}, {name: found[name] for name in ("agreement", "passes")}
 
