@@ -191,6 +191,7 @@ def test_the_engine_supplies_what_the_rule_asks_for(rule: str) -> None:
             "grams": torch.stack([grams(i).table[name] for i in range(count)])
             if name == "layer.weight"
             else None,
+            "crosses": None,
             "thresholds": torch.stack([cut(p - base[name], math.ceil, density) for p in params]),
             "ceilings": torch.stack([cut(p - base[name], math.floor, outliers) for p in params]),
             "depth": DEPTHS.get(name, 1.0),
@@ -556,4 +557,4 @@ def test_which_rules_are_not_cut() -> None:
     of_a_matrix = {"actmerge", "wudi", "ace", "tsv", "iso", "svc", "cart"}
     assert {n for n in RULES if "elsewhere" in RULES[n].facts} == of_a_matrix
     whole = {n for n in RULES if not laws(RULES[n]) & {Law.ELEMENTWISE, Law.ROWWISE}}
-    assert whole == of_a_matrix | {"regmean", "slerp", "model_stock", "karcher"}
+    assert whole == of_a_matrix | {"regmean", "calibrate", "slerp", "model_stock", "karcher"}

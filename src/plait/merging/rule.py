@@ -6,7 +6,7 @@ fields. The contract tests verify every claimed law, so a law here is a promise,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from torch import Tensor
@@ -77,3 +77,11 @@ def task_vectors(params: Stack, base: Parameter, weights: Coefficients) -> tuple
     origin = base.double()
     having = [(p.double() - origin, w) for p, w in zip(params, weights.tolist(), strict=True) if w > 0]
     return [change for change, _ in having], [weight for _, weight in having]
+
+
+def weighted_sum(changes: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Returns Σ_j λ_j τ_j in new memory."""
+    total = changes[0] * shares[0]
+    for change, share in zip(changes[1:], shares[1:], strict=True):
+        total.add_(change, alpha=share)
+    return total

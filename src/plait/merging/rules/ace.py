@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from plait.merging.rule import RULES, Law, task_vectors
+from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
 from plait.merging.rules.regmean import solved
 from plait.merging.rules.tsv import thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
@@ -50,7 +50,7 @@ def ace(
         level: q, the share of singular values that are levelled.
     """
     changes, shares = task_vectors(params, base, weights)
-    mean = torch.stack([c * share for c, share in zip(changes, shares, strict=True)]).sum(0) / sum(shares)
+    mean = weighted_sum(changes, shares) / sum(shares)
     covariances = [centred.T @ centred for centred in (change - change.mean(0) for change in changes)]
     if _log_spread(changes) > spread:
         covariances = [c / c.trace() if c.trace() > 0 else c for c in covariances]

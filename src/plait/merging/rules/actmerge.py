@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plait.merging.rule import RULES, Law, task_vectors
+from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
 from plait.merging.rules.regmean import solved
 from plait.tensors import Coefficients, Parameter, Stack
 
@@ -46,8 +46,7 @@ def regression(changes: list[Tensor], shares: list[float], counts: list[float], 
     With S the rows of all √c_j τ_j, the inverse is that of SᵀS + d·I. Where there are fewer rows than columns,
     S (SᵀS + d·I)⁻¹ = (SSᵀ + d·I)⁻¹ S is exactly the same and smaller.
     """
-    mean = sum(change * share for change, share in zip(changes, shares, strict=True)) / sum(shares)
-    assert isinstance(mean, Tensor)
+    mean = weighted_sum(changes, shares) / sum(shares)
     out, width = mean.shape
     squares = [count * float(change.square().sum()) for change, count in zip(changes, counts, strict=True)]
     damping = ridge * sum(squares) / width

@@ -45,8 +45,9 @@ def fisher(
     else:
         informed = (importances / scale).clamp_(min=max(floor, torch.finfo(torch.float32).tiny))
     informed = informed * weights.reshape(-1, *[1] * (informed.dim() - 1))
-    total = informed.sum(0)
-    result = params[0] * informed[0]
+    # One source after the other: torch adds five and more in an order that depends on the size of the piece.
+    total, result = informed[0].clone(), params[0] * informed[0]
     for parameter, share in zip(params[1:], informed[1:], strict=True):
+        total.add_(share)
         result.addcmul_(parameter, share)
     return result.div_(total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from plait.merging.rule import RULES, Law, task_vectors
+from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
 from plait.merging.rules.tsv import thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
 
@@ -37,8 +37,7 @@ def svc(
         scale: s.
     """
     changes, shares = task_vectors(params, base, weights)
-    total = scale * torch.stack([c * share for c, share in zip(changes, shares, strict=True)]).sum(0)
-    left, values, right = thin_svd(total)
+    left, values, right = thin_svd(scale * weighted_sum(changes, shares))
     merged = (right * values).T
     counted = torch.zeros_like(values)
     for change, share in zip(changes, shares, strict=True):
