@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plait.merging.algebra import solved
 from plait.merging.merged import Merged
 from plait.merging.refinement.answers import Answers, Form, SourceTexts, ask, batched, cut, source_of
 from plait.merging.refinement.files import write_back
 from plait.merging.refinement.model import Head, MultiTask, has_own_pooler
-from plait.merging.rules.regmean import solved
 from plait.placement import accelerated
 
 logger = logging.getLogger("plait")

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from plait.merging.algebra import solved, thin_svd
 from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
-from plait.merging.rules.regmean import solved
-from plait.merging.rules.tsv import thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
 
 

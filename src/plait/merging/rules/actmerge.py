@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.merging.algebra import solved
 from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
-from plait.merging.rules.regmean import solved
 from plait.tensors import Coefficients, Parameter, Stack
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from plait.merging.algebra import solved
 from plait.merging.rule import RULES, Law
 from plait.merging.rules.average import average
-from plait.merging.rules.regmean import solved
 from plait.tensors import Coefficients, Grams, Parameter, Stack
 
 

@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from plait.merging.algebra import thin_svd
 from plait.merging.rule import RULES, Law, task_vectors
 from plait.merging.rules.average import average
-from plait.merging.rules.tsv import thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.merging.algebra import orthonormal, thin_svd
 from plait.merging.rule import RULES, Law, task_vectors
-from plait.merging.rules.tsv import orthonormal, thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from plait.merging.algebra import inner_products
 from plait.merging.rule import RULES, Law, normalized
 from plait.merging.rules.average import average
-from plait.merging.rules.slerp import inner_products
 from plait.tensors import Coefficients, Parameter, Stack
 
 ROUNDS = 1000

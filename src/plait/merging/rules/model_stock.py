@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from plait.merging.algebra import inner_products
 from plait.merging.rule import RULES, Law, normalized
 from plait.merging.rules.average import average
-from plait.merging.rules.slerp import inner_products
 from plait.tensors import Coefficients, Parameter, Stack
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from plait.merging.algebra import solved
 from plait.merging.rule import RULES, Law
 from plait.merging.rules.average import average
 from plait.tensors import Coefficients, Grams, Parameter, Stack
@@ -65,22 +66,3 @@ def regmean(
 def _scale(gram: Tensor, scale_grams: str) -> float:
     trace = float(gram.diagonal().double().sum()) if scale_grams == "trace" else 1.0
     return 1.0 / trace if trace > 0 else 0.0
-
-
-def solved(total: Tensor, shift: Tensor, damping: float) -> Tensor:
-    """Returns X in (A + d·I) X = B for a symmetric A without negative eigenvalues, float64.
-
-    Where A + d·I is singular to working precision, X is the solution of least norm.
-
-    Args:
-        total: A, [i, i]; changed.
-        shift: B, [i, o].
-        damping: d ≥ 0.
-    """
-    total.diagonal().add_(max(damping, torch.finfo(total.dtype).tiny))
-    factor, failed = torch.linalg.cholesky_ex(total)
-    pivots = factor.diagonal()
-    if not int(failed) and bool(pivots.min() > 1e-7 * pivots.max()):
-        return torch.cholesky_solve(shift, factor)
-    nearest: Tensor = torch.linalg.pinv(total, hermitian=True) @ shift
-    return nearest

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from plait.merging.algebra import inner_products
 from plait.merging.rule import RULES, Law, normalized
 from plait.tensors import Coefficients, Parameter, Stack
-
-PIECE = 2**18
 
 
 @RULES.register(
@@ -39,18 +37,4 @@ def slerp(params: Stack, weights: Coefficients) -> Parameter:
     if math.isfinite(cosine) and math.sin(angle) > 1e-6:
         rest, share = (math.sin(part * angle) / math.sin(angle) for part in (rest, share))
     result: Tensor = (first * rest).add_(second, alpha=share)
-    return result
-
-
-def inner_products(params: Stack, origin: Parameter | None = None) -> Tensor:
-    """Returns ⟨θ_i − o, θ_j − o⟩ in float64, [n, n], a piece at a time so that nothing large is copied."""
-    result = torch.zeros(len(params), len(params), dtype=torch.float64)
-    flat = params.reshape(len(params), -1)
-    start = 0
-    for piece in flat.split(PIECE, dim=1):
-        entries = piece.double()
-        if origin is not None:
-            entries = entries - origin.reshape(-1)[start : start + entries.shape[1]]
-        result.addmm_(entries, entries.T)
-        start += entries.shape[1]
     return result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from plait.merging.algebra import thin_svd
 from plait.merging.rule import RULES, Law, task_vectors, weighted_sum
-from plait.merging.rules.tsv import thin_svd
 from plait.tensors import Coefficients, Parameter, Stack
 
 
