@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plait.api.ensembles import is_ensemble
@@ -40,8 +40,13 @@ LOSSES = ("nll", "brier", "mse")
 """Those of them that are the better the lower they are."""
 
 
-def choice_of(recipe: EnsembleRecipe) -> Choice:
-    """Returns the method, after checking every name and option; what it would ignore is refused."""
+def choice_of(recipe: EnsembleRecipe, *, texts: bool = False) -> Choice:
+    """Returns the method, after checking every name and option; what it would ignore is refused.
+
+    Args:
+        recipe: what to do.
+        texts: whether texts without labels are given in memory.
+    """
     named = recipe.method
     shares = {"shared_layers": None if recipe.shared_layers == "all" else recipe.shared_layers}
     given = {"consistency": recipe.consistency, "alpha": recipe.alpha, "members": recipe.members}
@@ -58,15 +63,47 @@ def choice_of(recipe: EnsembleRecipe) -> Choice:
         raise RecipeError(
             f"alpha is {recipe.alpha:g} and consistency none, which nothing weighs: leave one of them out"
         )
-    if choice.build is not Build.SHARED or choice.lone:
-        sources = {"from": recipe.sources, "replicate_at": recipe.replicate_at, **shares}
-        stray = [name for name, value in sources.items() if value is not None]
-        if stray:
-            raise RecipeError(
-                f"method {choice.name} does not use {', '.join(stray)}; leave "
-                f"{'it' if len(stray) == 1 else 'them'} out, or choose method camero, shared or one"
-            )
+    refuse_stray(recipe, choice, shares, texts=texts)
     return choice
+
+
+def refuse_stray(
+    recipe: EnsembleRecipe, choice: Choice, shares: Mapping[str, Any], *, texts: bool
+) -> None:
+    """Raises `RecipeError` where models that exist, layers, texts or a store are given to what ignores them."""
+    if recipe.base is not None and recipe.sources is not None and not choice.taught:
+        raise RecipeError(
+            f"both of base and from is given; expected one of them: method {choice.name} has no student to start from "
+            "a base"
+        )
+    given: dict[str, Any] = {}
+    if choice.build is not Build.SHARED or choice.lone:
+        takes = choice.taught or choice.build is Build.SOUP
+        given = {"from": None if takes else recipe.sources, "replicate_at": recipe.replicate_at, **shares}
+    stray = [name for name, value in given.items() if value is not None]
+    others = "camero, shared or one"
+    if not choice.taught:
+        told = {
+            "text": recipe.text or texts or None, "store": recipe.store, "student_epochs": recipe.student_epochs,
+            "keep_members": recipe.keep_members or None,
+        }  # fmt: skip
+        teaching = [name for name, value in told.items() if value is not None]
+        stray, others = [*stray, *teaching], "distilled or hydra" if teaching else others
+    elif recipe.sources is not None and (recipe.keep_members or recipe.student_epochs is not None):
+        raise RecipeError(
+            "keep_members and student_epochs are for members that are trained; found models that exist (from): leave "
+            "them out, epochs is how long the student learns"
+        )
+    elif recipe.sources is not None and recipe.base is not None and choice.from_soup:
+        raise RecipeError(
+            f"base is {recipe.base}, and start soup begins with the mean of the models after from: leave one of them "
+            "out"
+        )
+    if stray:
+        raise RecipeError(
+            f"method {choice.name} does not use {', '.join(stray)}; leave "
+            f"{'it' if len(stray) == 1 else 'them'} out, or choose method {others}"
+        )
 
 
 def weight_of(recipe: EnsembleRecipe) -> float:
@@ -104,7 +141,7 @@ def check_noise(
     noise: Noise, choice: Choice, config: EnsembleConfig, kind: str, *, untrained: bool = False
 ) -> None:
     """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
-    if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build in (Build.JOINT, Build.FACTORS):
+    if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build not in (Build.SHARED, Build.SEPARATE):
         raise RecipeError(
             f"method {choice.name} trains with dropout alone; found perturbation {noise.name}: expected none or dropout"
         )
@@ -119,14 +156,19 @@ def check_noise(
         check_rates(skeleton(ENSEMBLES[kind], config, config.encoder.model_type), noise.name)
 
 
-def check_projection(recipe: EnsembleRecipe, config: EnsembleConfig, kind: str) -> None:
-    """Refuses models that exist where a family has no tanh heads; warns of new ones, which cannot leave."""
+def check_projection(
+    recipe: EnsembleRecipe, config: EnsembleConfig, kind: str, *, plain: bool = False
+) -> None:
+    """Refuses tanh heads where a family has no place for those of models that exist, or of one ordinary checkpoint.
+
+    Warns of new ones, which cannot leave.
+    """
     if config.head != "tanh":
         return
     try:
         projection(config, kind == "token_classification")
     except RecipeError as error:
-        if recipe.sources is not None:
+        if recipe.sources is not None or plain:
             raise
         logger.warning("what is made cannot be exported, neither whole nor one member: %s", error)
 
