@@ -83,26 +83,27 @@ def refuse_stray(
     stray = [name for name, value in given.items() if value is not None]
     others = "camero, shared or one"
     if not choice.taught:
+        kept = recipe.keep_members and choice.build is not Build.SOUP
         told = {
             "text": recipe.text or texts or None, "store": recipe.store, "student_epochs": recipe.student_epochs,
-            "keep_members": recipe.keep_members or None,
+            "keep_members": kept or None,
         }  # fmt: skip
         teaching = [name for name, value in told.items() if value is not None]
         stray, others = [*stray, *teaching], "distilled or hydra" if teaching else others
-    elif recipe.sources is not None and (recipe.keep_members or recipe.student_epochs is not None):
-        raise RecipeError(
-            "keep_members and student_epochs are for members that are trained; found models that exist (from): leave "
-            "them out, epochs is how long the student learns"
-        )
-    elif recipe.sources is not None and recipe.base is not None and choice.from_soup:
-        raise RecipeError(
-            f"base is {recipe.base}, and start soup begins with the mean of the models after from: leave one of them "
-            "out"
-        )
     if stray:
         raise RecipeError(
             f"method {choice.name} does not use {', '.join(stray)}; leave "
             f"{'it' if len(stray) == 1 else 'them'} out, or choose method {others}"
+        )
+    if recipe.sources is not None and (recipe.keep_members or (choice.taught and recipe.student_epochs is not None)):
+        raise RecipeError(
+            "keep_members and student_epochs are for members that are trained; found models that exist (from): leave "
+            "them out, epochs is how long the student learns"
+        )
+    if recipe.sources is not None and recipe.base is not None and choice.from_soup:
+        raise RecipeError(
+            f"base is {recipe.base}, and start soup begins with the mean of the models after from: leave one of them "
+            "out"
         )
 
 

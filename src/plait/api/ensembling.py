@@ -17,7 +17,7 @@ from plait.api.ensemble_choices import LOSSES
 from plait.api.ensemble_costs import bytes_needed
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
-from plait.api.ensemble_teaching import lesson, teachers_of
+from plait.api.ensemble_teaching import lesson, teachers_of, written
 from plait.api.ensembles import SavedEnsemble, keep, write_ensemble
 from plait.api.inputs import is_file
 from plait.api.merging import versions
@@ -155,6 +155,8 @@ def run_ensemble(
         report["seconds"] = round(time.monotonic() - started, 1)
         if first():
             if recipe.keep_members:
+                if not job.choice.taught:
+                    written(fitted.members, tokenizer, state / "members")
                 keep(state / "members", recipe.beside, overwrite=overwrite)
             write_ensemble(
                 fitted.models, tokenizer, out, report, overwrite=overwrite, plain=job.choice.plain
@@ -209,9 +211,10 @@ def fit_of(
     """Returns what training needs."""
     recipe = job.recipe
     encoded = encoded_for(job, tokenizer)
+    members = Choice("separate") if job.choice.taught else job.choice
     objective = Ensembling(
-        Choice("separate") if job.choice.taught else job.choice, job.noise, job.depth, job.problem, job.kind == "token_classification",
-        words_of(tokenizer), recipe.replay,
+        members, job.noise, job.depth, job.problem, job.kind == "token_classification", words_of(tokenizer),
+        recipe.replay,
     )  # fmt: skip
     held = job.held
     judge = None if held is None else partial(judgement, job, tokenizer, held)

@@ -92,7 +92,8 @@ def _soup(job: Fit) -> Fitted:
 
         taken = greedy([score_of([j]) for j in range(len(models))], score_of)
     made = averaged([models[j] for j in taken])
-    return replace(told, models=(made,), facts={"averaged": list(taken)})
+    members = told.models if job.given is None else ()
+    return replace(told, models=(made,), facts={"averaged": list(taken)}, members=members)
 
 
 def _alike(models: Sequence[Ensemble]) -> Sequence[Ensemble]:

@@ -75,12 +75,14 @@ class Fitted:
         epochs: What the judge said after each epoch, of one model after another where they are separate.
         losses: The terms as they went.
         facts: What else there is to say of it, for the record.
+        members: The models that taught or were averaged, where they were trained here.
     """
 
     models: tuple[Ensemble, ...]
     epochs: tuple[dict[str, float], ...]
     losses: tuple[dict[str, float], ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    members: tuple[Ensemble, ...] = ()
 
 
 def separately(job: Fit) -> Fitted:
