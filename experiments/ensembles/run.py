@@ -130,18 +130,19 @@ def separate_models(how: Run, task: Task, seed: int, texts: Texts) -> list[Path]
     place = how.members / f"{task.name}.{seed}" / "separate"
     with waiting(WORK / "claims" / f"{how.results.name}-{task.name}.{seed}.separate"):
         if not place.exists():
-            with scratch(WORK / "models" / f"{how.results.name}-{task.name}.{seed}.members") as folder:
-                saved = train_separate(how, task, seed, texts, folder / "model")
+            trained = place.with_name("trained")
+            if not trained.exists():
+                train_separate(how, task, seed, texts, trained)
+            with scratch(place.with_name("plain")) as folder:
                 for member in range(MEMBERS):
-                    plait.export(saved.folder, folder / "plain" / str(member), member=member)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                (folder / "plain").rename(place)
+                    plait.export(trained, folder / str(member), member=member)
+                folder.rename(place)
     return [place / str(member) for member in range(MEMBERS)]
 
 
-def train_separate(how: Run, task: Task, seed: int, texts: Texts, out: Path) -> Any:
-    """Returns the standard ensemble, trained as its own row is; a stopped training goes on where it was."""
-    return plait.ensemble(
+def train_separate(how: Run, task: Task, seed: int, texts: Texts, out: Path) -> None:
+    """Trains the standard ensemble as its own row is; a stopped training goes on where it was."""
+    plait.ensemble(
         base(), data=texts.training, validation=texts.validation, out=out, method="separate", members=MEMBERS,
         resume=True, **settings_of(how, task, seed),
     )  # fmt: skip
