@@ -232,7 +232,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not arguments.full:
         torch.set_num_threads(1)
-    how = Run(RESULTS, arguments.full, arguments.trial)
+    how = Run(every=arguments.full, trial=arguments.trial)
     if arguments.full:
         how = Run(RESULTS / "full", WORK / "full-members", every=True)
     if arguments.trial:
