@@ -30,7 +30,7 @@ class Source:
 def job(members: int = 8, **options: Any) -> EnsemblePlan:
     recipe = EnsembleRecipe.model_validate({"base": "b", "output": "o", "head": "tanh", **options})
     choice, noise = choice_of(recipe), noise_of(recipe)
-    one = choice.lone or choice.build.value in ("separate", "joint")
+    one = choice.alone
     config = EnsembleConfig(
         encoder=BertConfig(), members=1 if one else members, shared_layers=recipe.shared_layers, head="tanh",
         id2label={0: "no", 1: "yes"},
@@ -55,6 +55,10 @@ def job(members: int = 8, **options: Any) -> EnsemblePlan:
         ({"method": "separate"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "codistillation"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "batchensemble"}, BASE - POOLER + 7 * LAYERS + 8 * HEAD, SEPARATE, 24, 8),
+        ({"method": "soup"}, BASE + HEAD, SEPARATE, 24, 1),
+        ({"method": "greedy_soup"}, BASE + HEAD, SEPARATE, 24, 1),
+        ({"method": "swa"}, BASE + HEAD, BASE + HEAD, 3, 1),
+        ({"method": {"name": "deni", "share": 0.25}}, BASE + HEAD, SEPARATE, 3 * (0.75 + 8 * 0.25), 1),
         ({"method": "separate", "perturbation": "gaussian"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "codistillation", "perturbation": "none"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "separate", "perturbation": "adversarial"}, SEPARATE, SEPARATE, 24, 8),

@@ -60,7 +60,7 @@ BATCH = {
 
 
 @pytest.mark.parametrize("problem", SHAPES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(reference.TAUGHT)))
 def test_terms_are_what_a_plain_loop_says(name: str, problem: Any) -> None:
     logits, labels = drawn(problem)
     task = task_loss(logits, labels, problem)
@@ -73,7 +73,68 @@ def test_terms_are_what_a_plain_loop_says(name: str, problem: Any) -> None:
 
 
 def test_every_method_has_a_reference() -> None:
-    assert set(reference.TERMS) == set(METHODS)
+    assert set(reference.TERMS) | set(reference.TAUGHT) == set(METHODS)
+
+
+@pytest.mark.parametrize("labelled", [[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+@pytest.mark.parametrize(("mixture", "temperature"), [(0.5, 1.0), (0.2, 2.0), (1.0, 1.0)])
+@pytest.mark.parametrize("problem", SHAPES)
+@pytest.mark.parametrize("name", sorted(reference.TAUGHT))
+def test_what_is_taught_is_what_a_plain_loop_says(
+    name: str, problem: Any, mixture: float, temperature: float, labelled: list[int]
+) -> None:
+    logits, labels = drawn(problem)
+    teachers, _ = drawn(problem, seed=1)
+    logits = logits[:1] if name == "distilled" else logits
+    known = torch.tensor(labelled).bool()
+    task = task_loss(logits[:, known], labels[known], problem) if known.any() else torch.zeros(())
+    choice = Choice(name, {"mixture": mixture, "temperature": temperature})
+    found = choice.terms(task, logits, labels, problem, None, teachers, known)
+    wanted = reference.TAUGHT[name](logits, labels, problem, teachers, known, mixture, temperature)
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("problem", SHAPES)
+@pytest.mark.parametrize("name", sorted(reference.TAUGHT))
+def test_whoever_says_what_its_teachers_say_has_nothing_to_learn(name: str, problem: Any) -> None:
+    teachers, labels = drawn(problem)
+    logits = teachers[:1].clone() if name == "distilled" else teachers.clone()
+    told = logits.expand_as(teachers)
+    logits.requires_grad_()
+    none = torch.zeros(5).bool()
+    found = Choice(name).terms(torch.zeros(()), logits, labels, problem, None, told, none)
+    found["distillation"].backward()
+    assert float(found["distillation"].detach()) == pytest.approx(0, abs=1e-12)
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-12
+
+
+def test_what_is_taught_is_no_way_back_to_the_teachers() -> None:
+    teachers, labels = drawn(SINGLE)
+    teachers.requires_grad_()
+    logits = drawn(SINGLE, seed=1)[0][:1].requires_grad_()
+    terms = Choice("distilled").terms(
+        torch.zeros(()), logits, labels, SINGLE, None, teachers, torch.ones(5).bool()
+    )
+    terms["distillation"].backward()
+    assert teachers.grad is None
+    assert logits.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("distilled", {"mixture": 1.5}, r"mixture is 1\.5 \(expected 0 to 1\)"),
+        ("distilled", {"temperature": 0}, r"temperature is 0 \(expected 0\.1 to 100\)"),
+        ("distilled", {"start": "soap"}, "start is 'soap'.*soup"),
+        ("hydra", {"start": "soup"}, "no option 'start'"),
+        ("swa", {"share": "half"}, "expected a number"),
+        ("deni", {"noise": -1}, "noise is -1"),
+    ],
+)
+def test_options_out_of_their_limits(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Choice(name, options)
 
 
 @pytest.mark.parametrize("name", ["one", "codistillation"])

@@ -98,7 +98,8 @@ class EnsemblePlan:
         if choice.build is Build.SHARED and not choice.lone:
             chosen["replicate_at"] = self.depth
         if choice.taught:
-            chosen |= {"base": self.sources[0].origin, "student_epochs": self.student_schedule().epochs}
+            chosen["base"] = None if choice.from_soup and self.teachers else self.sources[0].origin
+            chosen["student_epochs"] = None if self.teachers else self.student_schedule().epochs
         if "regulariser" in uses:
             chosen["consistency"] = {"name": choice.consistency, **choice.consistency_options}
         if {"regulariser", "alpha"} & set(uses):
@@ -201,7 +202,7 @@ def plan(
     else:
         sources = open_sources(recipe)
     opened = open_unlabelled(recipe, texts)
-    examples = None if teachers and opened and recipe.data is data is None else training_data(recipe, data)
+    examples = None if teachers and recipe.data is data is None else training_data(recipe, data)
     head = head_of(recipe, teachers or sources, examples)
     members = members_of(recipe, choice)
     config = config_of(recipe, sources[0], head, 1 if choice.alone else members)

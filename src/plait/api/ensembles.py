@@ -251,11 +251,13 @@ def write_ensemble(
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")
 
 
-def keep(members: Path, out: Path, *, overwrite: bool) -> None:
-    """Copies members that taught a model to where they are kept; all of them appear at once.
+def keep(members: Path, out: Path, report: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Copies members that became one model to where they are kept, with the record of it; all of it appears at once.
 
     Raises:
         OutputError: they cannot be written.
     """
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder:
         shutil.copytree(members, folder, dirs_exist_ok=True)
+        record = json.dumps({**report, "made_by": "members"}, indent=2, ensure_ascii=False) + "\n"
+        (folder / "plait.json").write_text(record, encoding="utf-8")

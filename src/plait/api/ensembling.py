@@ -157,7 +157,7 @@ def run_ensemble(
             if recipe.keep_members:
                 if not job.choice.taught:
                     written(fitted.members, tokenizer, state / "members")
-                keep(state / "members", recipe.beside, overwrite=overwrite)
+                keep(state / "members", recipe.beside, report, overwrite=overwrite)
             write_ensemble(
                 fitted.models, tokenizer, out, report, overwrite=overwrite, plain=job.choice.plain
             )
@@ -287,7 +287,7 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
     examples = job.examples
     return {
         "made_by": "ensemble",
-        "base": job.recipe.base,
+        "base": job.sources[0].origin if job.choice.taught else job.recipe.base,
         "kind": job.kind,
         "separate": len(fitted.models) > 1,
         "plain": job.choice.plain,
