@@ -27,6 +27,8 @@ METHODS = (
     "one",
     "codistillation",
     "batchensemble",
+    "lora",
+    "singular",
     "mc_dropout",
 )
 

@@ -76,7 +76,7 @@ def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "member-1: accuracy" in capsys.readouterr().out
     assert command("inspect", out, "--json") == 0
     assert set(json.loads(capsys.readouterr().out)["teachers"]) == {"member-0", "member-1"}
-    assert command(*asked, "--overwrite", "--quiet") == 0
+    assert command(*asked, "--overwrite") == 0
     said = capsys.readouterr().out
     assert "one model of 2 members by distilled" in said
     assert "taught by member-0, member-1 on 40 texts with labels and 39 without" in said

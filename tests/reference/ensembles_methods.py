@@ -193,4 +193,4 @@ def greedy_soup(scores: list[float], table: dict[frozenset[int], float]) -> set[
 
 
 TAUGHT = {"distilled": distilled, "hydra": hydra}
-TERMS |= dict.fromkeys(("soup", "greedy_soup", "swa", "deni"), alone)
+TERMS |= dict.fromkeys(("soup", "greedy_soup", "swa", "deni", "lora", "singular"), alone)

@@ -90,6 +90,15 @@ def test_factors_are_written_as_layers_of_members_own() -> None:
     assert found.describe()["shared_layers"] == 0
 
 
+def test_low_rank_updates_and_singular_values_are_counted() -> None:
+    rank = 12 * 4 * (768 * 4 + 4 * 768)
+    assert job(method={"name": "lora", "rank": 4}).sizes()["factors"] == BASE + 8 * (HEAD + rank)
+    values = 12 * 6 * 768
+    biases = 12 * (4 * 768 + 3072 + 768)
+    wanted = BASE + 8 * (HEAD + values) + 7 * biases
+    assert job(method="singular").sizes()["factors"] == wanted
+
+
 def test_private_tops() -> None:
     found = job(shared_layers=10)
     assert found.sizes()["live"] / 1e6 == pytest.approx(212.9, abs=0.05)

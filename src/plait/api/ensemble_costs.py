@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from plait.checkpoints.naming import skeleton
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.counting import inference_cost, size, training_cost
-from plait.ensembles.factors import add_factors, factor_parameters
+from plait.ensembles.factors import factor_parameters
 from plait.ensembles.method import ONE_BY_ONE, Build
 from plait.ensembles.modeling import ENSEMBLES
 
@@ -23,7 +23,7 @@ def sizes_of(job: EnsemblePlan) -> dict[str, int]:
     choice, found = job.choice, size(job.config, job.kind)
     if choice.build is Build.FACTORS:
         model: Any = skeleton(ENSEMBLES[job.kind], job.config, job.sources[0].origin)
-        add_factors(model, 0.0)
+        choice.factorise(model)
         written = size(EnsembleConfig(**{**job.config.to_dict(), "shared_layers": 0}), job.kind)
         return {
             "saved": written.parameters,

@@ -79,7 +79,7 @@ def ensemble(
         typer.Option(
             "--method",
             help="camero (default), distilled (default with --text), hydra, soup, greedy-soup, swa, deni, shared, "
-            "single, separate, one, codistillation, batchensemble, mc-dropout.",
+            "single, separate, one, codistillation, batchensemble, lora, singular, mc-dropout.",
         ),
     ] = None,
     perturbation: Annotated[

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.ensembles.averaging import averaged, branched, greedy, likeness, mean_state
-from plait.ensembles.factors import add_factors, expanded
+from plait.ensembles.factors import expanded
 from plait.ensembles.joint import Joint
 from plait.ensembles.learning import (
     PREFERENCE,
@@ -48,7 +48,7 @@ def _shared(job: Fit) -> Fitted:
 
 def _factors(job: Fit) -> Fitted:
     model = job.make(job.members, job.schedule.seed)
-    add_factors(model, float(job.objective.choice.option("spread")))
+    job.objective.choice.factorise(model)
     log = run(job, model)
     return Fitted((expanded(model),), epochs_of(log), losses_of(log))
 

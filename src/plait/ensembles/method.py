@@ -2,11 +2,11 @@
 
 Each method is a pure function of inputs that it takes by name from `INPUTS`; the terms are summed and logged. Facts
 say what is built: `shared` (one encoder, M tops), `joint` (M models that learn side by side), `separate` (M models,
-one after another), `factors` (one encoder, private factors by member), `taught` (what M separate models teach),
-`soup` (M models, averaged), `path` (the epochs of one training, averaged), `branches` (one training that branches);
-`lone` that there is one model only, `passes` that its answers are several passes with dropout, and `plain` that what
-is written is one ordinary checkpoint; `implied` what it amounts to in fields it has no use for; `limits` what options
-may be.
+one after another), `factors` (one encoder, private factors by member; the fact `factors` is what adds them), `taught`
+(what M separate models teach), `soup` (M models, averaged), `path` (the epochs of one training, averaged), `branches`
+(one training that branches); `lone` that there is one model only, `passes` that its answers are several passes with
+dropout, and `plain` that what is written is one ordinary checkpoint; `implied` what it amounts to in fields it has no
+use for; `limits` what options may be.
 """
 
 from __future__ import annotations
@@ -135,6 +135,10 @@ class Choice:
     def alike(self) -> bool:
         """Says whether models that are trained one after another start with one head, so that they can be averaged."""
         return self.build is Build.SOUP or self.from_soup
+
+    def factorise(self, model: Any) -> None:
+        """Gives an ensemble the private factors of this method, in place."""
+        self.entry.facts["factors"](model, **self.options)
 
     def option(self, name: str) -> Any:
         """Returns an option of the method: as given, else its default."""
