@@ -32,6 +32,9 @@ METHODS = (
     "mc_dropout",
 )
 
+ONE_MODEL = ("distilled", "hydra", "soup", "greedy_soup", "swa", "deni")
+"""Those of test_ensemble_one_model.py."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -333,7 +336,7 @@ def test_methods_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     found = plait.methods()
     assert {"perturbation adversarial", "consistency pairwise", "ensemble camero"} <= set(found)
     assert found["perturbation gaussian"]["options"]["strength"]["default"] == 0.1
-    assert set(METHODS) == {name.partition(" ")[2] for name in found if name.startswith("ensemble ")}
+    assert {*METHODS, *ONE_MODEL} == {name.partition(" ")[2] for name in found if name.startswith("ensemble ")}
     assert len(FITS) == len(Build)
 
 
