@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig
 
-from plait.api.ensemble_choices import choice_of, noise_of
+from plait.api.ensemble_methods import choice_of, noise_of
 from plait.api.ensemble_plan import EnsemblePlan, depth_of
 from plait.ensembles.configuration import EnsembleConfig
 from plait.errors import RecipeError

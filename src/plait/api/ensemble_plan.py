@@ -12,17 +12,16 @@ from typing import Any
 from plait.api.ensemble_choices import (
     check_noise,
     check_projection,
-    choice_of,
     config_of,
     head_of,
     members_of,
     metric_of,
-    noise_of,
     open_sources,
     training_data,
     warn_of_averaged,
 )
 from plait.api.ensemble_costs import costs_of, sizes_of
+from plait.api.ensemble_methods import choice_of, noise_of
 from plait.api.ensemble_teaching import check_taught, open_start, open_teachers, open_unlabelled, unlabelled
 from plait.api.inputs import read
 from plait.checkpoints.source import Checkpoint

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.amalgamation.corpus import Corpus, pack
+from plait.api.inputs import is_file
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.vocabulary import tokenizer_problems
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("plait")
 Open = Callable[..., Checkpoint]
+LONGEST_PATH = 1024
+"""Characters from which on a string is no path but a text."""
 
 
 def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
@@ -115,6 +118,14 @@ def _several(texts: Any) -> Sequence[Any]:
     """Returns texts in memory as a sequence of things to open: a list of files is several, a list of texts one."""
     files = isinstance(texts, list | tuple) and all(isinstance(t, Path | Texts | Examples) for t in texts)
     return texts if files and texts else [texts]
+
+
+def are_files(texts: Any) -> bool:
+    """Says whether texts are named by paths, one or several; a list of strings is texts, unless all of them exist."""
+    if isinstance(texts, list | tuple) and texts:
+        files = (Path(t).is_file() if isinstance(t, str) and len(t) < LONGEST_PATH else is_file(t) for t in texts)
+        return all(files)
+    return is_file(texts)
 
 
 def check_taught(recipe: EnsembleRecipe, job: EnsemblePlan) -> None:

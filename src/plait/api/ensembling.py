@@ -17,7 +17,7 @@ from plait.api.ensemble_choices import LOSSES
 from plait.api.ensemble_costs import bytes_needed
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
-from plait.api.ensemble_teaching import lesson, teachers_of, written
+from plait.api.ensemble_teaching import are_files, lesson, teachers_of, written
 from plait.api.ensembles import SavedEnsemble, keep, write_ensemble
 from plait.api.inputs import is_file
 from plait.api.merging import versions
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("plait")
-LONGEST_PATH = 1024
-"""Characters from which on a string is no path but a text."""
 
 
 def ensemble(
@@ -115,14 +113,6 @@ def ensemble_recipe(
     if "method" not in content and (texts is not None or content.get("text")):
         content["method"] = "distilled"
     return parse_as(EnsembleRecipe, content, "ensemble")
-
-
-def are_files(texts: Any) -> bool:
-    """Says whether texts are named by paths, one or several; a list of strings is texts, unless all of them exist."""
-    if isinstance(texts, list | tuple) and texts:
-        files = (Path(t).is_file() if isinstance(t, str) and len(t) < LONGEST_PATH else is_file(t) for t in texts)
-        return all(files)
-    return is_file(texts)
 
 
 def run_ensemble(

@@ -1,4 +1,4 @@
-"""One model out of several weights: their mean, the mean of those that help, and noise to branch by."""
+"""One model out of several weights, as pure functions: apart from the trainings that use them, to be tested alone."""
 
 from __future__ import annotations
 
