@@ -455,6 +455,27 @@ def test_teachers_that_cannot_be(place: Path, tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "no").exists()
 
 
+def test_options_of_a_method_need_no_prefix(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["ensemble", place / "base", "--data", place / "train.jsonl", "--dry-run", "--json", "-o", tmp_path / "e"]
+    told = ["--method", "distilled", "--set", "temperature=2", "--set", "start=soup"]
+    assert command(*asked, "--batch-size", 8, *told) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == {"name": "distilled", "temperature": 2, "start": "soup"}
+    # A perturbation that is named comes first.
+    named = ["--perturbation", "adversarial", "--set", "start=0.01", "--set", "method.spread=0.2"]
+    assert command(*asked, "--batch-size", 8, "--method", "camero", *named[:-2]) == 0
+    assert json.loads(capsys.readouterr().out)["perturbation"]["start"] == 0.01
+    assert command(*asked, "--batch-size", 8, "--method", "batchensemble", "--set", "spread=0.2") == 0
+    assert json.loads(capsys.readouterr().out)["method"] == {"name": "batchensemble", "spread": 0.2}
+    assert command(*asked, "--method", "distilled", "--set", "temprature=2") == 2
+    assert "no option 'temprature'" in capsys.readouterr().err
+
+
+def test_less_than_one_epoch(place: Path, tmp_path: Path) -> None:
+    told = {"data": place / "train.jsonl", "method": "swa", **ONE, "epochs": 0.5}
+    assert plait.ensemble(place / "base", out=tmp_path / "e", **told).report["averaged"] == [1]
+
+
 def test_two_teachers_of_one_name(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place / "seed2", tmp_path / "x" / "seed1")
     saved = plait.ensemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,7 +94,7 @@ def ensemble(
         list[str] | None,
         typer.Option(
             "--set",
-            help="OPTION=VALUE of the perturbation; method.OPTION=VALUE, consistency.OPTION=VALUE of those.",
+            help="OPTION=VALUE of perturbation or method; method.OPTION=VALUE, consistency.OPTION=VALUE of those.",
         ),
     ] = None,
     replicate_at: Annotated[
@@ -213,13 +214,22 @@ def chosen(options: list[str] | None, **names: str | None) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {field: {} for field in names}
     for name, value in pairs(options, "--set", parse_yaml).items():
         field, dot, option = name.partition(".")
-        owner, key = (field, option) if dot and field in own else ("perturbation", name)
+        owner, key = (field, option) if dot and field in own else (owner_of(name, names), name)
         own[owner][key] = value
     return {
         field: {"name": name or UNNAMED[field], **own[field]}
         for field, name in names.items()
         if name is not None or own[field]
     }
+
+
+def owner_of(option: str, names: Mapping[str, str | None]) -> str:
+    """Returns whose an option without a prefix is: the method's where it has one and no perturbation is named."""
+    from plait.ensembles.method import METHODS
+
+    method = names.get("method")
+    known = method in METHODS and names.get("perturbation") is None
+    return "method" if known and option in METHODS[str(method)].options else "perturbation"
 
 
 def show_ensemble(saved: Any, *, json: bool) -> None:

@@ -127,8 +127,10 @@ def _path(job: Fit) -> Fitted:
     files = _kept(job.state)
     count = max(1, round(job.objective.choice.option("share") * len(files)))
     model.load_state_dict(mean_state([load_file(file) for file in files[-count:]]))
-    last = range(len(files) - count + 1, len(files) + 1)
-    return Fitted((model,), epochs_of(log), losses_of(log), {"averaged": list(last)})
+    last = list(range(len(files) - count + 1, len(files) + 1))
+    # None of the epochs is kept as it is.
+    epochs = [{name: value for name, value in entry.items() if name != "kept"} for entry in epochs_of(log)]
+    return Fitted((model,), tuple(epochs), losses_of(log), {"averaged": last})
 
 
 def _kept(state: Path) -> list[Path]:
