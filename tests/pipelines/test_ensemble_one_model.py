@@ -436,6 +436,12 @@ def test_teachers_that_cannot_be(place: Path, tmp_path: Path, capsys: pytest.Cap
         asked(place / "seed1", tmp_path / "number")
     with pytest.raises(SourceError, match=r"base has no classification head.*tagger is a model for token"):
         asked(place / "seed1", place / "base", tmp_path / "tagger")
+    plait.ensemble(sources=[place / "seed1", place / "seed2"], out=tmp_path / "several", epochs=0)
+    with pytest.raises(RecipeError, match="several: an ensemble; plait export its members first"):
+        asked(place / "seed1", tmp_path / "several")
+    plait.merge({"a": place / "seed1", "b": place / "seed2"}, out=tmp_path / "merged")
+    with pytest.raises(RecipeError, match="merged: a merged checkpoint has several heads"):
+        asked(tmp_path / "merged")
     with pytest.raises(RecipeError, match="keep_members and student_epochs are for members that are trained"):
         asked(place / "seed1", keep_members=True)
     with pytest.raises(DataError, match="a student needs --data FILE with labels, --text FILE without, or both"):

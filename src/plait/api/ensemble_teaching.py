@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.amalgamation.corpus import Corpus, pack
+from plait.api.ensembles import is_ensemble
 from plait.api.inputs import is_file
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
@@ -21,6 +22,7 @@ from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.teaching import columns, tables
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
+from plait.merging.manifest import is_merged
 from plait.recipe import DataSpec, EnsembleRecipe
 from plait.statistics.posteriors import Settings, Store, score_texts
 from plait.statistics.posteriors.ability import check_able
@@ -44,9 +46,12 @@ def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
     """Returns the models after `from`, opened, each under a name of its own; they may differ in all but their labels.
 
     Raises:
+        RecipeError: ensembles or merged checkpoints, which are several models.
         SourceError: models that cannot teach, all of them named.
         MergeError: models of other problems than the first.
     """
+    if ready := [place for place in recipe.sources or () if is_ensemble(place)]:
+        raise RecipeError(f"{listed(ready)}: an ensemble; plait export its members first (--member 0, 1, …)")
     found: list[Checkpoint] = []
     taken: set[str] = set()
     for origin in recipe.sources or ():
@@ -56,6 +61,8 @@ def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         name = _free(checkpoint.name, taken)
         taken.add(name)
         found.append(replace(checkpoint, name=name))
+    if merged := [teacher.origin for teacher in found if is_merged(teacher.folder)]:
+        raise RecipeError(f"{listed(merged)}: a merged checkpoint has several heads; plait export one task first")
     check_teachers(found, logits_only=True)
     check_able(found, Settings(passes=0))
     fits = {teacher.name: misfit(teacher.tokenizer(), teacher.config) for teacher in found}

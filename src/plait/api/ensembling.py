@@ -144,13 +144,12 @@ def run_ensemble(
             report["validation"] = judged(job, tokenizer, fitted).to_dict()
         report["seconds"] = round(time.monotonic() - started, 1)
         if first():
+            if recipe.keep_members and fitted.members:
+                written(fitted.members, tokenizer, state / "members")
             if recipe.keep_members:
-                if not job.choice.taught:
-                    written(fitted.members, tokenizer, state / "members")
                 keep(state / "members", recipe.beside, report, overwrite=overwrite)
-            write_ensemble(
-                fitted.models, tokenizer, out, report, overwrite=overwrite, plain=job.choice.plain
-            )
+            told: dict[str, Any] = {"overwrite": overwrite, "plain": job.choice.plain}
+            write_ensemble(fitted.models, tokenizer, out, report, **told)
             shutil.rmtree(state, ignore_errors=True)
         together()
     return SavedEnsemble(Path(recipe.output))
