@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from plait.api.ensembles import SavedEnsemble, is_ensemble, open_ensemble
+from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model, open_ensemble
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
@@ -37,9 +37,13 @@ def export(
 
     Raises:
         SourceError: neither a merged checkpoint nor an ensemble.
-        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member.
+        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member; or an ordinary
+            checkpoint already.
         OutputError: the output exists.
     """
+    if is_one_model(merged.folder if isinstance(merged, SavedEnsemble) else merged):
+        place = merged.folder if isinstance(merged, SavedEnsemble) else merged
+        raise RecipeError(f"{place} is one ordinary checkpoint already: there is nothing to export")
     if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
         saved = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
         if task is not None:
