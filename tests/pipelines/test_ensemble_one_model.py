@@ -110,9 +110,11 @@ def test_it_is_an_ordinary_model(made: Any, place: Path, tmp_path: Path) -> None
     found = plait.evaluate(made, place / "test.jsonl", out_of_scope=place / "strange.txt")["model"]
     assert {"nll", "brier", "auroc_entropy"} <= set(found)
     plait.evaluate(made.folder, place / "test.jsonl", sources=False)
-    for said in (made, made.folder):
-        with pytest.raises(RecipeError, match="is one ordinary checkpoint already"):
-            plait.export(said, tmp_path / "no")
+    for at, said in enumerate((made, made.folder)):
+        plait.export(said, tmp_path / str(at), member=0 if at else None)
+        assert all(torch.equal(weights(made.folder)[n], t) for n, t in weights(tmp_path / str(at)).items())
+        with pytest.raises(RecipeError, match="is one ordinary model: leave --task and --member out"):
+            plait.export(said, tmp_path / "no", member=1)
     # What it is made of can teach and be merged as any other checkpoint can.
     again = plait.ensemble(
         place / "base", sources=[made.folder], texts=place / "more.jsonl", out=tmp_path / "again", **ONE
