@@ -1,6 +1,6 @@
 """Ensembles: the cost of a training step against its formula, of a prediction against one model, and memory.
 
-    python benchmarks/ensembles.py [train] [predict] [latency] [memory] [--rounds 7] [--quick]
+    python benchmarks/ensembles.py [train] [predict] [latency] [memory] [plain] [--rounds 7] [--quick]
 
 train     one step (forward, camero's objective, backward; no optimizer) of M members that share k layers, in units of
           3F · [ρ + M (1−ρ)]. F is one forward pass of one model in training mode, in the same round on the same batch;
@@ -12,6 +12,9 @@ latency   milliseconds per text of what each method predicts with, as Plait keep
 memory    the peak of two steps with AdamW of M members with replay, against those of one model and of all members at
           once; one process each, what belongs to no file, beyond what there was before the model was loaded. Both as
           glibc keeps memory, with gaps that nothing fits into, and with each freed block given back at once.
+
+plain     what `distilled` and the soups write, opened as anybody opens it, and the heads of a hydra, against one model;
+          by default into benchmarks/results/ensembles_plain.json, with the load of the machine in that file.
 
 Contenders take turns inside a round, each round gives one ratio, the median of the rounds counts. Results go to
 benchmarks/results/ensembles.json, every round at once: a run that was stopped goes on.
@@ -29,6 +32,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +42,14 @@ from ensembles_peers import ByHand, Flat, batch_linear, replaced, together, vers
 from fisher import Batch, Record, encoder, fixed, load, training_step
 from posteriors import Peak, anonymous
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
 from plait.api.ensemble_scores import Members
 from plait.checkpoints.source import open_checkpoint
 from plait.ensembles.building import new_ensemble
 from plait.ensembles.counting import training_cost
 from plait.ensembles.factors import add_factors, expanded
+from plait.ensembles.folding import one_member
 from plait.ensembles.method import Choice
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.training import Ensembling, Noise, perturbing
@@ -232,6 +238,24 @@ def latency(record: Record, options: argparse.Namespace) -> None:
         print(f"latency {name:16}", row)
 
 
+def plain(record: Record, options: argparse.Namespace) -> None:
+    one, heads = plain_model(), ensemble(2 if options.quick else 4)
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        one_member(ensemble(1), 0).save_pretrained(folder)
+        written = AutoModelForSequenceClassification.from_pretrained(folder)
+    for size, count in shapes(options).items():
+        batch = unlabelled(batch_of(tokens_of(options), size))
+        asked: dict[str, Callable[[], Any]] = {
+            ONE: lambda b=batch: one(**b).logits,
+            "distilled": lambda b=batch: written(**b).logits,
+            "hydra": lambda b=batch: heads(**b).logits,
+        }
+        record.race(
+            f"plain B={size}", {name: repeatedly(count, ask) for name, ask in asked.items()}, ONE,
+            members=heads.config.members, tokens=tokens_of(options), times=count,
+        )  # fmt: skip
+
+
 def speaker(model: Ensemble, passes: int | None = None) -> Members:
     """Returns a model as `plait evaluate` asks it."""
     return Members(model, model.config.encoder, passes=passes).eval()
@@ -300,14 +324,14 @@ def tidy() -> None:
 
 
 def main() -> None:
-    parts = {"train": train, "predict": predict, "latency": latency, "memory": memory}
+    parts = {"train": train, "predict": predict, "latency": latency, "memory": memory, "plain": plain}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=[*parts, []])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--others", type=float, default=0.05, help="repeat rounds in which others took more")
     parser.add_argument("--quick", action="store_true", help="small batches and few members, to steer by")
     parser.add_argument("--measure", choices=WAYS, default=None, help=argparse.SUPPRESS)
@@ -317,7 +341,9 @@ def main() -> None:
     if options.measure:
         measure(options.measure, options)
         return
-    record = Record(options.rounds, options.out, options.others)
+    alone = options.parts == ["plain"]
+    out = options.out or (RESULTS.with_name("ensembles_plain.json") if alone else RESULTS)
+    record = Record(options.rounds, out, options.others)
     record.data["machine"]["versions"]["torch-uncertainty"] = version()
     for part in options.parts or parts:
         print(f"\n== {part}", flush=True)

@@ -42,6 +42,7 @@ def words(found: Results) -> list[str]:
         (CAMERO.name, SINGLE),
         (CAMERO.name, SHARED.name),
         (STANDARD, SINGLE),
+        *((row, STANDARD) for row in ("distilled", "distilled-text") if found.differences(row, STANDARD, PRIMARY)),
     ):
         said += [f"- {sentence(found, row, other)}"]
     best = max(OURS, key=lambda row: statistics.mean(found.differences(row, STANDARD, PRIMARY) or [-1.0]))

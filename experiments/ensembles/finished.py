@@ -13,12 +13,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiment
 
 from grid import read
 from tasks import RESULTS, TASKS
-from variants import CORE, OTHER, SEPARATE
+from variants import CORE, ONE_PASS, OTHER, SEPARATE
 
 FIRST = "single (first)"
 SINGLE = "single (mean of 4)"
 SINGLES = (FIRST, SINGLE)
-VARIANTS = (*(v.name for v in (*CORE[:3], *OTHER[:4], CORE[3], *OTHER[4:], CORE[4])),)
+VARIANTS = (*(v.name for v in (*CORE[:3], *OTHER[:4], CORE[3], *OTHER[4:], CORE[4], *ONE_PASS)),)
+UNCOUNTED = ("rte",)  # at chance for every row: its cells stand in the tables and in no mean
 ROWS = (*SINGLES, *VARIANTS)
 PRIMARY = "primary"  # stands for the metric that leads
 EPOCH = "epoch"  # the one that was kept
@@ -50,9 +51,22 @@ class Results:
         return [a[seed] - b[seed] for seed in a if seed in b]
 
     def differences(self, variant: str, other: str, key: str) -> list[float]:
-        """Returns the mean difference of each task that both rows have."""
-        found = (self.difference(task, variant, other, key) for task in self.tasks)
-        return [statistics.mean(each) for each in found if each]
+        """Returns the mean difference of each task that both rows have and that counts."""
+        return self.against(variant, key, other, key)
+
+    def against(self, variant: str, key: str, other: str, other_key: str) -> list[float]:
+        """Returns the same of two scores that may have different names."""
+        found = []
+        for task in self.counted:
+            a, b = self.values(task, variant, key), self.values(task, other, other_key)
+            if each := [a[seed] - b[seed] for seed in a if seed in b]:
+                found.append(statistics.mean(each))
+        return found
+
+    @property
+    def counted(self) -> list[str]:
+        """Returns the tasks that say something."""
+        return [task for task in self.tasks if task not in UNCOUNTED]
 
     def metric(self, task: str) -> str:
         """Returns the name of the score that leads."""
@@ -84,7 +98,7 @@ def value(cell: Mapping[str, Any], variant: str, key: str) -> float | None:
     key = cell["metric"] if key == PRIMARY else key
     if key == EPOCH:
         kept = kept_epochs(cell)
-        return kept[0] if variant == FIRST else statistics.mean(kept)
+        return None if not kept else kept[0] if variant == FIRST else statistics.mean(kept)
     if variant not in SINGLES:
         return cell["metrics"].get(key)
     alone = cell["members_alone"]

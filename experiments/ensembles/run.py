@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import shutil
 import sys
 import time
@@ -28,14 +29,16 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what the experiments share
 
 import torch
-from grid import claimed, say, write
+from grid import claimed, say, waiting, write
 from tasks import DATA, RESULTS, SEEDS, TASKS, WORK, Task, Texts, texts_of
-from variants import VARIANTS, Variant, work
+from variants import MEMBERS, VARIANTS, Variant, work
 
 import plait
 
 STOP = WORK / "STOP"
 PRECISION = "bfloat16"
+POOL = VARIANTS["soup"]
+TEXT_EPOCHS = 0.6  # of a task's own, where texts without labels teach too
 SPREAD = 100  # between the seeds of two runs: separate models take the next ones
 
 
@@ -44,6 +47,7 @@ class Run:
     """How the grid is run: at the size of the table, at full size, or only to try the scripts."""
 
     results: Path = RESULTS
+    members: Path = WORK / "members"
     every: bool = False
     trial: int | None = None
 
@@ -63,7 +67,38 @@ def judge(
     """Returns a cell: a variant trained in `place` and judged on the test texts, and its members alone."""
     start, texts = time.monotonic(), texts_of(task, seed, every=how.every, trial=how.trial)
     members = {} if variant.members is None else {"members": variant.members}
-    settings = {
+    settings = settings_of(how, task, seed, length)
+    options: dict[str, Any] = {**members, **variant.options, **settings, **teaching(how, task, seed, variant, texts)}
+    start_from = None if variant.pooled else base()
+    saved = plait.ensemble(
+        start_from, data=texts.training, validation=texts.validation, out=place / "model", **options
+    )
+    if variant.name == POOL.name:
+        keep_pool(how, task, seed, place / "model.members")
+    trained, report = time.monotonic(), saved.report
+    scores = scored(saved.folder, task, texts, alone=not saved.plain)
+    if variant.name == "separate" and texts.strange is not None:  # the single model doubts too
+        scores["first_member"] = scored(saved.folders[0], task, texts)["metrics"]
+    return {
+        "task": task.name,
+        "seed": seed,
+        "variant": variant.name,
+        "members": variant.teachers or report["members"],
+        "options": variant.options,
+        "settings": {**settings, "epochs": options["epochs"]},
+        "recipe": {name: report["recipe"].get(name) for name in ("perturbation", "consistency", "alpha")},
+        "texts": texts.sizes() | ({"unlabelled": report["unlabelled"]} if "unlabelled" in report else {}),
+        **({"averaged": report["averaged"]} if "averaged" in report else {}),
+        **scores,
+        **{name: report[name] for name in ("parameters", "megabytes", "forward_equivalents")},
+        "validation": epochs_of(report),
+        "seconds": {"training": round(trained - start, 1), "judging": round(time.monotonic() - trained, 1)},
+    }
+
+
+def settings_of(how: Run, task: Task, seed: int, length: int = 1) -> dict[str, Any]:
+    """Returns what all variants of a task and seed share."""
+    return {
         "epochs": how.epochs(task, length),
         "batch_size": task.batch,
         "learning_rate": task.rate,
@@ -72,33 +107,64 @@ def judge(
         "metric": task.metric,
         "seed": SPREAD * seed,
     }
-    options: dict[str, Any] = {**members, **variant.options, **settings}
-    saved = plait.ensemble(
-        base(), data=texts.training, validation=texts.validation, out=place / "model", **options
+
+
+def teaching(how: Run, task: Task, seed: int, variant: Variant, texts: Texts) -> dict[str, Any]:
+    """Returns what a variant learns from or averages: models that are trained once, and texts without labels."""
+    if variant.name == POOL.name:
+        return {"keep_members": True}
+    if variant.pooled:
+        return {"sources": sorted(pool_of(how, task, seed).iterdir())}
+    if not variant.teachers:
+        return {}
+    models = separate_models(how, task, seed, texts)[: variant.teachers]
+    told: dict[str, Any] = {"sources": models, "store": models[0].parent.parent / f"answers.{int(variant.text)}"}
+    if variant.text:
+        # Four times the texts: as many steps as three of five epochs would be.
+        told |= {"texts": texts.unlabelled, "epochs": math.ceil(TEXT_EPOCHS * how.epochs(task, 1))}
+    return told
+
+
+def separate_models(how: Run, task: Task, seed: int, texts: Texts) -> list[Path]:
+    """Returns the models of `separate` as ordinary checkpoints; trained the first time, the same for every variant."""
+    place = how.members / f"{task.name}.{seed}" / "separate"
+    with waiting(WORK / "claims" / f"{how.results.name}-{task.name}.{seed}.separate"):
+        if not place.exists():
+            trained = place.with_name("trained")
+            if not trained.exists():
+                train_separate(how, task, seed, texts, trained)
+            with scratch(place.with_name("plain")) as folder:
+                for member in range(MEMBERS):
+                    plait.export(trained, folder / str(member), member=member)
+                folder.rename(place)
+    return [place / str(member) for member in range(MEMBERS)]
+
+
+def train_separate(how: Run, task: Task, seed: int, texts: Texts, out: Path) -> None:
+    """Trains the standard ensemble as its own row is; a stopped training goes on where it was."""
+    plait.ensemble(
+        base(), data=texts.training, validation=texts.validation, out=out, method="separate", members=MEMBERS,
+        resume=True, **settings_of(how, task, seed),
+    )  # fmt: skip
+
+
+def pool_of(how: Run, task: Task, seed: int) -> Path:
+    return how.members / f"{task.name}.{seed}" / POOL.name
+
+
+def keep_pool(how: Run, task: Task, seed: int, members: Path) -> None:
+    """Keeps the models of a soup for the rows that average them otherwise."""
+    place = pool_of(how, task, seed)
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    members.rename(place)
+
+
+def scored(folder: Path, task: Task, texts: Texts, *, alone: bool = True) -> dict[str, Any]:
+    """Returns what `plait evaluate` says of a folder: all members together and, where wanted, each alone."""
+    found = plait.evaluate(
+        folder, texts.test, out_of_scope=texts.strange, max_length=task.max_length, sources=alone
     )
-    trained, report = time.monotonic(), saved.report
-    scores = scored(saved.folder, task, texts)
-    if variant.name == "separate" and texts.strange is not None:  # the single model doubts too
-        scores["first_member"] = scored(saved.folders[0], task, texts)["metrics"]
-    return {
-        "task": task.name,
-        "seed": seed,
-        "variant": variant.name,
-        "members": report["members"],
-        "options": variant.options,
-        "settings": settings,
-        "recipe": {name: report["recipe"].get(name) for name in ("perturbation", "consistency", "alpha")},
-        "texts": texts.sizes(),
-        **scores,
-        **{name: report[name] for name in ("parameters", "megabytes", "forward_equivalents")},
-        "validation": epochs_of(report),
-        "seconds": {"training": round(trained - start, 1), "judging": round(time.monotonic() - trained, 1)},
-    }
-
-
-def scored(folder: Path, task: Task, texts: Texts) -> dict[str, Any]:
-    """Returns what `plait evaluate` says of a folder: all members together and each alone."""
-    found = plait.evaluate(folder, texts.test, out_of_scope=texts.strange, max_length=task.max_length)
     (scores,) = found.tasks.values()
     return {
         "metric": task.metric,
@@ -166,11 +232,11 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not arguments.full:
         torch.set_num_threads(1)
-    how = Run(RESULTS, arguments.full, arguments.trial)
+    how = Run(every=arguments.full, trial=arguments.trial)
     if arguments.full:
-        how = Run(RESULTS / "full", every=True)
+        how = Run(RESULTS / "full", WORK / "full-members", every=True)
     if arguments.trial:
-        how = Run(WORK / "trial", trial=arguments.trial)
+        how = Run(WORK / "trial", WORK / "trial-members", trial=arguments.trial)
     if arguments.twice:
         task, seed, variant = arguments.twice
         make(how, "twice", TASKS[task], int(seed), VARIANTS[variant], length=2)

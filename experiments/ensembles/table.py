@@ -21,6 +21,7 @@ from variants import (
     CAMERO,
     LAYER_SWEEP,
     MEMBER_SWEEP,
+    ONE_PASS,
     SEPARATE,
     SHARED,
     STRENGTH_SWEEP,
@@ -31,6 +32,7 @@ from variants import (
     with_strength,
 )
 
+ONE_PASS_ROWS = tuple(variant.name for variant in ONE_PASS)
 LOW = ("nll", "calibration_error", "brier", "aurc", "mse")  # the lower the better
 STANDARD = SEPARATE.name
 
@@ -82,16 +84,55 @@ def summary(found: Results) -> list[str]:
     return markdown(header, lines)
 
 
+def one_pass(found: Results) -> list[str]:
+    """Returns what becomes one model or one pass, beside separate models on the same tasks and seeds."""
+    lines = []
+    for row in (SINGLE, CAMERO.name, "one", *ONE_PASS_ROWS):
+        if any(found.of(task, row) for task in found.counted):
+            lines.append(
+                [
+                    row,
+                    less(found, row, STANDARD, PRIMARY),
+                    less(found, row, SINGLE, PRIMARY),
+                    less(found, row, STANDARD, "nll", 1, 3),
+                    gap(found.against(row, "nll", STANDARD, "mean_probability_nll"), 1, 3),
+                    less(found, row, SINGLE, "nll", 1, 3),
+                    less(found, row, STANDARD, "calibration_error"),
+                ]
+            )
+    header = [
+        "", "score less separate's", "less single's", "NLL less that of separate's mean logits",
+        "less that of separate's mean probabilities", "less single's", "calibration error less separate's",
+    ]  # fmt: skip
+    return [ONE_PASS_TEXT, *markdown(header, lines)]
+
+
+def same_cells(found: Results) -> list[str]:
+    """Returns scores and NLL of each finished cell of those rows, beside the rows that they are measured against."""
+    lines = []
+    for task in found.counted:
+        seeds = sorted({seed for row in ONE_PASS_ROWS for seed in found.of(task, row)})
+        for seed in seeds:
+            for row in (SINGLE, STANDARD, *ONE_PASS_ROWS):
+                score = found.values(task, row, PRIMARY).get(seed)
+                if score is not None:
+                    nll = found.values(task, row, "nll").get(seed)
+                    error = found.values(task, row, "calibration_error").get(seed)
+                    shown = ["–" if v is None else f"{v:.3f}" for v in (nll, error)]
+                    lines.append([f"{task}, seed {seed}", row, f"{100 * score:.1f}", *shown])
+    return markdown(["", "", "score", "NLL", "calibration error"], lines)
+
+
 def less(found: Results, row: str, other: str, key: str, scale: float = 100, digits: int = 1) -> str:
     return "–" if row == other else gap(found.differences(row, other, key), scale, digits)
 
 
 def mean_ranks(found: Results) -> dict[str, str]:
     """Returns each row's mean rank by the leading score, over the cells that all rows have."""
-    rows = [row for row in ROWS if row != FIRST]
+    rows = [row for row in ROWS if row != FIRST and row not in ONE_PASS_ROWS]
     whole = [
         (task, seed)
-        for task in found.tasks
+        for task in found.counted
         for seed in found.values(task, STANDARD, PRIMARY)
         if all(seed in found.values(task, row, PRIMARY) for row in rows)
     ]
@@ -206,12 +247,17 @@ MiniLM-L6 fine-tuned on parts of seven tasks by every method of `plait ensemble`
 tasks (set beforehand) and Plait's defaults otherwise. Scores are those of `plait evaluate` on held-out test texts, in
 per cent, as mean ± standard deviation over seeds (in brackets how many, where not 3; a seed draws the training texts
 and all of the training). The epoch that is kept is chosen on other texts of the training split. Bold is the best of a
-column.
+column. RTE, where no row is better than guessing, is in no mean.
 
 `camero` is dropout with the regulariser to the ensemble. `camero pairwise` with the same α is the same regulariser with
 2M/(M−1) = 2.7 times the weight: not another method but another α. All models train with the encoder's own dropout;
 `gaussian`, `adversarial` and `word-dropout` perturb the embeddings besides. The single model is the first of the
 separate ones; the mean of the four is the better estimate of what one is worth.
+"""
+ONE_PASS_TEXT = """Rows are compared on the tasks and seeds that both have (in brackets how many tasks). Distilled rows
+and hydra learn from the four models of `separate` of the same seed; `-text` rows learn from up to 3,000 texts of the
+training split besides, without their labels, and see all of them three epochs instead of five; `self-trained-text` has
+the first of the four as its only teacher. Soups average four models whose heads start alike.
 """
 SIZES = """Sizes are those of {task}. Training cost: forward passes of one encoder for each example that is seen (3 F is
 one model). Passes: of one prediction. Differences are in points, ± the standard error over tasks (in brackets how
@@ -228,6 +274,8 @@ def sections(found: Results) -> list[tuple[str, list[str]]]:
             "Over all tasks: size, cost, gain",
             [SIZES.format(task=SWEPT, latency=latency_from()), *summary(found)],
         ),
+        ("One pass: members that teach one model, or are averaged into one", one_pass(found)),
+        ("The same, cell by cell", same_cells(found)),
         ("Scores", main_table(found)),
         ("NLL of the mean logits (stsb has none)", by_task(found, "nll", 1, 3)),
         ("Mean squared error", by_task(found, "mse", 1, 3)),

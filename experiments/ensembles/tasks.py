@@ -24,6 +24,7 @@ DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "datasets"))
 WORK = ROOT / "work-files" / "ensembles"
 RESULTS = HERE / "results"
 SEEDS = (0, 1, 2)
+UNLABELLED = 3000  # texts of the training split that nothing else uses, without their labels
 STRANGE = "oos"  # the label of texts that belong to no class
 
 
@@ -80,6 +81,7 @@ class Texts:
     validation: Examples
     test: Examples
     strange: Examples | None
+    unlabelled: Examples
 
     def sizes(self) -> dict[str, int]:
         """Returns how many there are of each."""
@@ -105,11 +107,14 @@ def texts_of(task: Task, seed: int, *, every: bool = False, trial: int | None = 
     taken = set(validation)
     rest = [row for row in fresh if row not in taken]
     training = rest if every else _first(train, rest, task.texts, even=task.even)
+    taken.update(training)
+    unused = [row for row in rest if row not in taken]
     return Texts(
         train.select(training[:trial]),
         train.select(validation[:trial]),
         test.select(range(len(test))[:trial]),
         None if strange is None else strange.select(range(len(strange))[:trial]),
+        train.select(unused[:UNLABELLED][:trial]).unlabelled(),
     )
 
 

@@ -20,15 +20,28 @@ WIDE = (*DEEP, "stsb")
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table, and the options of `plait.ensemble` that make it."""
+    """A row of the table, and the options of `plait.ensemble` that make it.
+
+    Attributes:
+        name: of the row.
+        options: of `plait.ensemble`.
+        teachers: so many of the models of `separate` teach it; they are trained once for all rows.
+        text: whether texts without labels teach too.
+        pooled: whether it averages the models of `soup`, which are trained once.
+    """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    teachers: int = 0
+    text: bool = False
+    pooled: bool = False
 
     @property
     def members(self) -> int | None:
         """Returns M; None for a single model."""
-        return None if self.name == "single" else self.options.get("members", MEMBERS)
+        if self.name in ("single", "swa") or self.teachers or self.pooled:
+            return None
+        return self.options.get("members", MEMBERS)
 
 
 def _noise(name: str, **options: Any) -> dict[str, Any]:
@@ -54,6 +67,19 @@ OTHER = (
     Variant("codistillation", {"method": "codistillation"}),
     Variant("batchensemble", {"method": "batchensemble"}),
 )
+ONE_PASS = (
+    Variant("distilled", {"method": "distilled"}, teachers=MEMBERS),
+    Variant("distilled-text", {"method": "distilled"}, teachers=MEMBERS, text=True),
+    Variant("self-trained-text", {"method": "distilled"}, teachers=1, text=True),
+    Variant("hydra", {"method": "hydra"}, teachers=MEMBERS),
+    Variant("hydra-text", {"method": "hydra"}, teachers=MEMBERS, text=True),
+    Variant("soup", {"method": "soup"}),
+    Variant("greedy_soup", {"method": "greedy_soup"}, pooled=True),
+    Variant("swa", {"method": "swa"}),
+    Variant("deni", {"method": "deni"}),
+)
+"""What becomes one model, or one pass."""
+FIRST_OF_THEM = ONE_PASS[:3]
 MEMBER_SWEEP = (2, 4, 8)
 LAYER_SWEEP = (0, 2, 4, LAYERS)
 ALPHA_SWEEP = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -84,7 +110,7 @@ def with_strength(strength: float) -> Variant:
     return Variant(name, _noise("adversarial", at="embeddings", strength=strength))
 
 
-VARIANTS = {variant.name: variant for variant in (*CORE, *OTHER, SINGLE)}
+VARIANTS = {variant.name: variant for variant in (*CORE, *OTHER, SINGLE, *ONE_PASS)}
 SWEEPS = tuple(
     variant
     for variant in (
@@ -101,6 +127,10 @@ def work(
     tasks: Sequence[str], seeds: Sequence[int], *, everything: bool
 ) -> Iterator[tuple[int, str, Variant]]:
     """Yields seed, task and variant of every cell in the order of the work: what the claim needs comes first."""
+    for part in (FIRST_OF_THEM, ONE_PASS[len(FIRST_OF_THEM) :]):
+        for seed in seeds:
+            yield from ((seed, task, v) for task in tasks if task in WIDE for v in part)
+    yield from ((SEEDS[0], task, v) for task in tasks if task not in WIDE for v in ONE_PASS)
     for seed in seeds:
         first = seed == SEEDS[0] or everything
         yield from ((seed, task, v) for task in tasks if first or task in WIDE for v in CORE)

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, pipeline
 import plait
 from plait.api.ensembles import SavedEnsemble
 from plait.ensembles.fitting import FITS
+from plait.ensembles.method import Build
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
 from tests.ensembles import NAMES, QUICK, close, command, inputs, prepare, rows, still, tagged, weights, write
 from tests.models import FAMILIES, save, texts, tiny, tiny_tokenizer
@@ -26,8 +27,13 @@ METHODS = (
     "one",
     "codistillation",
     "batchensemble",
+    "lora",
+    "singular",
     "mc_dropout",
 )
+
+ONE_MODEL = ("distilled", "hydra", "soup", "greedy_soup", "swa", "deni")
+"""Those of test_ensemble_one_model.py."""
 
 
 @pytest.fixture(scope="module")
@@ -330,8 +336,8 @@ def test_methods_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     found = plait.methods()
     assert {"perturbation adversarial", "consistency pairwise", "ensemble camero"} <= set(found)
     assert found["perturbation gaussian"]["options"]["strength"]["default"] == 0.1
-    assert set(METHODS) == {name.partition(" ")[2] for name in found if name.startswith("ensemble ")}
-    assert len(FITS) == 4
+    assert {*METHODS, *ONE_MODEL} == {name.partition(" ")[2] for name in found if name.startswith("ensemble ")}
+    assert len(FITS) == len(Build)
 
 
 BAD: list[tuple[type[PlaitError], str, dict[str, Any]]] = [

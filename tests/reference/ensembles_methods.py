@@ -120,3 +120,77 @@ TERMS: dict[str, Callable[..., Terms]] = {
     "one": one,
     "codistillation": codistillation,
 }
+
+
+def _answer(row: Tensor, problem: str, warmth: float) -> list[float]:
+    """μ(z/T) of one row."""
+    if problem == "regression":
+        return [float(row[0])]
+    if problem == "multi_label_classification":
+        return [_sigmoid(float(z) / warmth) for z in row]
+    return _probabilities(row, warmth)
+
+
+def _entropy(p: float) -> float:
+    return 0.0 if p in (0.0, 1.0) else -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+def distance(target: list[float], row: Tensor, problem: str, warmth: float) -> float:
+    """T² (the task's own loss of z/T with a soft label, less the least that it can be)."""
+    if problem == "regression":
+        return (float(row[0]) - target[0]) ** 2
+    if problem == "multi_label_classification":
+        terms = []
+        for t, z in zip(target, row, strict=True):
+            q = _sigmoid(float(z) / warmth)
+            terms.append(-t * math.log(q) - (1 - t) * math.log(1 - q) - _entropy(t))
+        return warmth**2 * sum(terms) / len(terms)
+    q = _probabilities(row, warmth)
+    return warmth**2 * sum(t * math.log(t / a) for t, a in zip(target, q, strict=True) if t > 0)
+
+
+def _learnt(
+    logits: Tensor, targets: list[list[float]], labels: Tensor, labelled: Tensor, problem: str, mixture: float,
+    warmth: float,
+) -> Terms:  # fmt: skip
+    """One head's two terms over a batch in which some rows have no label."""
+    first = second = 0.0
+    for z, t, y, known in zip(logits, targets, labels, labelled, strict=True):
+        first += (1 - mixture) * loss(z, y, problem) if known else 0.0
+        second += (mixture if known else 1.0) * distance(t, z, problem, warmth)
+    return {"task": first / len(logits), "distillation": second / len(logits)}
+
+
+def distilled(
+    logits: Tensor, labels: Tensor, problem: str, teachers: Tensor, labelled: Tensor, mixture: float, warmth: float
+) -> Terms:  # fmt: skip
+    targets = []
+    for row in range(logits.shape[1]):
+        told = [_answer(teacher[row], problem, warmth) for teacher in teachers]
+        targets.append([sum(column) / len(told) for column in zip(*told, strict=True)])
+    return _learnt(logits[0], targets, labels, labelled, problem, mixture, warmth)
+
+
+def hydra(
+    logits: Tensor, labels: Tensor, problem: str, teachers: Tensor, labelled: Tensor, mixture: float, warmth: float
+) -> Terms:  # fmt: skip
+    heads = [
+        _learnt(z, [_answer(row, problem, warmth) for row in t], labels, labelled, problem, mixture, warmth)
+        for z, t in zip(logits, teachers, strict=True)
+    ]
+    return {name: sum(head[name] for head in heads) / len(heads) for name in ("task", "distillation")}
+
+
+def greedy_soup(scores: list[float], table: dict[frozenset[int], float]) -> set[int]:
+    """Recipe 1 of model soups: the best first, each other one where the mean with it scores no lower."""
+    left, taken = set(range(len(scores))), set()
+    while left:
+        j = max(sorted(left), key=lambda i: scores[i])
+        left.remove(j)
+        if not taken or table[frozenset(taken | {j})] >= table[frozenset(taken)]:
+            taken.add(j)
+    return taken
+
+
+TAUGHT = {"distilled": distilled, "hydra": hydra}
+TERMS |= dict.fromkeys(("soup", "greedy_soup", "swa", "deni", "lora", "singular"), alone)

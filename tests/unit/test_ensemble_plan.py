@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig
 
-from plait.api.ensemble_choices import choice_of, noise_of
+from plait.api.ensemble_methods import choice_of, noise_of
 from plait.api.ensemble_plan import EnsemblePlan, depth_of
 from plait.ensembles.configuration import EnsembleConfig
 from plait.errors import RecipeError
@@ -30,7 +30,7 @@ class Source:
 def job(members: int = 8, **options: Any) -> EnsemblePlan:
     recipe = EnsembleRecipe.model_validate({"base": "b", "output": "o", "head": "tanh", **options})
     choice, noise = choice_of(recipe), noise_of(recipe)
-    one = choice.lone or choice.build.value in ("separate", "joint")
+    one = choice.alone
     config = EnsembleConfig(
         encoder=BertConfig(), members=1 if one else members, shared_layers=recipe.shared_layers, head="tanh",
         id2label={0: "no", 1: "yes"},
@@ -55,6 +55,10 @@ def job(members: int = 8, **options: Any) -> EnsemblePlan:
         ({"method": "separate"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "codistillation"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "batchensemble"}, BASE - POOLER + 7 * LAYERS + 8 * HEAD, SEPARATE, 24, 8),
+        ({"method": "soup"}, BASE + HEAD, SEPARATE, 24, 1),
+        ({"method": "greedy_soup"}, BASE + HEAD, SEPARATE, 24, 1),
+        ({"method": "swa"}, BASE + HEAD, BASE + HEAD, 3, 1),
+        ({"method": {"name": "deni", "share": 0.25}}, BASE + HEAD, SEPARATE, 3 * (0.75 + 8 * 0.25), 1),
         ({"method": "separate", "perturbation": "gaussian"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "codistillation", "perturbation": "none"}, SEPARATE, SEPARATE, 24, 8),
         ({"method": "separate", "perturbation": "adversarial"}, SEPARATE, SEPARATE, 24, 8),
@@ -84,6 +88,15 @@ def test_factors_are_written_as_layers_of_members_own() -> None:
     assert found.sizes()["factors"] == BASE + 8 * (HEAD + FACTORS)
     assert found.sizes()["live"] == found.sizes()["saved"]
     assert found.describe()["shared_layers"] == 0
+
+
+def test_low_rank_updates_and_singular_values_are_counted() -> None:
+    rank = 12 * 4 * (768 * 4 + 4 * 768)
+    assert job(method={"name": "lora", "rank": 4}).sizes()["factors"] == BASE + 8 * (HEAD + rank)
+    values = 12 * 6 * 768
+    biases = 12 * (4 * 768 + 3072 + 768)
+    wanted = BASE + 8 * (HEAD + values) + 7 * biases
+    assert job(method="singular").sizes()["factors"] == wanted
 
 
 def test_private_tops() -> None:

@@ -60,7 +60,7 @@ BATCH = {
 
 
 @pytest.mark.parametrize("problem", SHAPES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(reference.TAUGHT)))
 def test_terms_are_what_a_plain_loop_says(name: str, problem: Any) -> None:
     logits, labels = drawn(problem)
     task = task_loss(logits, labels, problem)
@@ -73,7 +73,68 @@ def test_terms_are_what_a_plain_loop_says(name: str, problem: Any) -> None:
 
 
 def test_every_method_has_a_reference() -> None:
-    assert set(reference.TERMS) == set(METHODS)
+    assert set(reference.TERMS) | set(reference.TAUGHT) == set(METHODS)
+
+
+@pytest.mark.parametrize("labelled", [[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]])
+@pytest.mark.parametrize(("mixture", "temperature"), [(0.5, 1.0), (0.2, 2.0), (1.0, 1.0)])
+@pytest.mark.parametrize("problem", SHAPES)
+@pytest.mark.parametrize("name", sorted(reference.TAUGHT))
+def test_what_is_taught_is_what_a_plain_loop_says(
+    name: str, problem: Any, mixture: float, temperature: float, labelled: list[int]
+) -> None:
+    logits, labels = drawn(problem)
+    teachers, _ = drawn(problem, seed=1)
+    logits = logits[:1] if name == "distilled" else logits
+    known = torch.tensor(labelled).bool()
+    task = task_loss(logits[:, known], labels[known], problem) if known.any() else torch.zeros(())
+    choice = Choice(name, {"mixture": mixture, "temperature": temperature})
+    found = choice.terms(task, logits, labels, problem, None, teachers, known)
+    wanted = reference.TAUGHT[name](logits, labels, problem, teachers, known, mixture, temperature)
+    assert {k: float(v) for k, v in found.items()} == pytest.approx(wanted, abs=1e-6)
+
+
+@pytest.mark.parametrize("problem", SHAPES)
+@pytest.mark.parametrize("name", sorted(reference.TAUGHT))
+def test_whoever_says_what_its_teachers_say_has_nothing_to_learn(name: str, problem: Any) -> None:
+    teachers, labels = drawn(problem)
+    logits = teachers[:1].clone() if name == "distilled" else teachers.clone()
+    told = logits.expand_as(teachers)
+    logits.requires_grad_()
+    none = torch.zeros(5).bool()
+    found = Choice(name).terms(torch.zeros(()), logits, labels, problem, None, told, none)
+    found["distillation"].backward()
+    assert float(found["distillation"].detach()) == pytest.approx(0, abs=1e-12)
+    assert logits.grad is not None
+    assert float(logits.grad.abs().max()) < 1e-12
+
+
+def test_what_is_taught_is_no_way_back_to_the_teachers() -> None:
+    teachers, labels = drawn(SINGLE)
+    teachers.requires_grad_()
+    logits = drawn(SINGLE, seed=1)[0][:1].requires_grad_()
+    terms = Choice("distilled").terms(
+        torch.zeros(()), logits, labels, SINGLE, None, teachers, torch.ones(5).bool()
+    )
+    terms["distillation"].backward()
+    assert teachers.grad is None
+    assert logits.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("distilled", {"mixture": 1.5}, r"mixture is 1\.5 \(expected 0 to 1\)"),
+        ("distilled", {"temperature": 0}, r"temperature is 0 \(expected 0\.1 to 100\)"),
+        ("distilled", {"start": "soap"}, "start is 'soap'.*soup"),
+        ("hydra", {"start": "soup"}, "no option 'start'"),
+        ("swa", {"share": "half"}, "expected a number"),
+        ("deni", {"noise": -1}, "noise is -1"),
+    ],
+)
+def test_options_out_of_their_limits(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Choice(name, options)
 
 
 @pytest.mark.parametrize("name", ["one", "codistillation"])
@@ -110,14 +171,33 @@ def test_rows_that_do_not_count_change_nothing() -> None:
         )
 
 
+def private(model: Ensemble) -> dict[str, nn.Parameter]:
+    """The parameters by member of the encoder's layers: those whose first axis is the members'."""
+    names = ("scale_in", "scale_out", "down", "up", "values", "bias")
+    layers = {n: m for n, m in model.encoder.named_modules() if hasattr(m, "weight_of")}
+    own = {f"{n}.{p}": getattr(m, p) for n, m in layers.items() for p in names if getattr(m, p, None) is not None}
+    return {n: p for n, p in own.items() if not n.endswith("bias") or p.dim() == 2}
+
+
+def factorised(model: Ensemble, name: str) -> Ensemble:
+    """Gives a model a method's factors, moved away from where they start."""
+    Choice(name).factorise(model)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in private(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype))
+    return model
+
+
+@pytest.mark.parametrize("name", ["batchensemble", "lora", "singular"])
 @pytest.mark.parametrize("kind", ["sequence", "token"])
 @pytest.mark.parametrize("head", ["linear", "tanh"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_factors_are_weights_of_their_own(family: str, head: Any, kind: str) -> None:
+def test_factors_are_weights_of_their_own(family: str, head: Any, kind: str, name: str) -> None:
     model = ensemble(family, kind, head=head)
     with torch.no_grad():
         plain = model(**BATCH, output_members=True).member_logits
-        add_factors(model, 0.1)
+        factorised(model, name)
         found = model(**BATCH, output_members=True, replicate_at=0).member_logits
         written = expanded(model).double()
         said = written(**BATCH, output_members=True).member_logits
@@ -128,6 +208,74 @@ def test_factors_are_weights_of_their_own(family: str, head: Any, kind: str) -> 
         with torch.no_grad():
             own = one_member(written, 1)(**BATCH).logits
         torch.testing.assert_close(own.double()[..., 0, :], found[1][..., 0, :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["batchensemble", "lora", "singular"])
+def test_a_member_alone_is_a_member_of_the_batch(name: str) -> None:
+    model = factorised(ensemble(), name)
+    with torch.no_grad():
+        together = model(**BATCH, output_members=True, replicate_at=0).member_logits
+        for member in range(3):
+            model.roster.active = (member,)
+            alone = model.encoder(**BATCH)
+            head = model.heads(model._features(alone).unsqueeze(0), [member])[0]
+            torch.testing.assert_close(head, together[member])
+    assert float((together[0] - together[1]).abs().max()) > 1e-4
+
+
+def test_low_rank_updates_are_those_of_the_attention() -> None:
+    model = ensemble()
+    with torch.no_grad():
+        before = model(**BATCH, output_members=True).member_logits
+        Choice("lora", {"rank": 3}).factorise(model)
+        torch.testing.assert_close(model(**BATCH, output_members=True, replicate_at=0).member_logits, before)
+    layers = {n: m for n, m in model.encoder.named_modules() if hasattr(m, "weight_of")}
+    assert len(layers) == 2 * 4
+    assert all(".attention." in name for name in layers)
+    layer: Any = layers["bert.encoder.layer.0.attention.self.query"]
+    assert layer.down.shape == (3, 3, 16)
+    with torch.no_grad():
+        layer.up.normal_()
+    for m in range(3):
+        wanted = layer.weight.clone()
+        for i in range(16):
+            for j in range(16):
+                wanted[i, j] += sum(layer.up[m, i, k] * layer.down[m, k, j] for k in range(3))
+        torch.testing.assert_close(layer.weight_of(m), wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_attention_to_update(family: str) -> None:
+    model = ensemble(family)
+    Choice("lora").factorise(model)
+    layers = sum(hasattr(m, "weight_of") for m in model.encoder.modules())
+    assert layers >= 2 * (1 if family == "albert" else model.config.num_hidden_layers)  # ALBERT has one group
+
+
+def test_singular_values_are_private_and_vectors_are_not() -> None:
+    model = ensemble()
+    with torch.no_grad():
+        before = model(**BATCH, output_members=True).member_logits
+        weight = model.encoder.get_submodule("bert.encoder.layer.0.output.dense").weight.clone()
+        Choice("singular", {"spread": 0}).factorise(model)
+        found = model(**BATCH, output_members=True, replicate_at=0).member_logits
+    torch.testing.assert_close(found, before)
+    layer: Any = model.encoder.get_submodule("bert.encoder.layer.0.output.dense")
+    torch.testing.assert_close(layer.weight_of(0), weight)
+    torch.testing.assert_close(layer.values[1], torch.linalg.svdvals(weight))
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(n.startswith("heads.") or n.endswith((".values", ".bias")) for n in learning)
+    assert not {n for n in learning if "embeddings" in n or "LayerNorm" in n}
+
+
+def test_a_frozen_encoder_learns_nothing_but_updates() -> None:
+    model = ensemble().train()
+    Choice("lora", {"encoder": "frozen"}).factorise(model)
+    learning = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(n.startswith("heads.") or n.endswith((".down", ".up")) for n in learning)
+    loss = model(**BATCH, output_members=True, replicate_at=0).member_logits.sum()
+    loss.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n in learning)
 
 
 def test_factors_begin_near_what_was_learnt() -> None:

@@ -20,6 +20,7 @@ import xxhash
 from plait.checkpoints.source import open_checkpoint
 from plait.data import open_texts
 from plait.errors import DataError, OutputError, RecipeError, SourceError
+from plait.evaluation import predict_logits
 from plait.statistics.posteriors import Settings, files, open_store, rounds, run, score_texts
 from tests.models import save, texts, tiny
 
@@ -549,3 +550,19 @@ class TestStop:
         file = tmp_path / "s" / "teachers/news/00000.rounds.safetensors"
         file.write_bytes(file.read_bytes()[:-3])
         assert f"{file}: truncated or corrupt shard" in refusal(tmp_path / "s", teachers(), settings)
+
+
+def test_logits_alone_may_come_from_any_head_of_texts(tmp_path):
+    for head in ("regression", "multi_label"):
+        save(tiny("bert", head, labels=3), tmp_path / head)
+    teachers = [open_checkpoint(tmp_path / head) for head in ("regression", "multi_label")]
+    told = open_texts(texts(7))
+    with pytest.raises(SourceError, match="regression is a regression model"):
+        score_texts(tmp_path / "s", told, teachers, Settings(passes=0))
+    store = score_texts(tmp_path / "s", told, teachers, Settings(passes=0), logits_only=True)
+    for teacher in teachers:
+        wanted = torch.stack(predict_logits(teacher.model(), teacher.tokenizer(), next(told.chunks())))
+        torch.testing.assert_close(store.posterior(teacher.name).logits, wanted)
+    save(tiny("bert", "body"), tmp_path / "bare")
+    with pytest.raises(SourceError, match=r"bare has no classification head.*expected classifiers or regressions"):
+        score_texts(tmp_path / "t", told, [open_checkpoint(tmp_path / "bare")], Settings(passes=0), logits_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.api.amalgamating import amalgamate
-from plait.api.ensembles import SavedEnsemble, is_ensemble
+from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model
 from plait.api.ensembling import ensemble
 from plait.api.evaluating import evaluate
 from plait.api.exporting import export
@@ -24,13 +24,13 @@ def load(folder: str | Path) -> Any:
     """Returns a merged checkpoint, a student, or an ensemble.
 
     A merged checkpoint has `.tasks`, `.task(name)`, `.predict(texts, task=…)` and `.tokenizer`; a student `.labels`,
-    `.report`, `.predict(texts)`, and its transformers model as `.model`. An ensemble is a transformers model; its
-    tokenizer comes from `AutoTokenizer`, as with all of them.
+    `.report`, `.predict(texts)`, and its transformers model as `.model`. An ensemble, and the one model that some
+    methods make of it, is a transformers model; its tokenizer comes from `AutoTokenizer`, as with all of them.
 
     Raises:
         SourceError: none of them, or a damaged one.
     """
-    if is_ensemble(folder):
+    if is_ensemble(folder) or is_one_model(folder):
         return SavedEnsemble(Path(folder)).model
     return Student(Path(folder)) if is_student(folder) else Merged(folder)
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from plait.api.ensemble_plan import EnsemblePlan
 from plait.checkpoints.files import first_line
-from plait.ensembles.building import from_checkpoints, new_ensemble
+from plait.ensembles.building import check_sources, from_checkpoints, new_ensemble
 from plait.ensembles.modeling import Ensemble
 from plait.errors import SourceError, listed
 from plait.merging import parts
@@ -33,7 +33,7 @@ def build(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
 def opened(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
     """Returns what `build` makes."""
     recipe = job.recipe
-    if recipe.sources is not None:
+    if recipe.sources is not None and not job.choice.taught:
         return from_checkpoints(
             job.sources,
             shared_layers=recipe.shared_layers,
@@ -52,6 +52,27 @@ def opened(job: EnsemblePlan, members: int, seed: int) -> Ensemble:
         head=recipe.head,
         classifier_dropout=recipe.classifier_dropout,
         seed=seed,
+    )
+
+
+def built(job: EnsemblePlan) -> tuple[Ensemble, ...]:
+    """Returns models that exist as ensembles of one member each, with the labels in one order, to be averaged.
+
+    Raises:
+        MergeError: models that differ in more than their weights.
+    """
+    sources = job.teachers or job.sources
+    check_sources(sources)
+    recipe = job.recipe
+    return tuple(
+        from_checkpoints(
+            (source,),
+            head=recipe.head,
+            classifier_dropout=recipe.classifier_dropout,
+            problem_type=job.head.problem_type,
+            labels=job.head.names,
+        )
+        for source in sources
     )
 
 

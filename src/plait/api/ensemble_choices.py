@@ -1,4 +1,4 @@
-"""What a recipe of an ensemble chooses: method, perturbation, models, labels and sharing, each checked."""
+"""What a recipe of an ensemble chooses: models, labels, sharing and what goes with them, each checked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from plait.data import Examples
 from plait.ensembles.building import check_sources
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import projection
-from plait.ensembles.method import Build, Choice, refuse_unused
+from plait.ensembles.method import Build, Choice
 from plait.ensembles.modeling import ENSEMBLES
-from plait.ensembles.perturbation import PERTURBATIONS, Place
+from plait.ensembles.perturbation import Place
 from plait.ensembles.perturbations.dropout import dropouts
 from plait.ensembles.training import Noise
 from plait.errors import DataError, MergeError, RecipeError, SourceError, did_you_mean, listed
@@ -40,71 +40,11 @@ LOSSES = ("nll", "brier", "mse")
 """Those of them that are the better the lower they are."""
 
 
-def choice_of(recipe: EnsembleRecipe) -> Choice:
-    """Returns the method, after checking every name and option; what it would ignore is refused."""
-    named = recipe.method
-    shares = {"shared_layers": None if recipe.shared_layers == "all" else recipe.shared_layers}
-    given = {"consistency": recipe.consistency, "alpha": recipe.alpha, "members": recipe.members}
-    refuse_unused(named.name, given)
-    regulariser = recipe.consistency
-    choice = Choice(
-        named.name,
-        named.options,
-        "ensemble" if regulariser is None else regulariser.name,
-        {} if regulariser is None else regulariser.options,
-        weight_of(recipe),
-    )
-    if regulariser is not None and choice.consistency == "none" and recipe.alpha:
-        raise RecipeError(
-            f"alpha is {recipe.alpha:g} and consistency none, which nothing weighs: leave one of them out"
-        )
-    if choice.build is not Build.SHARED or choice.lone:
-        sources = {"from": recipe.sources, "replicate_at": recipe.replicate_at, **shares}
-        stray = [name for name, value in sources.items() if value is not None]
-        if stray:
-            raise RecipeError(
-                f"method {choice.name} does not use {', '.join(stray)}; leave "
-                f"{'it' if len(stray) == 1 else 'them'} out, or choose method camero, shared or one"
-            )
-    return choice
-
-
-def weight_of(recipe: EnsembleRecipe) -> float:
-    """Returns α: as given, 1, or 0 where there is nothing to weigh."""
-    if recipe.alpha is not None:
-        return float(recipe.alpha)
-    return 0.0 if recipe.consistency is not None and recipe.consistency.name == "none" else 1.0
-
-
-def noise_of(recipe: EnsembleRecipe) -> Noise:
-    """Returns the perturbation: dropout by default; `strength` is an option of those that have one.
-
-    Raises:
-        RecipeError: an unknown perturbation or option, one out of its limits, or a strength that is given twice.
-    """
-    chosen = recipe.perturbation
-    lone = Choice(recipe.method.name, recipe.method.options)
-    plain = lone.build is not Build.SHARED or (lone.lone and not lone.passes)
-    name = ("none" if plain else "dropout") if chosen is None else chosen.name
-    options: dict[str, Any] = {} if chosen is None else chosen.options
-    if recipe.strength is not None:
-        if name == "none":
-            said = f"method {recipe.method.name} trains" if chosen is None else "perturbation none goes"
-            raise RecipeError(
-                f"strength is {recipe.strength:g}, and {said} without a perturbation: leave it out"
-            )
-        if "strength" in options:
-            raise RecipeError("strength is given twice, by itself and as an option of the perturbation")
-        word = "rate" if "rate" in PERTURBATIONS[name].options else "strength"
-        options = {**options, word: recipe.strength}
-    return Noise(name, options, recipe.replicate_at)
-
-
 def check_noise(
     noise: Noise, choice: Choice, config: EnsembleConfig, kind: str, *, untrained: bool = False
 ) -> None:
     """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
-    if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build in (Build.JOINT, Build.FACTORS):
+    if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build not in (Build.SHARED, Build.SEPARATE):
         raise RecipeError(
             f"method {choice.name} trains with dropout alone; found perturbation {noise.name}: expected none or dropout"
         )
@@ -119,14 +59,19 @@ def check_noise(
         check_rates(skeleton(ENSEMBLES[kind], config, config.encoder.model_type), noise.name)
 
 
-def check_projection(recipe: EnsembleRecipe, config: EnsembleConfig, kind: str) -> None:
-    """Refuses models that exist where a family has no tanh heads; warns of new ones, which cannot leave."""
+def check_projection(
+    recipe: EnsembleRecipe, config: EnsembleConfig, kind: str, *, plain: bool = False
+) -> None:
+    """Refuses tanh heads where a family has no place for those of models that exist, or of one ordinary checkpoint.
+
+    Warns of new ones, which cannot leave.
+    """
     if config.head != "tanh":
         return
     try:
         projection(config, kind == "token_classification")
     except RecipeError as error:
-        if recipe.sources is not None:
+        if recipe.sources is not None or plain:
             raise
         logger.warning("what is made cannot be exported, neither whole nor one member: %s", error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,25 @@ from typing import Any
 from plait.api.ensemble_choices import (
     check_noise,
     check_projection,
-    choice_of,
     config_of,
     head_of,
     members_of,
     metric_of,
-    noise_of,
     open_sources,
     training_data,
     warn_of_averaged,
 )
+from plait.api.ensemble_costs import costs_of, sizes_of
+from plait.api.ensemble_methods import choice_of, noise_of
+from plait.api.ensemble_teaching import check_taught, open_start, open_teachers, open_unlabelled, unlabelled
 from plait.api.inputs import read
-from plait.checkpoints.naming import skeleton
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, held_back
+from plait.data.streaming import Texts
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
-from plait.ensembles.counting import inference_cost, size, training_cost
-from plait.ensembles.factors import add_factors, factor_parameters
-from plait.ensembles.method import Build, Choice
-from plait.ensembles.modeling import ENSEMBLES
+from plait.ensembles.method import ONE_BY_ONE, Build, Choice
 from plait.ensembles.perturbation import Place
 from plait.ensembles.training import Noise
 from plait.errors import DataError, OutputError, RecipeError, listed
@@ -59,6 +57,8 @@ class EnsemblePlan:
     held: Examples | None = None
     given: bool = False
     metric: str | None = None
+    teachers: tuple[Checkpoint, ...] = ()
+    texts: tuple[Texts, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -72,12 +72,16 @@ class EnsemblePlan:
 
     @property
     def alone(self) -> bool:
-        """Says whether what is trained has members of its own: several in one model."""
-        return _alone(self.choice)
+        """Says whether each model that is trained in the end has one member."""
+        return self.choice.alone
 
     def schedule(self) -> Schedule:
         """Returns how long and how fast."""
         return schedule_of(self.recipe)
+
+    def student_schedule(self) -> Schedule:
+        """Returns how long and how fast what is taught learns."""
+        return replace(self.schedule(), epochs=self.recipe.student_epochs or self.recipe.epochs)
 
     def resolved(self) -> EnsembleRecipe:
         """Returns the recipe with what was left to Plait spelled out."""
@@ -92,6 +96,9 @@ class EnsemblePlan:
         }
         if choice.build is Build.SHARED and not choice.lone:
             chosen["replicate_at"] = self.depth
+        if choice.taught:
+            chosen["base"] = None if choice.from_soup and self.teachers else self.sources[0].origin
+            chosen["student_epochs"] = None if self.teachers else self.student_schedule().epochs
         if "regulariser" in uses:
             chosen["consistency"] = {"name": choice.consistency, **choice.consistency_options}
         if {"regulariser", "alpha"} & set(uses):
@@ -100,29 +107,8 @@ class EnsemblePlan:
         return EnsembleRecipe.model_validate({k: v for k, v in content.items() if v is not None})
 
     def sizes(self) -> dict[str, int]:
-        """Returns how many parameters are saved, how many a prediction depends on, and those of separate models.
-
-        What is trained as `factors` is saved as what they make of the layers: every member's own.
-        """
-        found = size(self.config, self.kind)
-        if self.choice.build is Build.FACTORS:
-            model: Any = skeleton(ENSEMBLES[self.kind], self.config, self.sources[0].origin)
-            add_factors(model, 0.0)
-            written = size(EnsembleConfig(**{**self.config.to_dict(), "shared_layers": 0}), self.kind)
-            return {
-                "saved": written.parameters,
-                "live": written.live,
-                "separate": found.separate,
-                "factors": factor_parameters(model),
-            }
-        if not self.alone:
-            return {"saved": found.parameters, "live": found.live, "separate": found.separate}
-        several = 1 if self.choice.lone else self.members
-        return {
-            "saved": several * found.parameters,
-            "live": several * found.live,
-            "separate": self.members * found.parameters,
-        }
+        """Returns how many parameters are saved, how many a prediction depends on, and those of separate models."""
+        return sizes_of(self)
 
     def shared_layers(self) -> int | None:
         """Returns how many layers the members that are written share; None where each is a model of its own."""
@@ -132,18 +118,7 @@ class EnsemblePlan:
 
     def costs(self) -> dict[str, float]:
         """Returns forward passes of one encoder per example: of a training step, of all epochs, of a prediction."""
-        depth, recipe = self.config.num_hidden_layers, self.recipe
-        trained = 1 if self.choice.lone else self.members
-        # Models of their own share nothing below the layer from which on members differ.
-        models = trained if self.alone else 1
-        step = training_cost(trained // models, depth, self.depth, replay=recipe.replay)
-        step += self.noise.extra_cost() * trained // models * (1 - self.depth / depth)
-        step *= models if recipe.epochs else 0
-        asked = (
-            self.members if self.choice.passes else inference_cost(trained, depth, self.shared_layers() or 0)
-        )
-        costs = {"training_step": step, "training": step * recipe.epochs, "prediction": asked}
-        return {name: round(float(value), 3) for name, value in costs.items()}
+        return costs_of(self)
 
     def describe(self) -> dict[str, Any]:
         """Returns the plan as plain data."""
@@ -151,7 +126,8 @@ class EnsemblePlan:
         regularised = "regulariser" in choice.entry.inputs
         return {
             "combine": "ensemble",
-            **({"base": recipe.base} if recipe.base else {"from": list(recipe.sources or ())}),
+            **({"base": self.sources[0].origin} if recipe.base or self.teachers else {}),
+            **({"from": list(recipe.sources)} if recipe.sources else {}),
             "method": {"name": choice.name, **choice.options},
             "members": self.members,
             "architecture": self.sources[0].architecture,
@@ -166,6 +142,7 @@ class EnsemblePlan:
             "alpha": choice.alpha if {"regulariser", "alpha"} & set(choice.entry.inputs) else None,
             "examples": None if self.examples is None else len(self.examples),
             "validation": None if self.held is None else len(self.held),
+            **({"unlabelled": unlabelled(self)} if self.choice.taught else {}),
             "metric": self.metric,
             "parameters": sizes,
             "megabytes": round(sizes["saved"] * 4 / 1e6, 2),
@@ -177,8 +154,11 @@ class EnsemblePlan:
 def check_output(recipe: EnsembleRecipe, *, overwrite: bool) -> None:
     """Raises `OutputError` when the output exists or would replace what the ensemble is made from."""
     check_target(recipe.output, overwrite=overwrite)
+    if recipe.keep_members:
+        check_target(recipe.beside, overwrite=overwrite)
     target = Path(recipe.output).resolve()
-    read_from = [*recipe.starts, *(d.path for d in (recipe.data, recipe.validation) if d is not None)]
+    data = [d.path for d in (recipe.data, recipe.validation, *(recipe.text or ())) if d is not None]
+    read_from = [*recipe.starts, *data, *([] if recipe.store is None else [recipe.store])]
     for place in read_from:
         found = Path(place).expanduser()
         if found.exists() and (
@@ -190,13 +170,16 @@ def check_output(recipe: EnsembleRecipe, *, overwrite: bool) -> None:
             )
 
 
-def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> EnsemblePlan:
+def plan(
+    recipe: EnsembleRecipe, data: Any = None, validation: Any = None, texts: Any = None
+) -> EnsemblePlan:
     """Returns the validated plan of an ensemble; reads headers, configs and data, no weights.
 
     Args:
         recipe: what to do.
         data: labelled data in memory, instead of the recipe's file.
         validation: the same to choose the epoch by.
+        texts: texts without labels, instead of the recipe's files.
 
     Raises:
         RecipeError: an unknown method, perturbation, regulariser or option, or options that contradict each other.
@@ -205,25 +188,49 @@ def plan(recipe: EnsembleRecipe, data: Any = None, validation: Any = None) -> En
         DataError: data that is missing, empty, without labels, with labels that a head does not have, or smaller than
             a batch.
     """
-    choice, noise = choice_of(recipe), noise_of(recipe)
+    choice = choice_of(recipe, texts=texts is not None)
+    if choice.build is Build.SOUP and recipe.sources is not None:  # averaged as they are
+        recipe = recipe.model_copy(update={"epochs": 0.0})
+    noise = noise_of(recipe)
     check_schedule(recipe, choice)
-    sources = open_sources(recipe)
-    examples = training_data(recipe, data)
-    head = head_of(recipe, sources, examples)
+    teachers: tuple[Checkpoint, ...] = ()
+    if choice.taught and recipe.sources is not None:
+        teachers = open_teachers(recipe)
+        first = teachers[0] if choice.from_soup else open_start(recipe, teachers)
+        sources: tuple[Checkpoint, ...] = (first,)
+    else:
+        sources = open_sources(recipe)
+    opened = open_unlabelled(recipe, texts)
+    examples = None if teachers and recipe.data is data is None else training_data(recipe, data)
+    head = head_of(recipe, teachers or sources, examples)
     members = members_of(recipe, choice)
-    config = config_of(recipe, sources[0], head, 1 if _alone(choice) else members)
+    config = config_of(recipe, sources[0], head, 1 if choice.alone else members)
     rate(choice.consistency, choice.alpha, members)
-    check_projection(recipe, config, head.kind)
-    warn_of_averaged(recipe, sources, config)
+    check_projection(recipe, config, head.kind, plain=choice.plain)
+    if not choice.plain:
+        warn_of_averaged(recipe, sources, config)
     check_noise(noise, choice, config, head.kind, untrained=recipe.epochs == 0)
     depth = depth_of(noise, choice, config)
     given = recipe.validation if validation is None else validation
     rows, held = divided(recipe, examples, given, head)
     warn_of_unseen(rows, head)
     metric = metric_of(recipe, head, held)
-    return EnsemblePlan(
-        recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None, metric
-    )
+    found = EnsemblePlan(
+        recipe, sources, head, members, config, choice, noise, depth, rows, held, given is not None, metric,
+        teachers, opened,
+    )  # fmt: skip
+    if choice.taught:
+        check_taught(recipe, found)
+    check_greedy(found)
+    return found
+
+
+def check_greedy(job: EnsemblePlan) -> None:
+    """Raises `RecipeError` where a greedy soup has no rows to choose by."""
+    if job.choice.entry.facts.get("greedy") and job.held is None:
+        raise RecipeError(
+            f"method {job.choice.name} tries the models on rows that are held back; found none: give validation data"
+        )
 
 
 def schedule_of(recipe: EnsembleRecipe) -> Schedule:
@@ -238,7 +245,7 @@ def check_schedule(recipe: EnsembleRecipe, choice: Choice) -> None:
     """Raises `RecipeError` where a batch cannot be divided, or members lack seeds of their own."""
     schedule_of(recipe).part  # noqa: B018 (a batch that cannot be divided is said before anything is loaded)
     last = recipe.seed + members_of(recipe, choice) - 1
-    if _alone(choice) and last > SEEDS:
+    if (choice.alone or choice.build in ONE_BY_ONE) and last > SEEDS:
         raise RecipeError(
             f"seed is {recipe.seed}, that of the last model {last}; expected at most {SEEDS}: give a smaller one"
         )
@@ -246,12 +253,8 @@ def check_schedule(recipe: EnsembleRecipe, choice: Choice) -> None:
 
 def depth_of(noise: Noise, choice: Choice, config: EnsembleConfig) -> int:
     """Returns the layer from which on members have rows of their own; one member takes one plain pass."""
-    plain = noise.place in (Place.NONE, Place.DROPOUT) and _alone(choice)
+    plain = noise.place in (Place.NONE, Place.DROPOUT) and (choice.alone or choice.taught)
     return 0 if plain or choice.build is Build.FACTORS else noise.depth(config.shared_layers)
-
-
-def _alone(choice: Choice) -> bool:
-    return choice.lone or choice.build in (Build.SEPARATE, Build.JOINT)
 
 
 def divided(

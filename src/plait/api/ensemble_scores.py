@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from plait.api.ensembles import SavedEnsemble
-from plait.data import Examples, Kind, ProblemType, align_labels, length_limit, read_examples
+from plait.api.rivals import member_answers
+from plait.data import Examples, Kind, ProblemType, align_labels, length_limit
 from plait.data.labels import IGNORED
 from plait.ensembles.diversity import diversity, mean_logits, mean_probabilities, mutual_information
+from plait.ensembles.joint import Joint
+from plait.ensembles.modeling import Ensemble
 from plait.ensembles.outputs import means
 from plait.ensembles.perturbations.dropout import dropping
 from plait.errors import DataError
@@ -26,6 +29,7 @@ from plait.evaluation.uncertainty import Curve, out_of_scope, risk_coverage, unc
 from plait.report.scores import TaskScores
 from plait.training.heads import check_labelled
 
+TOGETHER = "all members, mean probabilities"
 COVERAGES = (50, 80, 90)
 """Per cent of the examples, the surest, at which the risk is said."""
 Logits = Sequence[Tensor]
@@ -65,6 +69,9 @@ class Members(nn.Module):
         return {"logits": members.movedim(0, -2).flatten(-2)}
 
     def _once(self, inputs: dict[str, Tensor]) -> Tensor:
+        if not isinstance(self.model, Ensemble | Joint):  # an ordinary model is its only member
+            alone: Tensor = self.model(**inputs).logits.unsqueeze(0)
+            return alone
         found: Tensor = self.model(**inputs, output_members=True, **self.asked).member_logits
         return found
 
@@ -98,7 +105,7 @@ def speakers_of(saved: SavedEnsemble) -> Iterable[Members]:
     recipe = saved.report.get("recipe", {})
     rate = recipe.get("perturbation", {}).get("rate")
     for model in saved.models() if len(saved.folders) > 1 else (saved.model,):
-        yield Members(model, saved.config.encoder, passes=saved.passes, rate=rate)
+        yield Members(model, saved.encoder, passes=saved.passes, rate=rate)
 
 
 def saved_logits(
@@ -110,9 +117,9 @@ def saved_logits(
     if max_length is not None:  # asked for, be it longer than in training
         tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
     elif trained is not None:
-        max_length = length_limit(tokenizer, saved.config.encoder, trained)
+        max_length = length_limit(tokenizer, saved.encoder, trained)
     return member_logits(
-        speakers_of(saved), tokenizer, examples, labels=int(saved.config.num_labels or 1),
+        speakers_of(saved), tokenizer, examples, labels=saved.outputs,
         batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
 
@@ -150,12 +157,39 @@ def saved_scores(
     logits = ask(aligned)
     found = scores(logits, aligned, kind, saved.problem)
     doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()))
+    if saved.plain:
+        told: Any = {"batch_size": batch_size, "max_length": max_length}
+        taught = taught_by(saved, aligned, **told) if members else {}
+        return TaskScores(
+            {**found.sources["member 0"], **doubted}, found.primary, found.examples, taught,
+            selective(*labelled_rows(logits, aligned), saved.problem).points(),
+        )  # fmt: skip
     return replace(
         found,
         metrics={**found.metrics, **doubted},
         sources=found.sources if members else {},
         curve=selective(*labelled_rows(logits, aligned), saved.problem).points(),
     )
+
+
+def taught_by(
+    saved: SavedEnsemble, examples: Examples, *, batch_size: int, max_length: int | None
+) -> dict[str, dict[str, float]]:
+    """Returns the scores of the members that taught a model, where they were kept, and of their mean probabilities."""
+    found = member_answers(
+        saved.folder, examples, saved.labels, batch_size=batch_size, max_length=max_length
+    )
+    if len(found) > 1:
+        found[TOGETHER] = as_logits(torch.stack(list(found.values())), saved.problem)
+    return {name: scored(list(rows), examples, saved.problem) for name, rows in found.items()}
+
+
+def as_logits(table: Tensor, problem: ProblemType) -> Tensor:
+    """Returns logits of the mean of what members say: of their probabilities, or of their numbers."""
+    if problem == "regression":
+        return table.mean(0)
+    mean = means(table.double(), problem).mean(0)
+    return mean.logit() if problem == "multi_label_classification" else mean.log()
 
 
 def scores(logits: Logits, examples: Examples, kind: Kind, problem: ProblemType) -> TaskScores:
@@ -245,56 +279,3 @@ def strangers(inside: Logits, outside: Logits) -> dict[str, float]:
     flags = [False] * len(inside) + [True] * len(outside)
     found = out_of_scope(mean_logits(table).softmax(-1), flags, mutual_information(table))
     return {**found, "out_of_scope_texts": float(len(outside))}
-
-
-def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
-    """Returns per text a label with its probability, several, a value, or a label for each word."""
-    tokens = saved.kind == "token_classification"
-    table = columns([texts] if isinstance(texts, str) else texts, tokens=tokens)
-    examples = replace(read_examples(table).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
-    logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
-    say = SAYINGS["token" if tokens else saved.problem]
-    return [say(row, saved.labels or ()) for row in logits]
-
-
-def columns(texts: Any, *, tokens: bool) -> Any:
-    """Returns a list of texts as columns, of words where those are wanted, or of texts and their pairs."""
-    if not isinstance(texts, list | tuple):
-        return texts
-    if tokens:
-        return {"tokens": [row.split() if isinstance(row, str) else list(row) for row in texts]}
-    if texts and all(isinstance(row, list | tuple) and len(row) == 2 for row in texts):
-        return {"text": [row[0] for row in texts], "text_pair": [row[1] for row in texts]}
-    return texts
-
-
-def _class(row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    best = row.mean(0).softmax(-1).max(-1)
-    agree = float((row.argmax(-1) == best.indices).double().mean())
-    return {"label": labels[int(best.indices)], "score": float(best.values), "agreement": agree}
-
-
-def _several(row: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    chances = row.mean(0).sigmoid().tolist()
-    return {
-        "labels": [name for name, p in zip(labels, chances, strict=True) if p > 0.5],
-        "scores": dict(zip(labels, chances, strict=True)),
-    }
-
-
-def _value(row: Tensor, _: Sequence[str]) -> dict[str, Any]:
-    return {"value": float(row.mean()), "spread": float(row.std(correction=0))}
-
-
-def _words(row: Tensor, labels: Sequence[str]) -> list[dict[str, Any] | None]:
-    """Returns what each word is; None for one that the length limit cut off."""
-    lost = row[0].isneginf().all(-1)
-    return [None if lost[word] else _class(row[:, word], labels) for word in range(row.shape[1])]
-
-
-SAYINGS: Mapping[str, Callable[[Tensor, Sequence[str]], Any]] = {
-    "single_label_classification": _class,
-    "multi_label_classification": _several,
-    "regression": _value,
-    "token": _words,
-}

@@ -1,8 +1,9 @@
-"""An ensemble on disk: a transformers model of ours with its record, or separate models side by side."""
+"""An ensemble on disk: a transformers model of ours with its record, separate models, or an ordinary one."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line, read_json
-from plait.checkpoints.source import quiet_loading, whole
+from plait.checkpoints.source import Checkpoint, open_checkpoint, quiet_loading, whole
 from plait.checkpoints.tokenizers import open_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble
 from plait.errors import SourceError
 from plait.report.ensemble import ensemble_card
@@ -39,11 +41,34 @@ def is_ensemble(place: Any) -> bool:
     return (Path(place) / MEMBERS).is_dir() and record.is_file()
 
 
+def is_one_model(place: Any) -> bool:
+    """Says whether one ordinary checkpoint lies at a place that an ensemble of ours has become."""
+    if not isinstance(place, str | Path) or is_ensemble(place):
+        return False
+    record = Path(place) / "plait.json"
+    try:
+        return (Path(place) / "config.json").is_file() and record.is_file() and (
+            read_json(record).get("made_by") == "ensemble"
+        )  # fmt: skip
+    except SourceError:  # damaged: whoever opens it says so
+        return False
+
+
 @dataclass(frozen=True)
 class SavedEnsemble:
     """A trained ensemble: `.model` is a transformers model; `.labels`, `.report`, `.predict(texts)`."""
 
     folder: Path
+
+    @cached_property
+    def plain(self) -> bool:
+        """Says whether it is one ordinary checkpoint, which transformers opens without Plait."""
+        return not is_ensemble(self.folder)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Returns the ordinary checkpoint, opened."""
+        return open_checkpoint(self.folder)
 
     @cached_property
     def report(self) -> dict[str, Any]:
@@ -87,14 +112,28 @@ class SavedEnsemble:
         return found
 
     @property
+    def encoder(self) -> Any:
+        """Returns the configuration of its encoder."""
+        return self.checkpoint.config if self.plain else self.config.encoder
+
+    @property
+    def outputs(self) -> int:
+        """Returns how many logits a member gives."""
+        return int((self.checkpoint.config if self.plain else self.config).num_labels or 1)
+
+    @property
     def kind(self) -> str:
         """Returns what its heads classify: sequences or tokens."""
+        if self.plain:
+            return self.checkpoint.kind
         names = self.config.architectures or ["Sequence"]
         return "token_classification" if "Token" in names[0] else "sequence_classification"
 
     @property
     def problem(self) -> Any:
         """Returns what its logits mean."""
+        if self.plain:
+            return self.checkpoint.problem_type or "single_label_classification"
         known = self.config.problem_type
         single = "regression" if self.config.num_labels == 1 else "single_label_classification"
         return known or (single if self.kind == "sequence_classification" else "single_label_classification")
@@ -102,6 +141,8 @@ class SavedEnsemble:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Returns the names of its labels; None for a regression."""
+        if self.plain:
+            return self.checkpoint.labels
         names: dict[Any, str] = dict(self.config.id2label or {})
         return None if self.problem == "regression" else tuple(names[i] for i in sorted(names))
 
@@ -113,16 +154,19 @@ class SavedEnsemble:
 
     @property
     def members(self) -> int:
-        """Returns M."""
-        return self.passes or self.config.members * len(self.folders)
+        """Returns M; one where it is one ordinary checkpoint."""
+        return 1 if self.plain else self.passes or self.config.members * len(self.folders)
 
-    def models(self) -> Iterator[Ensemble]:
+    def models(self) -> Iterator[Any]:
         """Yields its models, one in memory at a time."""
+        if self.plain:
+            yield self.model
+            return
         for place in self.folders:
             yield open_ensemble(place, self.kind)
 
     @cached_property
-    def model(self) -> Ensemble:
+    def model(self) -> Any:
         """Returns the model in memory, in eval mode.
 
         Raises:
@@ -132,7 +176,7 @@ class SavedEnsemble:
             raise SourceError(
                 f"{self.folder} holds {len(self.folders)} separate models: load one of them, such as {self.folders[0]}"
             )
-        return open_ensemble(self.folders[0], self.kind)
+        return self.checkpoint.model() if self.plain else open_ensemble(self.folders[0], self.kind)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -145,7 +189,7 @@ class SavedEnsemble:
 
     def predict(self, texts: Any, *, batch_size: int = 32) -> list[Any]:
         """Returns per text what the members say together, and the share of them that say so alone."""
-        from plait.api.ensemble_scores import answers
+        from plait.api.ensemble_answers import answers
 
         return answers(self, texts, batch_size=batch_size)
 
@@ -182,8 +226,17 @@ def write_ensemble(
     report: Mapping[str, Any],
     *,
     overwrite: bool,
+    plain: bool = False,
 ) -> None:
     """Writes one model, or separate ones under `members`, with record and card; all of it appears at once.
+
+    Args:
+        models: one, or separate ones.
+        tokenizer: theirs.
+        out: where to.
+        report: the record.
+        overwrite: whether what is there is replaced.
+        plain: whether the one model is written as an ordinary checkpoint of the encoder's own class.
 
     Raises:
         OutputError: it cannot be written.
@@ -191,8 +244,20 @@ def write_ensemble(
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet():
         for number, model in enumerate(models):
             place = folder if len(models) == 1 else folder / MEMBERS / str(number)
-            model.save_pretrained(place)
+            (one_member(model, 0) if plain else model).save_pretrained(place)
             limited(tokenizer, report).save_pretrained(place)
         record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         (folder / "plait.json").write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")
+
+
+def keep(members: Path, out: Path, report: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Copies members that became one model to where they are kept, with the record of it; all of it appears at once.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder:
+        shutil.copytree(members, folder, dirs_exist_ok=True)
+        record = json.dumps({**report, "made_by": "members"}, indent=2, ensure_ascii=False) + "\n"
+        (folder / "plait.json").write_text(record, encoding="utf-8")

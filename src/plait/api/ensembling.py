@@ -12,21 +12,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait.api.ensemble_building import build
+from plait.api.ensemble_building import build, built
 from plait.api.ensemble_choices import LOSSES
+from plait.api.ensemble_costs import bytes_needed
 from plait.api.ensemble_plan import EnsemblePlan, check_output, plan
 from plait.api.ensemble_scores import Members, member_logits, scores
-from plait.api.ensembles import SavedEnsemble, write_ensemble
+from plait.api.ensemble_teaching import are_files, lesson, teachers_of, written
+from plait.api.ensembles import SavedEnsemble, keep, write_ensemble
 from plait.api.inputs import is_file
 from plait.api.merging import versions
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import check_space
 from plait.data import Encoded, Examples, encode, length_limit
-from plait.ensembles.fitting import PREFERENCE, Fit, Fitted, fit
-from plait.ensembles.method import Build
+from plait.ensembles.fitting import fit
+from plait.ensembles.learning import PREFERENCE, Fit, Fitted
+from plait.ensembles.method import Build, Choice
+from plait.ensembles.teaching import Teaching
 from plait.ensembles.training import Ensembling, words_of
 from plait.recipe import EnsembleRecipe, parse_as
 from plait.report.scores import TaskScores
+from plait.statistics.posteriors.score import text_facts
 from plait.training.processes import first, together
 from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
 
@@ -43,35 +48,42 @@ def ensemble(
     out: str | Path,
     sources: str | Path | Sequence[str | Path] | None = None,
     validation: Any = None,
+    texts: Any = None,
     overwrite: bool = False,
     resume: bool = False,
     **options: Any,
 ) -> SavedEnsemble:
     """Returns an ensemble trained on labelled data and written to `out`; `.model` is a transformers model.
 
+    Methods `distilled`, `soup`, `greedy_soup`, `swa` and `deni` write one ordinary checkpoint.
+
     Args:
         base: the encoder that all members start from (folder or Hub id).
         data: labelled data: a file, a `datasets.Dataset`, columns.
         out: the folder to write.
-        sources: fine-tuned models that become the members, instead of `base`.
+        sources: fine-tuned models that become the members, instead of `base`; with `distilled` and `hydra` those that
+            teach, of any architecture, and `base` is what learns from them.
         validation: labelled data that decides which epoch is kept; a tenth of `data` is held back without it.
+        texts: texts without labels to teach on, of `distilled` and `hydra`: a file, several, or texts in memory.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped.
         options: all other fields of a recipe: `members`, `shared_layers`, `head`, `method`, `perturbation`,
             `strength`, `replicate_at`, `consistency`, `alpha`, `replay`, `accumulate`, `limit`, `held_back`, `metric`,
             `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`, `seed`,
-            `problem_type`, `classifier_dropout`, `revision`, `report_to`, `trust_remote_code`.
+            `problem_type`, `classifier_dropout`, `revision`, `report_to`, `trust_remote_code`, `student_epochs`,
+            `keep_members`, `store`.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
     """
     recipe = ensemble_recipe(
-        base, data=data, out=out, sources=sources, validation=validation, options=options
+        base, data=data, out=out, sources=sources, validation=validation, texts=texts, options=options
     )
     return run_ensemble(
         recipe,
         data=None if is_file(data) else data,
         validation=None if is_file(validation) else validation,
+        texts=None if are_files(texts) else texts,
         overwrite=overwrite,
         resume=resume,
     )
@@ -84,6 +96,7 @@ def ensemble_recipe(
     out: str | Path,
     sources: str | Path | Sequence[str | Path] | None,
     validation: Any,
+    texts: Any = None,
     options: Mapping[str, Any],
 ) -> EnsembleRecipe:
     """Returns the recipe that these arguments of `ensemble` spell; data in memory stays outside."""
@@ -93,9 +106,12 @@ def ensemble_recipe(
         "sources": None if given is None else [str(source) for source in given],
         "data": data if is_file(data) else None,
         "validation": validation if is_file(validation) else None,
+        **({"text": texts} if are_files(texts) else {}),
         "output": str(out),
         **options,
     }
+    if "method" not in content and (texts is not None or content.get("text")):
+        content["method"] = "distilled"
     return parse_as(EnsembleRecipe, content, "ensemble")
 
 
@@ -104,28 +120,36 @@ def run_ensemble(
     *,
     data: Any = None,
     validation: Any = None,
+    texts: Any = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> SavedEnsemble:
-    """Returns the ensemble of a recipe; `data` and `validation` are what it has in memory instead of in files."""
+    """Returns the ensemble of a recipe; `data`, `validation` and `texts` are what it has in memory, not in files."""
     started = time.monotonic()
     if first():
         check_output(recipe, overwrite=overwrite)
     check_accelerate()
-    job = plan(recipe, data, validation)
+    job = plan(recipe, data, validation, texts)
     out = Path(os.path.realpath(recipe.output))
     if first():
         announce(job, out)
     with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
         tokenizer = tokenizer_of(job)
         check_state(state, identity(job))
-        fitted = fit(fit_of(job, tokenizer, state, resume=resume))
+        fitted = fit(fit_of(job, tokenizer, state, resume=resume, overwrite=overwrite))
         report = describe_result(job, fitted)
+        if job.choice.taught:
+            report["teachers"] = teachers_of(job, state)
         if job.held is not None:
             report["validation"] = judged(job, tokenizer, fitted).to_dict()
         report["seconds"] = round(time.monotonic() - started, 1)
         if first():
-            write_ensemble(fitted.models, tokenizer, out, report, overwrite=overwrite)
+            if recipe.keep_members and fitted.members:
+                written(fitted.members, tokenizer, state / "members")
+            if recipe.keep_members:
+                keep(state / "members", recipe.beside, report, overwrite=overwrite)
+            told: dict[str, Any] = {"overwrite": overwrite, "plain": job.choice.plain}
+            write_ensemble(fitted.models, tokenizer, out, report, **told)
             shutil.rmtree(state, ignore_errors=True)
         together()
     return SavedEnsemble(Path(recipe.output))
@@ -141,11 +165,7 @@ def announce(job: EnsemblePlan, out: Path) -> None:
     )  # fmt: skip
     place = next(folder for folder in out.parents if folder.exists())
     # The states of the best, the last and the present epoch: weights and two moments of the optimiser.
-    states = 3 * min(3, math.ceil(job.recipe.epochs))
-    one_by_one = job.choice.build is Build.SEPARATE  # what is finished waits for the others
-    kept = sizes["saved"] * (2 if one_by_one else 1)
-    learning = sizes.get("factors", sizes["saved"]) / (job.members if one_by_one else 1)
-    check_space(place, math.ceil(4 * (kept + states * learning)))
+    check_space(place, math.ceil(bytes_needed(job, 3 * min(3, math.ceil(job.recipe.epochs)))))
 
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
@@ -169,17 +189,21 @@ def identity(job: EnsemblePlan) -> dict[str, Any]:
         **job.resolved().model_dump(mode="json", exclude={"output", "report_to"}),
         "data": None if job.examples is None else job.examples.fingerprint,
         "judged_on": None if job.held is None else job.held.fingerprint,
-        "sources": [source.digest for source in job.sources],
+        "sources": [source.digest for source in (*job.sources, *job.teachers)],
+        "unlabelled": [text_facts(texts).fingerprint for texts in job.texts],
     }
 
 
-def fit_of(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool) -> Fit:
+def fit_of(
+    job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool, overwrite: bool
+) -> Fit:
     """Returns what training needs."""
     recipe = job.recipe
     encoded = encoded_for(job, tokenizer)
+    members = Choice("separate") if job.choice.taught else job.choice
     objective = Ensembling(
-        job.choice, job.noise, job.depth, job.problem, job.kind == "token_classification",
-        words_of(tokenizer), recipe.replay,
+        members, job.noise, job.depth, job.problem, job.kind == "token_classification", words_of(tokenizer),
+        recipe.replay,
     )  # fmt: skip
     held = job.held
     judge = None if held is None else partial(judgement, job, tokenizer, held)
@@ -187,6 +211,11 @@ def fit_of(job: EnsemblePlan, tokenizer: PreTrainedTokenizerBase, state: Path, *
     return Fit(
         partial(build, job), job.members if not job.choice.lone else 1, encoded, objective, job.schedule(),
         state, judge, best, resume,
+        alike=job.choice.alike,
+        given=None if recipe.sources is None else partial(built, job),
+        lesson=partial(lesson, job, tokenizer, state, overwrite),
+        teaching=Teaching(job.choice, job.problem) if job.choice.taught else None,
+        taught=job.student_schedule(),
     )  # fmt: skip
 
 
@@ -247,9 +276,10 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
     examples = job.examples
     return {
         "made_by": "ensemble",
-        "base": job.recipe.base,
+        "base": job.sources[0].origin if job.choice.taught else job.recipe.base,
         "kind": job.kind,
         "separate": len(fitted.models) > 1,
+        "plain": job.choice.plain,
         **{name: told[name] for name in kept},
         "sources": [{"origin": s.origin, "digest": s.digest} for s in job.sources],
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
@@ -261,6 +291,8 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
         },
         "epochs": list(fitted.epochs),
         "losses": list(fitted.losses),
+        **({"unlabelled": told["unlabelled"]} if job.choice.taught else {}),
+        **fitted.facts,
         "versions": versions(),
     }
 

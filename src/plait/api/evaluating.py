@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from plait.api.ensemble_scores import saved_scores
-from plait.api.ensembles import SavedEnsemble, is_ensemble
+from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model
 from plait.api.inputs import read
 from plait.api.rivals import teacher_scores
 from plait.api.students import Student
@@ -65,7 +65,7 @@ def evaluate(
     if isinstance(model, SavedEnsemble | Student):
         model = model.folder
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-    if is_ensemble(model):
+    if is_ensemble(model) or is_one_model(model):
         (task, entry), *others = name_data(data, ("model",), free=True).items()
         if others:
             raise RecipeError(f"{model} is an ensemble for one task: give --data once")

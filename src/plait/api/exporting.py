@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from plait.api.ensembles import SavedEnsemble, is_ensemble, open_ensemble
+from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model, open_ensemble
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
@@ -40,6 +40,11 @@ def export(
         RecipeError: no such task, several and none chosen, or one of an ensemble; no such member.
         OutputError: the output exists.
     """
+    if is_one_model(merged.folder if isinstance(merged, SavedEnsemble) else merged):
+        one = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
+        if task is not None or member:
+            raise RecipeError(f"{one.folder} is one ordinary model: leave --task and --member out")
+        return export_plain(one, Path(out), overwrite=overwrite)
     if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
         saved = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
         if task is not None:
@@ -102,6 +107,15 @@ def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, over
         )
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         plain.save_pretrained(folder)
+        saved.tokenizer.save_pretrained(folder)
+    return out
+
+
+def export_plain(saved: SavedEnsemble, out: Path, *, overwrite: bool) -> Path:
+    """Returns the folder written: what is an ordinary checkpoint already, without its record."""
+    check_apart(out, saved.folder)
+    with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
+        saved.model.save_pretrained(folder)
         saved.tokenizer.save_pretrained(folder)
     return out
 

@@ -119,11 +119,12 @@ def inspect_checkpoint(origin: str, revision: str | None, *, trust_remote_code: 
 
 
 def taught(folder: Path) -> dict[str, Any]:
-    """Returns who taught a student what; nothing for other checkpoints."""
+    """Returns who taught a student what, or how an ensemble became one model; nothing for other checkpoints."""
     record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
-    if record.get("made_by") != "amalgamate":
+    if record.get("made_by") not in ("amalgamate", "ensemble"):
         return {}
-    kept = ("teachers", "data", "who_taught_what", "epochs", "forward_equivalents", "recipe", "versions")
+    made = ("epochs", "forward_equivalents", "recipe", "versions")
+    kept = ("teachers", "averaged", "data", "validation", "who_taught_what", *made)
     return {name: record[name] for name in kept if name in record}
 
 

@@ -1,9 +1,9 @@
-"""What a student is measured against: each of its teachers alone, and all of them at once, on the same rows."""
+"""What a taught model is measured against: each of its teachers alone, and all of them at once, on the same rows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from plait.api.corpus import warn_of_places
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, align_labels
+from plait.ensembles.teaching import columns
 from plait.errors import PlaitError
 from plait.evaluation import predict_logits, score
 
@@ -58,6 +59,23 @@ def scores_of(
     if len(known) == len(logits):
         found[TOGETHER] = concat(known, space)
     return {name: score(list(rows.log()), aligned) for name, rows in found.items()}
+
+
+def member_answers(
+    folder: Path, examples: Examples, names: Sequence[str] | None, *, batch_size: int, max_length: int | None
+) -> dict[str, Tensor]:
+    """Returns the logits [N, C] of the members that taught a model, where they were kept, in the order of its labels.
+
+    Members that are gone or have changed are left out, with a warning; nothing where no members taught it.
+    """
+    told = read_json(folder / "plait.json").get("teachers", {})
+    found: dict[str, Tensor] = {}
+    for name, about in told.items():
+        if about["origin"] is not None:
+            rows = _logits(name, about, examples, batch_size, max_length, False)
+            if rows is not None:
+                found[name] = rows[:, columns(name, about["labels"] or None, names)]
+    return found
 
 
 def _logits(  # noqa: PLR0917 - what predicting takes

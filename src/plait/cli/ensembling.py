@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,39 +35,40 @@ from plait.cli.arguments import (
 )
 from plait.cli.making import parse_yaml, show_plan
 from plait.errors import RecipeError
+from plait.registry import canonical
+
+BEFORE = "plait.before"
+"""Where a context keeps the words before `--from`."""
 
 
 class Starting(TyperCommand):
     """Tells a base, which stands before `--from`, from the models after it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Returns what the parser leaves over.
-
-        Raises:
-            RecipeError: a base and models that exist.
-        """
+        """Returns what the parser leaves over; notes what stands before `--from`."""
         at = next((i for i, word in enumerate(args) if word.partition("=")[0] == "--from"), 0)
-        before = self.make_parser(ctx).parse_args(args=args[:at])[0].get("models")
-        if before:
-            raise RecipeError(
-                f"both a base ({', '.join(before)}) and --from are given; expected one of them, models that exist "
-                "after --from"
-            )
+        ctx.meta[BEFORE] = self.make_parser(ctx).parse_args(args=args[:at])[0].get("models")
         return super().parse_args(ctx, args)
 
 
 @app.command(cls=Starting)
 def ensemble(
+    context: typer.Context,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     models: Annotated[
         list[str] | None, typer.Argument(help="BASE, an encoder; or after --from all models but the first.")
     ] = None,
     sources: Annotated[
-        list[str] | None, typer.Option("--from", help="A B C: fine-tuned models that become the members.")
+        list[str] | None,
+        typer.Option("--from", help="A B C: fine-tuned models that become the members, or that teach BASE."),
     ] = None,
     data: Annotated[str | None, typer.Option("--data", help="FILE with texts and labels.")] = None,
     validation: Annotated[
         str | None, typer.Option("--validation", help="FILE with labels that chooses the epoch.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", help="FILE of texts without labels to teach on (distilled, hydra); repeatable."),
     ] = None,
     members: Annotated[int | None, typer.Option("--members", help="M, default 4.")] = None,
     shared_layers: Annotated[
@@ -74,12 +76,13 @@ def ensemble(
     ] = "all",
     head: Annotated[str, typer.Option("--head", help="linear or tanh.")] = "linear",
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--method",
-            help="camero, shared, single, separate, one, codistillation, batchensemble, mc-dropout.",
+            help="camero (default), distilled (default with --text), hydra, soup, greedy-soup, swa, deni, shared, "
+            "single, separate, one, codistillation, batchensemble, lora, singular, mc-dropout.",
         ),
-    ] = "camero",
+    ] = None,
     perturbation: Annotated[
         str | None,
         typer.Option("--perturbation", help="dropout (default), gaussian, adversarial, word-dropout, none."),
@@ -91,7 +94,7 @@ def ensemble(
         list[str] | None,
         typer.Option(
             "--set",
-            help="OPTION=VALUE of the perturbation; method.OPTION=VALUE, consistency.OPTION=VALUE of those.",
+            help="OPTION=VALUE of perturbation or method; method.OPTION=VALUE, consistency.OPTION=VALUE of those.",
         ),
     ] = None,
     replicate_at: Annotated[
@@ -132,6 +135,15 @@ def ensemble(
     problem_type: ProblemType = None,
     seed: Seed = 0,
     report_to: ReportTo = "none",
+    student_epochs: Annotated[
+        float | None, typer.Option("--student-epochs", help="Epochs of what members teach; default as theirs.")
+    ] = None,
+    keep_members: Annotated[
+        bool, typer.Option("--keep-members", help="Keep members that taught, in OUTPUT.members.")
+    ] = False,
+    store: Annotated[
+        str | None, typer.Option("--store", help="The members' answers, used or made; default OUTPUT.posteriors.")
+    ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
@@ -143,22 +155,24 @@ def ensemble(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train M models for the price of one: shared layers, perturbed members, one file."""
+    """Train M models for the price of one: shared layers, perturbed members, one file; or M that become one."""
     from plait import api
     from plait.api.ensembling import ensemble_recipe, run_ensemble
     from plait.training.processes import first
 
-    base, given = starts(models, sources)
+    named = method or ("distilled" if text else "camero")
+    base, given = starts(models, sources, context.meta.get(BEFORE), named)
     columns = (text_column, text_pair_column, label_column)
     fields: dict[str, Any] = {
         "members": members, "shared_layers": shared_layers, "head": head, "replay": replay,
-        **chosen(options, method=method, perturbation=perturbation, consistency=consistency),
+        **chosen(options, method=named, perturbation=perturbation, consistency=consistency),
         "strength": strength, "replicate_at": replicate_at, "alpha": alpha, "accumulate": accumulate, "limit": limit,
         "held_back": held_back, "metric": metric, "epochs": epochs, "learning_rate": learning_rate,
         "batch_size": batch_size, "max_length": max_length, "warmup": warmup, "weight_decay": weight_decay,
         "precision": precision, "problem_type": problem_type, "seed": seed, "report_to": report_to,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
+        "revision": revision, "trust_remote_code": trust_remote_code, "student_epochs": student_epochs,
+        "keep_members": keep_members, "store": store,
+        "text": [spec(file, text_column, text_pair_column, None) for file in text] if text else None,
     }  # fmt: skip
     recipe = ensemble_recipe(
         base, sources=given, out=output, options=fields,
@@ -173,15 +187,22 @@ def ensemble(
         show_ensemble(saved, json=json)
 
 
-def starts(models: list[str] | None, first: list[str] | None) -> tuple[str | None, list[str] | None]:
-    """Returns the base, or the models after every `--from`.
+def starts(
+    models: list[str] | None, first: list[str] | None, before: list[str] | None, method: str
+) -> tuple[str | None, list[str] | None]:
+    """Returns the base, and the models after every `--from`.
 
     Raises:
-        RecipeError: no base, or several.
+        RecipeError: no base, several, or one beside models that exist where no student starts from it.
     """
-    given = list(models or ())
+    given, base = list(models or ()), list(before or ())
     if first:
-        return None, [*first, *given]
+        if base and (len(base) > 1 or canonical(method) not in TAUGHT):
+            raise RecipeError(
+                f"both a base ({', '.join(base)}) and --from are given; expected one of them, models that exist "
+                f"after --from (methods {' and '.join(TAUGHT)} take one base before it, which learns)"
+            )
+        return (base[0] if base else None), [*first, *given[len(base) :]]
     if len(given) != 1:
         found = ", ".join(given) or "none"
         raise RecipeError(f"base: expected one model, found {found}; members that exist come after --from")
@@ -193,13 +214,22 @@ def chosen(options: list[str] | None, **names: str | None) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {field: {} for field in names}
     for name, value in pairs(options, "--set", parse_yaml).items():
         field, dot, option = name.partition(".")
-        owner, key = (field, option) if dot and field in own else ("perturbation", name)
+        owner, key = (field, option) if dot and field in own else (owner_of(name, names), name)
         own[owner][key] = value
     return {
         field: {"name": name or UNNAMED[field], **own[field]}
         for field, name in names.items()
         if name is not None or own[field]
     }
+
+
+def owner_of(option: str, names: Mapping[str, str | None]) -> str:
+    """Returns whose an option without a prefix is: the method's where it has one and no perturbation is named."""
+    from plait.ensembles.method import METHODS
+
+    method = names.get("method")
+    known = method in METHODS and names.get("perturbation") is None
+    return "method" if known and option in METHODS[str(method)].options else "perturbation"
 
 
 def show_ensemble(saved: Any, *, json: bool) -> None:
@@ -210,6 +240,7 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
         return
     sizes, costs = report["parameters"], report["forward_equivalents"]
     several = f"{report['members']} member{'s' if report['members'] > 1 else ''}"
+    several = f"one model of {several}" if saved.plain else several
     render.line(
         f"{saved.folder}: {several} by {report['recipe']['method']['name']}, {sizes['saved']:,} parameters "
         f"({report['megabytes']:g} MB); as separate models {sizes['separate']:,}"
@@ -219,12 +250,14 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
         shown = {name: epoch[name] for name in columns if name in epoch}
         kept = " (kept)" if epoch.get("kept") else ""
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()) + kept)
+    if taught := report.get("teachers"):
+        texts = f"{report['data']['examples']} texts with labels and {report['unlabelled']} without"
+        render.line(f"  taught by {', '.join(taught)} on {texts}")
     if found := report.get("validation"):
         primary, metrics = found["primary"], found["metrics"]
         alone = [scores[primary] for scores in found["sources"].values()]
-        render.line(
-            f"  together: {primary} {metrics[primary]:.3f}; members alone {min(alone):.3f} to {max(alone):.3f}"
-        )
+        members = "" if saved.plain else f"; members alone {min(alone):.3f} to {max(alone):.3f}"
+        render.line(f"  together: {primary} {metrics[primary]:.3f}{members}")
     render.line(
         f"  forward passes per example: {costs['training_step']:g} an epoch (a backward pass counts as two), "
         f"{costs['prediction']:g} a prediction"
@@ -244,6 +277,8 @@ def show_members(scores: Any) -> None:
     render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
 
 
+TAUGHT = ("distilled", "hydra")
+"""Methods whose members teach a model that starts from a base."""
 UNNAMED = {"perturbation": "dropout", "consistency": "ensemble"}
 """What options are for where no name is given."""
 ALONE = ("nll", "calibration_error", "brier", "aurc", "mse", "spearman")

@@ -81,6 +81,7 @@ def from_checkpoints(
     head: HeadKind = "linear",
     classifier_dropout: float | None = None,
     problem_type: str | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Ensemble:
     """Returns an ensemble of fine-tuned checkpoints: one shared bottom, every top and head its own.
 
@@ -94,6 +95,7 @@ def from_checkpoints(
         head: The form of the heads; tanh where the family's own head has it.
         classifier_dropout: Their dropout; the encoder's own by default.
         problem_type: What the outputs mean, where the sources do not say.
+        labels: The order of the labels; that of the first source by default.
 
     Raises:
         MergeError: When the sources cannot be members of one ensemble: everything that stands against it.
@@ -101,7 +103,8 @@ def from_checkpoints(
     """
     check_sources(sources)
     first = sources[0]
-    names = first.labels or ("LABEL_0",)
+    order = first.labels if labels is None else tuple(labels)
+    names = order or ("LABEL_0",)
     config = EnsembleConfig(
         encoder=first.config, members=len(sources), shared_layers=shared_layers, head=head,
         classifier_dropout=classifier_dropout, problem_type=problem_type or first.problem_type,
@@ -115,7 +118,7 @@ def from_checkpoints(
         own = source.model(dtype=torch.float32)
         state = own.state_dict()
         _copy(model, state, member)
-        _take_head(model, own, state, member, _rows(first, source))
+        _take_head(model, own, state, member, _rows(order, source))
     _put_shared(model, shared, first.prefix)
     model.eval()
     return model
@@ -171,11 +174,11 @@ def _put_shared(model: Ensemble, shared: Shared | None, prefix: str) -> None:
             target.copy_(found)
 
 
-def _rows(first: Checkpoint, other: Checkpoint) -> list[int]:
-    """Returns where each label of the first source stands in another one's head."""
-    if first.labels is None or other.labels is None:
+def _rows(order: Sequence[str] | None, source: Checkpoint) -> list[int]:
+    """Returns where each label stands in a source's head."""
+    if order is None or source.labels is None:
         return [0]
-    return [other.labels.index(label) for label in first.labels]
+    return [source.labels.index(label) for label in order]
 
 
 def check_sources(sources: Sequence[Checkpoint]) -> None:

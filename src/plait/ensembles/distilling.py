@@ -1,10 +1,14 @@
-"""Members that learn from each other: a softened divergence from teachers that are held still."""
+"""Learning from what others say: divergences from teachers that are held still, and targets mixed with labels."""
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
 from plait.data import ProblemType
-from plait.ensembles.outputs import divergence, read
-from plait.ensembles.shapes import Mask, MemberLogits, Scalar
+from plait.ensembles.outputs import divergence, means, read
+from plait.ensembles.shapes import Mask, MemberLogits, PerRow, Scalar, Values
 
 
 def softened(
@@ -24,3 +28,51 @@ def softened(
     if mask is None:
         return rows.mean()
     return rows.masked_fill(~mask.bool(), 0.0).sum() / mask.bool().sum().clamp(min=1)
+
+
+def answers(teachers: MemberLogits, problem: ProblemType, temperature: float) -> MemberLogits:
+    """Returns what teachers say, μ(z_k/T): probabilities, or numbers, which have no temperature."""
+    warmth = 1.0 if problem == "regression" else temperature
+    return means(read(teachers, problem) / warmth, problem)
+
+
+def distance(targets: Values, students: Values, problem: ProblemType, temperature: float) -> PerRow:
+    """Returns T² [task(z/T, t) − task at its least], the task's own loss with an answer t for a label, per row.
+
+    Of one label that is T² KL(t ‖ softmax(z/T)), of several the mean over labels of the same for yes and no, of a
+    number (z − t)². Unlike `softened`, it has the scale of the task's loss, so that the two can be mixed.
+
+    Args:
+        targets: t, as `answers` gives them.
+        students: z, logits of the same shape.
+        problem: What they mean.
+        temperature: T; a regression has none.
+    """
+    t, z = targets.detach(), read(students, problem)
+    if problem == "regression":
+        squares: Tensor = (z - t).square().sum(-1)
+        return squares
+    if problem == "multi_label_classification":
+        w = z / temperature
+        least = torch.special.entr(t) + torch.special.entr(1 - t)
+        rows: Tensor = (-(t * logsigmoid(w) + (1 - t) * logsigmoid(-w)) - least).mean(-1)
+        return temperature**2 * rows
+    logs = (z / temperature).log_softmax(-1)
+    crossed: Tensor = -(torch.special.entr(t) + t * logs).sum(-1)
+    return temperature**2 * crossed
+
+
+def mixed(task: Scalar, rows: PerRow, labelled: Mask, mixture: float) -> tuple[Scalar, Scalar]:
+    """Returns the two terms of targets that are (1 − λ) label + λ answer where there is a label, else answer alone.
+
+    (1/B) Σ_{b labelled} (1 − λ) task_b  and  (1/B) Σ_b w_b d_b, w_b = λ where there is a label, else 1
+
+    Args:
+        task: The mean loss over the rows that have a label.
+        rows: d_b, the distance from the teachers, members first: [M, B] or [B].
+        labelled: Which rows have a label, [B].
+        mixture: λ.
+    """
+    share = labelled.float().mean()
+    weights = torch.where(labelled, mixture, 1.0).to(rows)
+    return (1 - mixture) * share * task, (weights * rows).mean()

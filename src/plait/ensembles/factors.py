@@ -1,7 +1,7 @@
-"""BatchEnsemble on a trained encoder: members scale what goes into its linear layers and what comes out of them.
+"""Members with factors of their own over one encoder's linear layers: rank-1 scales here, others with their methods.
 
-A member's weights are W ∘ s rᵀ, so that what was learnt can be written as an ordinary ensemble whose layers are all
-private: larger on disk than the factors, and the same numbers.
+A member's weights are a function of the shared ones, `weight_of(m)`, and perhaps its biases, `bias_of(m)`: what was
+learnt can be written as an ordinary ensemble whose layers are all private, larger on disk and the same numbers.
 """
 
 from __future__ import annotations
@@ -33,30 +33,46 @@ class Factored(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (x ∘ r_m) Wᵀ ∘ s_m + b for the rows of each member m."""
-        scaled = nn.functional.linear(x * self._rows(self.scale_in, x), self.weight)
-        out = scaled * self._rows(self.scale_out, scaled)
+        scaled = nn.functional.linear(x * rows_of(self.scale_in, self.roster, x), self.weight)
+        out = scaled * rows_of(self.scale_out, self.roster, scaled)
         return out if self.bias is None else out + self.bias
-
-    def _rows(self, factor: Tensor, x: Tensor) -> Tensor:
-        """Returns a factor for every row of the batch, or the one member's for all."""
-        active = list(self.roster.active)
-        if len(active) == 1:
-            return factor[active[0]]
-        rows = factor[active].repeat_interleave(len(x) // len(active), dim=0)
-        return rows.view(len(rows), *[1] * (x.dim() - 2), -1)
 
     def weight_of(self, member: int) -> Tensor:
         """Returns W ∘ s rᵀ, the weights of one member."""
         return self.weight * torch.outer(self.scale_out[member], self.scale_in[member])
 
 
-def add_factors(model: Ensemble, spread: float) -> None:
+def rows_of(factor: Tensor, roster: Roster, x: Tensor) -> Tensor:
+    """Returns a factor [M, d] for every row of the batch, or the one member's for all."""
+    active = list(roster.active)
+    if len(active) == 1:
+        return factor[active[0]]
+    rows = factor[active].repeat_interleave(len(x) // len(active), dim=0)
+    return rows.view(len(rows), *[1] * (x.dim() - 2), -1)
+
+
+def by_member(x: Tensor, members: int) -> Tensor:
+    """Returns a batch of one member's rows after another's as [M, N, d]."""
+    return x.reshape(members, -1, x.shape[-1])
+
+
+def add_factors(model: Ensemble, spread: float = 0.1) -> None:
     """Gives the linear layers above the embeddings of a wholly shared encoder factors by member, in place."""
-    for name, module in list(_layers(model)):
+    for name, module in list(factor_layers(model)):
         model.encoder.set_submodule(name, Factored(module, model.roster, spread))
 
 
-def _layers(model: Ensemble) -> Iterator[tuple[str, nn.Linear]]:
+def freeze(model: Ensemble) -> None:
+    """Keeps all parameters of an encoder as they are, in place; the heads' go on learning."""
+    model.encoder.requires_grad_(False)
+
+
+def in_attention(name: str) -> bool:
+    """Says whether a layer belongs to the attention, which every family calls so."""
+    return any(part.startswith(("attention", "attn")) for part in name.split("."))
+
+
+def factor_layers(model: Ensemble) -> Iterator[tuple[str, nn.Linear]]:
     """Yields the linear layers that see rows of examples and come after the embeddings."""
     own = model.encoder
     inside = "" if own.base_model is own else f"{own.base_model_prefix}."
@@ -76,8 +92,8 @@ def _of_positions(name: str, config: Any) -> bool:
 
 
 def factor_parameters(model: Ensemble) -> int:
-    """Returns how many parameters are saved where factors are kept as factors."""
-    return sum(p.numel() for p in model.parameters())
+    """Returns how many parameters are saved where factors are kept as factors, beside the weights they belong to."""
+    return sum(p.numel() for p in model.parameters()) + sum(getattr(m, "kept", 0) for m in model.modules())
 
 
 @torch.no_grad()
@@ -87,7 +103,7 @@ def expanded(model: Ensemble) -> Ensemble:
     made: Any = copy.deepcopy(config)
     made.shared_layers = 0
     ours = type(model)(made)
-    factored = {name: m for name, m in model.encoder.named_modules() if isinstance(m, Factored)}
+    factored = {name: m for name, m in model.encoder.named_modules() if hasattr(m, "weight_of")}
     state = model.encoder.state_dict()
     ours.encoder.load_state_dict(dict(_expanded(ours, made, state, factored)))
     ours.heads.load_state_dict(model.heads.state_dict())
@@ -96,15 +112,13 @@ def expanded(model: Ensemble) -> Ensemble:
 
 
 def _expanded(
-    ours: Ensemble, config: EnsembleConfig, state: Mapping[str, Tensor], factored: Mapping[str, Factored]
+    ours: Ensemble, config: EnsembleConfig, state: Mapping[str, Tensor], factored: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
     for name in ours.encoder.state_dict():
         plain, owner = original(name, config.encoder)
-        layer = factored.get(plain.removesuffix(".weight"))
-        if layer is None or owner is None or not plain.endswith(".weight"):
-            yield name, state[plain]
-        else:
-            yield name, layer.weight_of(owner)
+        layer = factored.get(plain.rpartition(".")[0])
+        own = None if layer is None or owner is None else f"{plain.rpartition('.')[2]}_of"
+        yield name, state[plain] if own is None or not hasattr(layer, own) else getattr(layer, own)(owner)
 
 
 def _noise(members: int, width: int, like: Tensor) -> Tensor:

@@ -1,185 +1,195 @@
-"""Training by method: one ensemble, models side by side, models one after another, or factors that are written out."""
+"""Training by method: one ensemble, models side by side or one after another, or what becomes of several in the end."""
 
 from __future__ import annotations
 
-import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from plait.ensembles.factors import add_factors, expanded
+from plait.ensembles.averaging import averaged, branched, greedy, likeness, mean_state
+from plait.ensembles.factors import expanded
 from plait.ensembles.joint import Joint
+from plait.ensembles.learning import (
+    PREFERENCE,
+    Fit,
+    Fitted,
+    epochs_done,
+    epochs_of,
+    losses_of,
+    run,
+    seeds,
+    separately,
+)
 from plait.ensembles.method import Build
 from plait.ensembles.modeling import Ensemble
-from plait.ensembles.training import Ensembling, perturbing
-from plait.training.loop import Judge, Schedule, TrainingData, train
 from plait.training.processes import first, together
 from plait.training.state import seeded
 
-Make = Callable[[int, int], Ensemble]
-"""From a number of members and a seed to an ensemble before training."""
-FINISHED = "finished.safetensors"
-PREFERENCE = "preference"
-"""The score that decides which epoch is kept; it is no score to report."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """All that one training needs.
-
-    Attributes:
-        make: Makes what is trained.
-        members: M.
-        data: The examples.
-        objective: What is minimised.
-        schedule: How long and how fast.
-        state: Where a stopped run goes on.
-        judge: Scores after each epoch.
-        best: The score that decides which epoch is kept.
-        resume: Whether to go on from `state`.
-    """
-
-    make: Make
-    members: int
-    data: TrainingData
-    objective: Ensembling
-    schedule: Schedule
-    state: Path
-    judge: Judge | None = None
-    best: str | None = None
-    resume: bool = False
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training gave.
-
-    Attributes:
-        models: One ensemble, or M of one member each.
-        epochs: What the judge said after each epoch, of one model after another where they are separate.
-        losses: The terms as they went.
-    """
-
-    models: tuple[Ensemble, ...]
-    epochs: tuple[dict[str, float], ...]
-    losses: tuple[dict[str, float], ...]
+logger = logging.getLogger("plait")
+APART = 0.5
+"""Cosine between heads below which models are taken not to have started alike."""
 
 
 def fit(job: Fit) -> Fitted:
     """Returns the trained models of a method."""
-    return FITS[job.objective.choice.build](job)
+    return FITS[(job.teaching or job.objective).choice.build](job)
 
 
 def _shared(job: Fit) -> Fitted:
     model = job.make(job.members, job.schedule.seed)
-    log = _run(job, model)
-    return Fitted((model,), _epochs(log), _losses(log))
+    log = run(job, model)
+    return Fitted((model,), epochs_of(log), losses_of(log))
 
 
 def _factors(job: Fit) -> Fitted:
     model = job.make(job.members, job.schedule.seed)
-    entry, options = job.objective.choice.entry, job.objective.choice.options
-    add_factors(model, float(options.get("spread", entry.options["spread"].default)))
-    log = _run(job, model)
-    return Fitted((expanded(model),), _epochs(log), _losses(log))
+    job.objective.choice.factorise(model)
+    log = run(job, model)
+    return Fitted((expanded(model),), epochs_of(log), losses_of(log))
 
 
 def _joint(job: Fit) -> Fitted:
-    models = [job.make(1, seed) for seed in _seeds(job)]
-    log = _run(job, Joint(models))
-    return Fitted(tuple(models), _epochs(log), _losses(log))
+    models = [job.make(1, seed) for seed in seeds(job)]
+    log = run(job, Joint(models))
+    return Fitted(tuple(models), epochs_of(log), losses_of(log))
 
 
-def _separate(job: Fit) -> Fitted:
-    models, epochs, losses = [], [], []
-    for number, seed in enumerate(_seeds(job)):
-        own = replace(
-            job, members=1, state=job.state / f"member-{number}", schedule=replace(job.schedule, seed=seed)
+def _taught(job: Fit) -> Fitted:
+    """Trains the teachers unless they exist, asks them, and trains what learns from them."""
+    assert job.lesson is not None
+    assert job.teaching is not None
+    choice = job.teaching.choice
+    told = separately(job) if job.given is None else Fitted((), (), ())
+    corpus = job.lesson(told.models)
+    if choice.from_soup:
+        model = averaged(_alike(told.models if job.given is None else job.given()))
+    else:
+        model = job.make(1 if choice.plain else job.members, job.schedule.seed)
+    own = replace(
+        job, data=corpus, objective=job.teaching, state=job.state / "student", schedule=job.taught or job.schedule
+    )
+    with seeded(own.schedule.seed):
+        log = run(own, model)
+    return Fitted((model,), (*told.epochs, *epochs_of(log)), (*told.losses, *losses_of(log)))
+
+
+def _soup(job: Fit) -> Fitted:
+    """Averages models that were trained one after another, or exist: all of them, or those that help."""
+    told = separately(job) if job.given is None else Fitted(tuple(job.given()), (), ())
+    models = _alike(told.models)
+    taken: Sequence[int] = range(len(models))
+    if job.objective.choice.entry.facts.get("greedy"):
+        assert job.judge is not None
+        judge = job.judge
+
+        def score_of(chosen: Sequence[int]) -> float:
+            return judge(averaged([models[j] for j in chosen]))[PREFERENCE]
+
+        taken = greedy([score_of([j]) for j in range(len(models))], score_of)
+    made = averaged([models[j] for j in taken])
+    members = told.models if job.given is None else ()
+    return replace(told, models=(made,), facts={"averaged": list(taken)}, members=members)
+
+
+def _alike(models: Sequence[Ensemble]) -> Sequence[Ensemble]:
+    """Returns models that are to be averaged; warns of heads that did not start alike, whose mean means little."""
+    found = likeness(models)
+    if found < APART:
+        logger.warning(
+            "the heads of these models have a cosine of %.2f: they did not start alike, and the mean of their weights "
+            "may be worth little; expected models fine-tuned from one start, head included",
+            found,
         )
-        with seeded(seed):
-            model, log = _once(own)
-        models.append(model)
-        epochs += [{"member": float(number), **entry} for entry in _epochs(log)]
-        losses += [{"member": float(number), **entry} for entry in _losses(log)]
-    return Fitted(tuple(models), tuple(epochs), tuple(losses))
+    return models
 
 
-def _once(job: Fit) -> tuple[Ensemble, Sequence[Mapping[str, float]]]:
-    """Returns one of several models, trained unless a run that was stopped had finished it."""
-    model, weights, record = job.make(1, job.schedule.seed), job.state / FINISHED, job.state / "log.json"
-    if job.resume and weights.is_file():
-        model.load_state_dict(load_file(weights))
-        return model, json.loads(record.read_text())
-    log = _run(job, model)
-    if first():
-        record.write_text(json.dumps(log))
-        partial = weights.with_suffix(".partial")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
-        partial.rename(weights)
-        for done in job.state.glob("checkpoint-*"):
-            shutil.rmtree(done)
-    together()
-    return model, log
+def _path(job: Fit) -> Fitted:
+    """Averages the weights after the last epochs of one training; each epoch's are kept as it ends."""
+    model = job.make(1, job.schedule.seed)
+    own = job.judge
+
+    def judge(trained: torch.nn.Module) -> Mapping[str, float]:
+        done = len(_kept(job.state))
+        if first():
+            _keep(trained, job.state / f"epoch-{done:04d}.safetensors")
+        together()
+        return {} if own is None else own(trained)
+
+    job.state.mkdir(parents=True, exist_ok=True)
+    for stale in _kept(job.state)[epochs_done(job.state) if job.resume else 0 :]:
+        stale.unlink()
+    log = run(replace(job, judge=judge, best=None), model)
+    files = _kept(job.state)
+    count = max(1, round(job.objective.choice.option("share") * len(files)))
+    model.load_state_dict(mean_state([load_file(file) for file in files[-count:]]))
+    last = list(range(len(files) - count + 1, len(files) + 1))
+    # None of the epochs is kept as it is.
+    epochs = [{name: value for name, value in entry.items() if name != "kept"} for entry in epochs_of(log)]
+    return Fitted((model,), tuple(epochs), losses_of(log), {"averaged": last})
 
 
-def _run(job: Fit, model: nn.Module) -> list[dict[str, float]]:
-    """Trains a model in place and returns the log."""
-    if job.schedule.epochs == 0:
+def _kept(state: Path) -> list[Path]:
+    return sorted(state.glob("epoch-*.safetensors"))
+
+
+def _keep(model: torch.nn.Module, file: Path) -> None:
+    """Writes a model's weights, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, partial)
+    partial.rename(file)
+
+
+def _branches(job: Fit) -> Fitted:
+    """Trains a trunk, then round by round M branches of it with noise, whose mean is the next trunk."""
+    choice, model = job.objective.choice, job.make(1, job.schedule.seed)
+    share, rounds = float(choice.option("share")), max(1, round(choice.option("rounds")))
+    plan = job.schedule
+    trunk = replace(plan, epochs=plan.epochs * (1 - share))
+    part = replace(plan, epochs=plan.epochs * share / rounds, learning_rate=plan.learning_rate * (share or 1))
+    log = _stage(replace(job, schedule=trunk), model, "trunk") if trunk.epochs else []
+    epochs, losses = [*epochs_of(log)], [*losses_of(log)]
+    for number in range(rounds if share else 0):
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        states = []
+        for j, seed in enumerate(seeds(job)):
+            draw = torch.Generator().manual_seed(seed + 7919 * (number + 1))
+            model.load_state_dict(branched(state, float(choice.option("noise")), draw))
+            own = replace(job, schedule=replace(part, seed=seed + number + 1), best=None, judge=None)
+            log = _stage(own, model, f"round-{number}-{j}")
+            losses += [{"round": float(number + 1), "member": float(j), **entry} for entry in losses_of(log)]
+            states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        model.load_state_dict(mean_state(states))
+    return Fitted((model,), tuple(epochs), tuple(losses))
+
+
+def _stage(job: Fit, model: Ensemble, name: str) -> list[dict[str, float]]:
+    """Trains one part of a longer training, unless a run that was stopped had finished it; returns its log."""
+    own = replace(job, state=job.state / name)
+    done = job.state / f"{name}.safetensors"
+    if job.resume and done.is_file():
+        model.load_state_dict(load_file(done))
         return []
-    trained: Any = model
-    with perturbing(model, job.objective.noise):
-        log = train(
-            trained,
-            job.data,
-            job.state,
-            objective=job.objective,
-            schedule=job.schedule,
-            judge=job.judge,
-            best=None if job.judge is None else job.best,
-            checkpoints=True,
-            resume=job.resume,
-        )
-    model.eval()
+    with seeded(job.schedule.seed):
+        log = run(own, model)
+    if first():
+        _keep(model, done)
+        shutil.rmtree(own.state, ignore_errors=True)
+    together()
     return log
-
-
-def _seeds(job: Fit) -> list[int]:
-    """Returns a seed per model: the first is that of the single model with the same seed."""
-    return [job.schedule.seed + number for number in range(job.members)]
-
-
-def _epochs(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
-    """Returns what the judge said after each epoch; the one whose weights were given back is `kept`."""
-    judged = [entry for entry in log if any(name.startswith("eval_") for name in entry)]
-    best = max(judged, key=lambda entry: entry.get(f"eval_{PREFERENCE}", 0.0), default=None)
-    return tuple(
-        {
-            name.removeprefix("eval_"): round(value, 6)
-            for name, value in entry.items()
-            if name not in ("step", f"eval_{PREFERENCE}")
-        }
-        | ({"kept": True} if entry is best else {})
-        for entry in judged
-    )
-
-
-def _losses(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
-    kept = ("loss", "epoch", "step")
-    return tuple(
-        {name: round(value, 6) for name, value in entry.items() if name in kept or name.startswith("loss/")}
-        for entry in log
-        if "loss" in entry
-    )
 
 
 FITS: Mapping[Build, Callable[[Fit], Fitted]] = {
     Build.SHARED: _shared,
     Build.FACTORS: _factors,
     Build.JOINT: _joint,
-    Build.SEPARATE: _separate,
+    Build.SEPARATE: separately,
+    Build.TAUGHT: _taught,
+    Build.SOUP: _soup,
+    Build.PATH: _path,
+    Build.BRANCHES: _branches,
 }

@@ -2,8 +2,11 @@
 
 Each method is a pure function of inputs that it takes by name from `INPUTS`; the terms are summed and logged. Facts
 say what is built: `shared` (one encoder, M tops), `joint` (M models that learn side by side), `separate` (M models,
-one after another), `factors` (one encoder, rank-1 factors by member); `lone` that there is one model only, and
-`passes` that its answers are several passes with dropout; `implied` what it amounts to in fields it has no use for.
+one after another), `factors` (one encoder, private factors by member; the fact `factors` is what adds them), `taught`
+(what M separate models teach), `soup` (M models, averaged), `path` (the epochs of one training, averaged), `branches`
+(one training that branches); `lone` that there is one model only, `passes` that its answers are several passes with
+dropout, and `plain` that what is written is one ordinary checkpoint; `implied` what it amounts to in fields it has no
+use for; `limits` what options may be.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ Terms = Mapping[str, Scalar]
 Method = Callable[..., Terms]
 METHODS: Registry[Method] = Registry("ensemble method", "plait.ensembles.methods")
 
-INPUTS = ("task", "regulariser", "logits", "problem", "mask", "labels", "alpha")
+INPUTS = ("task", "regulariser", "logits", "problem", "mask", "labels", "alpha", "teachers", "labelled")
 """All that a method may ask for.
 
 task: the mean over members of their own losses. regulariser: α R. logits: of all members. problem: what they mean.
-mask: the rows that count. labels: as the task has them. alpha: α, the weight of what the method adds.
+mask: the rows that count. labels: as the task has them. alpha: α, the weight of what the method adds. teachers: logits
+of the models that teach. labelled: the rows that have a label, of which `task` is the mean.
 """
 REGULARISED = ("regulariser",)
 WEIGHED = ("regulariser", "alpha")
@@ -43,6 +47,14 @@ class Build(StrEnum):
     JOINT = "joint"
     SEPARATE = "separate"
     FACTORS = "factors"
+    TAUGHT = "taught"
+    SOUP = "soup"
+    PATH = "path"
+    BRANCHES = "branches"
+
+
+ONE_BY_ONE = (Build.SEPARATE, Build.TAUGHT, Build.SOUP)
+"""Builds that begin with M models, trained one after another."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,9 @@ class Choice:
             RecipeError: an unknown method, regulariser or option (did you mean).
         """
         self.entry.check(self.options)
-        low = [f"{name} is {value}" for name, value in self.options.items() if not _above_zero(value)]
-        if low:
+        if "limits" in self.entry.facts:
+            self.entry.check_values(self.options)
+        elif low := [f"{name} is {value}" for name, value in self.options.items() if not _above_zero(value)]:
             raise RecipeError(f"method {self.entry.name}: {listed(low)}; expected a number above 0")
         CONSISTENCIES[self.consistency].check(self.consistency_options)
         given = self.consistency_options.items()
@@ -98,13 +111,54 @@ class Choice:
         """Says whether the model's answers are several passes with dropout."""
         return bool(self.entry.facts.get("passes"))
 
-    def terms(
-        self, task: Scalar, logits: MemberLogits, labels: Tensor, problem: ProblemType, mask: Mask | None
+    @property
+    def plain(self) -> bool:
+        """Says whether what is written is one ordinary checkpoint."""
+        return bool(self.entry.facts.get("plain"))
+
+    @property
+    def taught(self) -> bool:
+        """Says whether what is written learns from M models."""
+        return self.build is Build.TAUGHT
+
+    @property
+    def alone(self) -> bool:
+        """Says whether each model that is trained in the end has one member."""
+        return self.lone or self.plain or self.build in (Build.SEPARATE, Build.JOINT)
+
+    @property
+    def from_soup(self) -> bool:
+        """Says whether what learns in the end starts from the mean of the models that were trained before."""
+        return "start" in self.entry.options and self.option("start") == "soup"
+
+    @property
+    def alike(self) -> bool:
+        """Says whether models that are trained one after another start with one head, so that they can be averaged."""
+        return self.build is Build.SOUP or self.from_soup
+
+    def factorise(self, model: Any) -> None:
+        """Gives an ensemble the private factors of this method, in place."""
+        self.entry.facts["factors"](model, **self.options)
+
+    def option(self, name: str) -> Any:
+        """Returns an option of the method: as given, else its default."""
+        return self.options.get(name, self.entry.options[name].default)
+
+    def terms(  # noqa: PLR0917 (inputs by name)
+        self,
+        task: Scalar,
+        logits: MemberLogits,
+        labels: Tensor,
+        problem: ProblemType,
+        mask: Mask | None,
+        teachers: MemberLogits | None = None,
+        labelled: Mask | None = None,
     ) -> Terms:
         """Returns what is minimised, by name."""
         entry = self.entry
         given: dict[str, Any] = {
             "task": task, "logits": logits, "labels": labels, "problem": problem, "mask": mask, "alpha": self.alpha,
+            "teachers": teachers, "labelled": labelled,
         }  # fmt: skip
         if "regulariser" in entry.inputs:
             given["regulariser"] = self.alpha * regulariser(self, logits, problem, mask)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from plait.recipe.fields import Data, Name, Strict, Text, number
+from plait.recipe.fields import Data, DataSpec, Name, Strict, Text, number
 
 
 class ChoiceSpec(BaseModel):
@@ -28,7 +29,7 @@ def _named(value: Any) -> Any:
 
 
 def _one_or_more(value: Any) -> Any:
-    return [value] if isinstance(value, str | Path) else value
+    return [value] if isinstance(value, str | Path | Mapping | DataSpec) else value
 
 
 def _all_or_number(value: Any) -> Any:
@@ -40,6 +41,7 @@ def _all_or_number(value: Any) -> Any:
 Layers = Annotated[int | Literal["all"], BeforeValidator(_all_or_number)]
 Choice = Annotated[ChoiceSpec, BeforeValidator(_named)]
 Models = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more)]
+Files = Annotated[tuple[Data, ...], BeforeValidator(_one_or_more)]
 CAMERO = ChoiceSpec(name="camero")
 
 
@@ -54,6 +56,9 @@ class EnsembleRecipe(Strict):
     revision: str | None = None
     data: Data | None = None
     validation: Data | None = None
+    text: Files | None = Field(
+        default=None, min_length=1, validation_alias=AliasChoices("text", "texts")
+    )
     members: int | None = None
     shared_layers: Layers = "all"
     head: Literal["linear", "tanh"] = "linear"
@@ -81,14 +86,16 @@ class EnsembleRecipe(Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(default=0, ge=0)
     report_to: str = "none"
+    student_epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    keep_members: bool = False
+    store: Text | None = None
     output: Text
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
-    def _one_start(self) -> EnsembleRecipe:
-        if (self.base is None) is (self.sources is None):
-            found = "neither" if self.base is None else "both"
-            raise ValueError(f"{found} of base and from is given; expected one of them")
+    def _a_start(self) -> EnsembleRecipe:
+        if self.base is None and self.sources is None:
+            raise ValueError("neither of base and from is given; expected one of them")
         return self
 
     @property
@@ -99,4 +106,15 @@ class EnsembleRecipe(Strict):
     @property
     def starts(self) -> tuple[str, ...]:
         """Returns the models that are read."""
-        return self.sources or (str(self.base),)
+        return (*(() if self.base is None else (self.base,)), *(self.sources or ()))
+
+    @property
+    def beside(self) -> Path:
+        """Returns where the trained members are kept that taught a model."""
+        target = Path(self.output)
+        return target.with_name(f"{target.name}.members")
+
+    def store_folder(self) -> Path:
+        """Returns where the members' answers lie: beside the output unless a folder is given."""
+        target = Path(self.output)
+        return Path(self.store) if self.store is not None else target.with_name(f"{target.name}.posteriors")

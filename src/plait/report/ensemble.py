@@ -25,6 +25,15 @@ SEPARATE = """Each folder under `members` is a model of its own;
 PASSES = """`plait.load("{folder}")`, `AutoModelFor{task}.from_pretrained("{folder}")` and `pipeline` (after
 `import plait`) give one pass without dropout. The members are {members} passes with dropout:
 `plait evaluate {folder} --data FILE` takes them, and scores them alone and together."""
+PLAIN = """```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model="{folder}")
+classify("Some text.")
+```
+
+An ordinary checkpoint: `AutoModelFor{task}.from_pretrained("{folder}")` opens it without Plait, and
+`plait evaluate {folder} --data FILE` scores it, beside the members that taught it where they were kept."""
 PRIMARY = ("accuracy", "macro_f1", "pearson", "mse")
 SHOWN = ("nll", "calibration_error", "consistency", "diversity", "disagreement", "oracle_accuracy")
 
@@ -34,6 +43,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
     recipe = report["recipe"]
     folder, token = str(recipe["output"]), report["kind"] == "token_classification"
     use = SEPARATE if report["separate"] else PASSES if recipe["method"]["name"] == "mc_dropout" else USE
+    use = PLAIN if report.get("plain") else use
     task = "TokenClassification" if token else "SequenceClassification"
     tag = "token-classification" if token else "text-classification"
     parts = [
@@ -42,6 +52,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
         f"{sentence(report)}.",
         "## Use",
         use.format(folder=folder, task=task, members=report["members"]),
+        *([] if "teachers" not in report else ["## Teachers", teachers_table(report["teachers"])]),
         *([] if "validation" not in report else ["## Scores", scores_table(report["validation"])]),
         "## Size and cost",
         costs_table(report),
@@ -71,12 +82,30 @@ def sentence(report: Mapping[str, Any]) -> str:
     if method == "mc_dropout":
         who = f"one model from {start}, asked {members} times with dropout,"
     trained = f"trained on {examples} examples" if examples else "put together without training"
+    if report.get("plain"):
+        who = f"one model of {who}"
+    if "teachers" in report:
+        trained += f" and {report['unlabelled']} texts without labels" if report["unlabelled"] else ""
+        what = "one model" if report.get("plain") else f"{members} heads"
+        who = f"{what} from {recipe['base']}, taught by {members} models,"
+    if "averaged" in report:
+        what = "epochs" if method == "swa" else "members"
+        trained += f", the mean of {what} {', '.join(map(str, report['averaged']))}"
     return f"{who} by Plait with `{method}`{sharing}, {trained}"
+
+
+def teachers_table(teachers: Mapping[str, Any]) -> str:
+    """Returns who taught the model, and where they are."""
+    lines = [(name, about["architecture"], about["origin"] or "not kept") for name, about in teachers.items()]
+    return table(("teacher", "class", "model"), lines)
 
 
 def scores_table(scores: Mapping[str, Any]) -> str:
     """Returns the scores of all members together and of each alone."""
     names = [scores["primary"], *(name for name in SHOWN if name in scores["metrics"])]
+    if len(scores["sources"]) < 2:  # a member of one is the whole
+        scores = {**scores, "sources": {}}
+        names = [name for name in names if name in ("nll", "calibration_error", scores["primary"])]
     answers = {"together": scores["metrics"], **scores["sources"]}
     lines = [
         (who, *(f"{found[name]:.3f}" if name in found else "" for name in names))

@@ -31,6 +31,7 @@ def score_texts(
     settings: Settings | None = None,
     *,
     overwrite: bool = False,
+    logits_only: bool = False,
 ) -> Store:
     """Returns the store in `folder`, in which every teacher has scored every text.
 
@@ -43,6 +44,7 @@ def score_texts(
         teachers: classifiers of texts, each with a name of its own.
         settings: how; 16 Monte Carlo passes by default.
         overwrite: begin anew where there is a store already.
+        logits_only: nothing but logits is wanted; teachers may then give several labels, or numbers.
 
     Raises:
         SourceError: checkpoints that cannot teach.
@@ -50,7 +52,7 @@ def score_texts(
         OutputError: something else is in the folder, or the disk has not room enough.
     """
     folder, settings = Path(folder), settings or Settings()
-    check_teachers(teachers)
+    check_teachers(teachers, logits_only=logits_only)
     check_able(teachers, settings)
     check_place(folder, FILE)
     wanted = tuple(teacher_of(checkpoint) for checkpoint in teachers)

@@ -76,8 +76,12 @@ def _circumstances(checkpoint: Checkpoint) -> str:
     return total.hexdigest()
 
 
-def check_teachers(teachers: Sequence[Checkpoint]) -> None:
+def check_teachers(teachers: Sequence[Checkpoint], *, logits_only: bool = False) -> None:
     """Raises one error for all checkpoints that cannot teach.
+
+    Args:
+        teachers: The checkpoints.
+        logits_only: Whether nothing but their logits is wanted, which may then mean several labels or a number.
 
     Raises:
         SourceError: not a classifier of texts into one of several labels.
@@ -90,18 +94,24 @@ def check_teachers(teachers: Sequence[Checkpoint]) -> None:
         raise RecipeError(
             f"several teachers are called {listed(twice)}: give each a name of its own (name=folder)"
         )
-    problems = [f"{teacher.name} {why}" for teacher in teachers if (why := _unfit(teacher))]
+    problems = [f"{t.name} {why}" for t in teachers if (why := _unfit(t, logits_only=logits_only))]
+    if problems and logits_only:
+        raise SourceError(f"not a teacher: {listed(problems)}; expected classifiers or regressions of texts")
     if problems:
         raise SourceError(
             f"not a teacher: {listed(problems)}; expected sequence classifiers with two or more labels, one per text"
         )
 
 
-def _unfit(teacher: Checkpoint) -> str | None:
+def _unfit(teacher: Checkpoint, *, logits_only: bool) -> str | None:
     if teacher.kind == "body":
         return f"has no classification head ({teacher.architecture})"
     if teacher.kind != "sequence_classification":
         return f"is a model for {teacher.kind.replace('_', ' ')} ({teacher.architecture})"
+    return None if logits_only else _no_single_label(teacher)
+
+
+def _no_single_label(teacher: Checkpoint) -> str | None:
     if teacher.problem_type == "regression":
         return f"is a regression model (outputs: {teacher.config.num_labels})"
     if teacher.problem_type == "multi_label_classification":
