@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,15 +13,22 @@ from torch import Tensor
 
 from plait.amalgamation.calibration import standardize, temperature_from_passes
 from plait.amalgamation.disagreement import disagreement
+from plait.amalgamation.evidence import Evidence, gate_inputs
 from plait.amalgamation.gate import GATES, GateEntry
 from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
+from plait.amalgamation.panel import JOINT, STUDENT, Verdict, auto, fitted
 from plait.amalgamation.routing import LEAST_MARGIN, Routing, route, summary
 from plait.amalgamation.targets import hard, probabilities, soft
-from plait.errors import DataError
 from plait.statistics.posteriors import Posterior
 
 logger = logging.getLogger("plait")
+
+MEMBERS = {
+    "auto": ("mahalanobis", "vocabulary", "update", "base", "entropy"),
+    "fitted": ("mahalanobis", "vocabulary", "update", "base", "entropy", "energy", "max_logit"),
+}
+"""Which gates may have a say in a joint one."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +36,11 @@ class Choices:
     """How posteriors become targets.
 
     Attributes:
-        gate: Who decides which teacher is competent.
+        gate: Who decides which teacher is competent: a registered gate, or `auto` or `fitted`, which weigh several.
         temperature: τ of the soft gate; the gate's own by default.
         target: The chosen teacher's posterior, or all of them, weighted.
         margin: Whether texts count by how clear the choice was.
+        agreement: Whether texts count by how many gates of a joint one would have chosen the same.
         posterior: One deterministic pass, or the Monte Carlo mean.
         calibrate: Bring the teachers to one scale first, without labels.
         objective: What the student minimises.
@@ -43,6 +52,7 @@ class Choices:
     temperature: float | None = None
     target: Literal["hard", "soft"] = "hard"
     margin: bool = True
+    agreement: bool = False
     posterior: Literal["single", "mean"] = "single"
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: str = "muka"
@@ -57,12 +67,19 @@ class Choices:
     @property
     def softness(self) -> float:
         """Returns τ of the soft gate."""
-        return float(self.gate_entry.facts["temperature"] if self.temperature is None else self.temperature)
+        if self.temperature is not None:
+            return float(self.temperature)
+        return 1.0 if self.joint else float(self.gate_entries[0].facts["temperature"])
 
     @property
-    def gate_entry(self) -> GateEntry:
-        """Returns the registered gate."""
-        return GATES[self.gate]
+    def joint(self) -> bool:
+        """Says whether several gates decide together."""
+        return self.gate in JOINT
+
+    @property
+    def gate_entries(self) -> tuple[GateEntry, ...]:
+        """Returns the registered gate, or all that may have a say in a joint one."""
+        return tuple(GATES[name] for name in (MEMBERS[self.gate] if self.joint else (self.gate,)))
 
     @property
     def objective_entry(self) -> ObjectiveEntry:
@@ -73,7 +90,7 @@ class Choices:
     def needs_passes(self) -> bool:
         """Says whether the posteriors must hold Monte Carlo passes."""
         return (
-            bool(self.gate_entry.facts["passes"])
+            any(entry.facts["passes"] for entry in self.gate_entries)
             or self.posterior == "mean"
             or self.calibrate == "temperature"
         )
@@ -81,7 +98,7 @@ class Choices:
     @property
     def keep(self) -> Literal["none", "features", "layers"]:
         """Returns what the store must hold besides logits: the most that gate or objective asks for."""
-        wanted = {self.gate_entry.facts["keep"], self.objective_entry.facts["keep"]}
+        wanted = {self.objective_entry.facts["keep"], *(entry.facts["keep"] for entry in self.gate_entries)}
         return "layers" if "layers" in wanted else "features" if "features" in wanted else "none"
 
 
@@ -95,6 +112,7 @@ class Lesson:
         target: [n, C], rows sum to 1.
         weight: [n], how much each text counts.
         temperatures: Per teacher T of its softmax.
+        verdict: How a joint gate came to its routing.
     """
 
     space: LabelSpace
@@ -102,10 +120,15 @@ class Lesson:
     target: Tensor
     weight: Tensor
     temperatures: tuple[float, ...]
+    verdict: Verdict | None = None
 
 
 def lesson(
-    posteriors: Sequence[Posterior], space: LabelSpace, choices: Choices, truth: Tensor | None = None
+    posteriors: Sequence[Posterior],
+    space: LabelSpace,
+    choices: Choices,
+    truth: Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> Lesson:
     """Returns the lesson that the teachers' posteriors and a gate give.
 
@@ -114,73 +137,111 @@ def lesson(
         space: The union of the teachers' labels.
         choices: How.
         truth: [n] the texts' own labels as positions in the union, −1 where unknown; the gate `oracle` needs them.
+        evidence: What else is known of the texts; the labelled ones at their end are not taught.
 
     Raises:
         DataError: When the gate needs what the posteriors do not hold.
     """
+    evidence = evidence or Evidence()
     temperatures = _temperatures(posteriors, choices)
-    scores = gate_scores(posteriors, space, choices, temperatures, truth)
-    routing = route(scores, temperature=choices.softness)
+    verdict = judge(posteriors, space, choices, temperatures, truth, evidence)
+    count = len(posteriors[0].logits) - evidence.extra
+    verdict = verdict.first(count)
+    routing = verdict.routing
     # The objective's T is that of teachers and student alike.
     distilled = float(choices.options.get("temperature", 1.0)) if choices.gated else 1.0
     given = [
-        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)
+        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)[:count]
         for p, t in zip(posteriors, temperatures, strict=True)
     ]
     for warning in disagreement(given, space, space.teachers):
         logger.warning("%s", warning)
     target = (hard if choices.target == "hard" else soft)(given, routing, space)
     weight = routing.margin if choices.margin else torch.ones(len(target))
+    if choices.agreement and verdict.members:
+        weight = weight * agreeing(verdict)
     if choices.margin and choices.gated and float(weight.median()) <= 2 * LEAST_MARGIN:
         logger.warning(
             "the gate %s finds no difference between the best teachers on %d of %d texts, which hardly count: choose "
             "another gate, or --no-margin",
             *(choices.gate, int((weight <= 2 * LEAST_MARGIN).sum()), len(weight)),
         )
-    return Lesson(space, routing, target, weight, temperatures)
+    return Lesson(space, routing, target, weight, temperatures, verdict)
+
+
+def judge(  # noqa: PLR0917 - all that a gate may look at
+    posteriors: Sequence[Posterior],
+    space: LabelSpace,
+    choices: Choices,
+    temperatures: Sequence[float],
+    truth: Tensor | None,
+    evidence: Evidence,
+) -> Verdict:
+    """Returns whom to believe on each text: what one gate says, or several together."""
+    scored = partial(gate_scores, posteriors, space, temperatures=temperatures, truth=truth, evidence=evidence)
+    if not choices.joint:
+        scores = scored(choices.gate_entries[0], choices.gate_options)
+        if choices.calibrate == "standardize":
+            scores = standardize(scores)
+        members = {choices.gate: scores} if evidence.mass is not None else {}
+        if not members:
+            return Verdict(route(scores, temperature=choices.softness))
+    else:
+        members = {entry.name: scored(entry, {}) for entry in members_of(choices, posteriors, evidence)}
+    if evidence.mass is not None:
+        members[STUDENT] = evidence.mass
+    panel = torch.stack(list(members.values()), -1)
+    if choices.gate == "fitted" and evidence.labelled is not None:
+        rows = torch.arange(len(panel) - evidence.extra, len(panel))
+        return fitted(panel, list(members), evidence.labelled, rows)
+    return auto(panel, list(members))
+
+
+def members_of(
+    choices: Choices, posteriors: Sequence[Posterior], evidence: Evidence
+) -> tuple[GateEntry, ...]:
+    """Returns the gates of a joint one whose inputs are there for all teachers.
+
+    `auto` takes `base` only where neither the words nor the updates are known: with them it would say a third time
+    what they say; and `entropy` only where nothing else is.
+    """
+    have = {"logits"}
+    have |= {"features"} if all(p.features is not None for p in posteriors) else set()
+    have |= {"base"} if evidence.base is not None else set()
+    have |= {"near"} if evidence.near is not None else set()
+    have |= set.intersection(*(set(own) for own in evidence.teachers)) if evidence.teachers else set()
+    able = [entry for entry in choices.gate_entries if have.issuperset(entry.inputs)]
+    if choices.gate == "auto":
+        names = [entry.name for entry in able]
+        if {"vocabulary", "update"} & set(names):
+            names = [name for name in names if name != "base"]
+        names = [name for name in names if name != "entropy"] or names
+        able = [entry for entry in able if entry.name in names]
+    return tuple(able)
 
 
 def gate_scores(
     posteriors: Sequence[Posterior],
     space: LabelSpace,
-    choices: Choices,
+    entry: GateEntry,
+    options: Mapping[str, Any],
+    *,
     temperatures: Sequence[float],
     truth: Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> Tensor:
-    """Returns how competent the gate finds each teacher on each text, [n, t]."""
-    entry = choices.gate_entry
+    """Returns how competent a gate finds each teacher on each text, [n, t]."""
     columns = [
-        entry.function(**_gate_inputs(entry, posterior, space.known(at), t, truth), **choices.gate_options)
+        entry.function(
+            **gate_inputs(
+                entry, posterior, space.known(at), logits=posterior.logits / t, truth=truth,
+                evidence=evidence or Evidence(), at=at, options=options,
+            ),
+            **options,
+        )
         for at, (posterior, t) in enumerate(zip(posteriors, temperatures, strict=True))
-    ]
-    scores = torch.stack([column.double() for column in columns], 1)
-    return standardize(scores) if choices.calibrate == "standardize" else scores
-
-
-def _gate_inputs(
-    entry: GateEntry, posterior: Posterior, known: Tensor, temperature: float, truth: Tensor | None
-) -> dict[str, Any]:
-    ran = bool((posterior.passes > 0).all())
-    every = {
-        "logits": posterior.logits / temperature,
-        "mean": posterior.mean if ran else None,
-        "expected_entropy": posterior.expected_entropy if ran else None,
-        "features": posterior.features,
-        "labels": truth,
-        "known": known,
-    }
-    lacking = [name for name in entry.inputs if every[name] is None]
-    if lacking:
-        raise DataError(f"gate {entry.name} needs {', '.join(lacking)}: {_REMEDIES[lacking[0]]}")
-    return {name: every[name] for name in entry.inputs}
-
-
-_REMEDIES = {
-    "labels": "it is for study, on texts with labels; name their column",
-    "features": "the posteriors were kept without; make them anew with features",
-    "mean": "the posteriors were made without Monte Carlo passes; give passes",
-    "expected_entropy": "the posteriors were made without Monte Carlo passes; give passes",
-}
+    ]  # fmt: skip
+    return torch.stack([column.double() for column in columns], 1)
 
 
 def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[float, ...]:
@@ -222,8 +283,29 @@ def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = Non
     if not choices.gated:
         weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
         found = {"texts": found["texts"], "teachers": weights}
+    if taught.verdict is not None and taught.verdict.members:
+        found["panel"] = panel_told(taught.verdict, space, truth, known)
     if any(t != 1 for t in taught.temperatures):
         found["temperatures"] = {
             name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)
         }
     return found
+
+
+def agreeing(verdict: Verdict) -> Tensor:
+    """Returns the share of a panel's gates that by themselves believe whom all together believe, per text."""
+    same = [choice == verdict.routing.choice for choice in verdict.members.values()]
+    return torch.stack(same).float().mean(0)
+
+
+def panel_told(verdict: Verdict, space: LabelSpace, truth: Tensor | None, known: Tensor) -> dict[str, Any]:
+    """Returns of each gate of a panel its weight, how often it agrees with all, and, given labels, is right."""
+    about: dict[str, dict[str, float]] = {name: dict(of) for name, of in verdict.evidence["gates"].items()}
+    for name, choice in verdict.members.items():
+        about[name]["agrees"] = round(float((choice == verdict.routing.choice).double().mean()), 4)
+        if truth is not None and bool((truth >= 0).any()):
+            labelled = truth >= 0
+            right = known[choice[labelled], truth[labelled]].double().mean()
+            about[name]["routing"] = round(float(right), 4)
+    prior = dict(zip(space.teachers, verdict.evidence["prior"], strict=True))
+    return {**verdict.evidence, "gates": about, "prior": prior}

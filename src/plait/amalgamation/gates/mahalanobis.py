@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
+from plait.amalgamation.neighbours import MOST, averaged, nearest
 from plait.errors import DataError
 
 CHUNK = 8192  # texts in float64 at a time
@@ -22,9 +23,11 @@ LEAST_VARIANCE = 1e-6  # of the corpus's typical one: labels with one text each 
     temperature=1.0,
     passes=False,
     keep="features",
-    limits={"shrinkage": (0.0, 1.0)},
+    limits={"shrinkage": (0.0, 1.0), "neighbours": (0, MOST)},
 )
-def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -> PerText:
+def mahalanobis(
+    features: Features, logits: Logits, *, shrinkage: float = 0.1, neighbours: int = 0
+) -> PerText:
     """Returns minus the relative Mahalanobis distance to the nearest label, in units of its own spread.
 
     d_c(x) = (h − μ_c)ᵀ Σ⁻¹ (h − μ_c),  d_0(x) = (h − μ_0)ᵀ Σ_0⁻¹ (h − μ_0)
@@ -42,7 +45,14 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
         features: h, of all texts.
         logits: z, of all texts.
         shrinkage: ρ, between 0 and 1.
+        neighbours: over how many nearest texts in the teacher's own features the score is averaged; the paper has none.
     """
+    scores = scaled(relative_distance(features, logits, shrinkage))
+    return averaged(scores, nearest(features, int(neighbours)), neighbours) if neighbours else scores
+
+
+def relative_distance(features: Features, logits: Logits, shrinkage: float) -> PerText:
+    """Returns d_0 − min_c d_c of all texts: how much nearer than to all texts a text is to those of one label."""
     _check(features)
     logs = torch.log_softmax(logits.double(), -1)
     weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=LEAST_WEIGHT)
@@ -62,7 +72,7 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
     shared = _whitening(within.sum(0) / weights.sum(), shrinkage, least)
     background = _whitening(corpus, shrinkage, least)
     scores = [_distance(h, background) - _nearest(h, centres, shared) for (h,) in parts()]
-    return _scaled(torch.cat(scores))
+    return torch.cat(scores)
 
 
 def _scatter(deviations: Tensor, weights: Tensor) -> Tensor:
@@ -85,7 +95,7 @@ def _check(features: Features) -> None:
         )
 
 
-def _scaled(scores: PerText) -> PerText:
+def scaled(scores: PerText) -> PerText:
     """Returns scores over their standard deviation; 0 where they differ by rounding alone."""
     spread = scores.std(correction=0)
     real = spread > SAME * scores.abs().amax()
