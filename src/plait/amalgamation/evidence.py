@@ -16,6 +16,7 @@ from plait.statistics.posteriors import Posterior
 REMEDIES = {
     "labels": "it is for study, on texts with labels; name their column",
     "features": "the posteriors were kept without; make them anew with features",
+    "layers": "the posteriors were kept without; make them anew with --keep layers",
     "mean": "the posteriors were made without Monte Carlo passes; give passes",
     "expected_entropy": "the posteriors were made without Monte Carlo passes; give passes",
     "base": "name the encoder from before fine-tuning with --base",
@@ -67,6 +68,7 @@ def gate_inputs(
         "mean": posterior.mean if ran else None,
         "expected_entropy": posterior.expected_entropy if ran else None,
         "features": posterior.features,
+        "layers": posterior.layers,
         "labels": truth,
         "known": known,
         "base": evidence.base,

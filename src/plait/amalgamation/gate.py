@@ -2,7 +2,7 @@
 
 Positional parameters are inputs, supplied by name from `INPUTS`; keyword-only ones are options. The facts of a gate
 are its `paper`, the `temperature` that a soft choice between teachers takes by default, whether it needs Monte Carlo
-`passes`, and what the store must `keep` for it (`none` or `features`); `limits` bound its options.
+`passes`, and what the store must `keep` for it (`none`, `features` or `layers`); `limits` bound its options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GATES: Registry[Gate] = Registry("gate", "plait.amalgamation.gates")
 
 INPUTS = (
     "logits", "mean", "expected_entropy", "features", "labels", "known", "base", "near", "drift", "tokens", "starts",
-    "response",
+    "response", "layers",
 )  # fmt: skip
 """All that a gate may ask for, of one teacher with c labels on n texts.
 
@@ -31,7 +31,8 @@ the passes' entropies in nats. features: what the teacher's last layer reads. la
 union, −1 where unknown. known: which labels of the union the teacher has. base: the features of the encoder that was
 not fine-tuned. near: in these, the other texts nearest to each text. drift: how far the embedding of each token of the
 teacher's vocabulary has moved from the base's. tokens: those of all texts in a row; starts: where each text begins.
-response: per linear layer of the encoder, how much of its output fine-tuning has changed, the logarithm of a share.
+layers: per layer the mean over the tokens of the teacher's states, embeddings first. response: per linear layer of the
+encoder, how much of its output fine-tuning has changed, the logarithm of a share.
 """
 
 Logits = Float[Tensor, "n c"]
@@ -52,6 +53,8 @@ Drift = Float[Tensor, " v"]
 """One number per token."""
 Tokens = Int[Tensor, " m"]
 """Tokens of all texts in a row."""
+Layers = Float[Tensor, "n l d"]
+"""One vector per text, for the embeddings and each layer."""
 Response = Float[Tensor, "n l"]
 """One number per text and layer."""
 Starts = Int[Tensor, " n+1"]

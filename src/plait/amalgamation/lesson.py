@@ -19,11 +19,12 @@ from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
 from plait.amalgamation.panel import JOINT, STUDENT, Verdict, auto, fitted
 from plait.amalgamation.routing import LEAST_MARGIN, Routing, route, summary
-from plait.amalgamation.targets import hard, probabilities, soft
+from plait.amalgamation.targets import consensus, hard, probabilities, soft
 from plait.statistics.posteriors import Posterior
 
 logger = logging.getLogger("plait")
 
+TARGETS = {"hard": hard, "soft": soft, "consensus": consensus}
 MEMBERS = {
     "auto": ("mahalanobis", "vocabulary", "update", "base", "entropy"),
     "fitted": ("mahalanobis", "vocabulary", "update", "base", "entropy", "energy", "max_logit"),
@@ -38,7 +39,7 @@ class Choices:
     Attributes:
         gate: Who decides which teacher is competent: a registered gate, or `auto` or `fitted`, which weigh several.
         temperature: τ of the soft gate; the gate's own by default.
-        target: The chosen teacher's posterior, or all of them, weighted.
+        target: The chosen teacher's posterior, all of them, weighted, or what all agree on, weighted.
         margin: Whether texts count by how clear the choice was.
         agreement: Whether texts count by how many gates of a joint one would have chosen the same.
         posterior: One deterministic pass, or the Monte Carlo mean.
@@ -50,7 +51,7 @@ class Choices:
 
     gate: str = "muka"
     temperature: float | None = None
-    target: Literal["hard", "soft"] = "hard"
+    target: Literal["hard", "soft", "consensus"] = "hard"
     margin: bool = True
     agreement: bool = False
     posterior: Literal["single", "mean"] = "single"
@@ -156,7 +157,7 @@ def lesson(
     ]
     for warning in disagreement(given, space, space.teachers):
         logger.warning("%s", warning)
-    target = (hard if choices.target == "hard" else soft)(given, routing, space)
+    target = TARGETS[choices.target](given, routing, space)
     weight = routing.margin if choices.margin else torch.ones(len(target))
     if choices.agreement and verdict.members:
         weight = weight * agreeing(verdict)

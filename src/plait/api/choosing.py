@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from plait.amalgamation.gate import GATES
+from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.lesson import Choices
 from plait.amalgamation.objective import OBJECTIVES
 from plait.amalgamation.panel import JOINT
@@ -123,6 +125,13 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
             f"stop {recipe.stop} is decided by the plain scores of gate muka, not by {choices.gate} with calibrate "
             f"{choices.calibrate}: leave --stop out"
         )
+
+
+def for_space(choices: Choices, recipe: AmalgamateRecipe, space: LabelSpace) -> Choices:
+    """Returns the choices with what the labels decide: teachers that share one agree on a target by it."""
+    shared = sum(len(set(own)) for own in space.columns) > len(space)
+    told = recipe.target is not None or not choices.gated or not choices.joint
+    return choices if told or not shared else replace(choices, target="consensus")
 
 
 def rounds_of(recipe: AmalgamateRecipe, choices: Choices) -> int:

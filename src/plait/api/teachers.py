@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
-from plait.api.choosing import SCORING, choices_of, rounds_of, settings_of
+from plait.api.choosing import SCORING, choices_of, for_space, rounds_of, settings_of
 from plait.api.corpus import labelled, open_corpus
 from plait.api.ensembles import is_ensemble
 from plait.api.evidence import Bases, bases_of, check_bases, expected_passes
@@ -66,7 +66,7 @@ class AmalgamationPlan:
             chosen["base"] = None if self.bases.base is None else self.bases.base.origin
             chosen |= {name: getattr(self.choices, name) for name in ("target", "margin", "agreement")}
             chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **given})
-            chosen["temperature"] = self.choices.softness if self.choices.target == "soft" else None
+            chosen["temperature"] = self.choices.softness if self.choices.target != "hard" else None
         scoring = {name: getattr(self.settings, name) for name in SCORING}
         return self.recipe.model_copy(update={**chosen, **scoring, "student": self.start.origin})
 
@@ -159,6 +159,7 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     check_tracker(recipe.report_to)
     teachers = open_teachers(recipe)
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
+    choices = for_space(choices, recipe, space)
     start = start_of(recipe, teachers)
     check_start(start, trust_remote_code=recipe.trust_remote_code)
     opened, skipped = open_corpus(recipe, texts)

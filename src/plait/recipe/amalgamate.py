@@ -64,7 +64,7 @@ class AmalgamateRecipe(Strict):
     base: Text | None = None
     gate: Gate | None = None
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    target: Literal["hard", "soft"] | None = None
+    target: Literal["hard", "soft", "consensus"] | None = None
     margin: bool | None = None
     agreement: bool = False
     rounds: int | None = Field(default=None, ge=0, le=3)
