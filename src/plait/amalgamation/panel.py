@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 from plait.amalgamation.calibration import standardize
 from plait.amalgamation.routing import LEAST_MARGIN, Choice, Routing, Scores
 from plait.errors import DataError
+from plait.registry import Registry
 
-JOINT = ("auto", "fitted")
+JOINT: Registry[Callable[..., Verdict]] = Registry("joint gate")
 """Gates that are made of others."""
 ROUNDS = 50
 SETTLED = 1e-4
@@ -47,11 +48,14 @@ class Verdict:
         return Verdict(self.routing.first(count), self.evidence, chosen)
 
 
+@JOINT.register("auto", paper="doi:10.2307/2346806")
 def auto(panel: Panel, names: Sequence[str]) -> Verdict:
     """Returns whom several gates believe together, each weighed by how far it separates the teachers' texts.
 
     s_gi | text is of teacher i ~ N(a_gi, σ_gi²),  s_gi | it is not ~ N(b_gi, σ_gi²)
     w_g = mean_i (a_gi − b_gi) / σ_gi²,  L_i(x) = Σ_g w_g (s_gi(x) − (a_gi + b_gi)/2),  r(x) = softmax_i L(x)
+
+    Differs from the paper, where raters vote and err each in their own way, in scores instead of votes.
 
     Found by expectation maximisation, which begins at softmax_i Σ_g of the standardised scores, with r as the
     responsibilities. Nothing looks at a label. A score is counted from the midpoint between a teacher's texts and the
@@ -116,6 +120,7 @@ def believed(logits: Scores) -> Routing:
     return Routing(torch.log_softmax(logits.double(), -1), shares.float(), logits.argmax(-1), margin.float())
 
 
+@JOINT.register("fitted", paper=None)
 def fitted(panel: Panel, names: Sequence[str], known: Tensor, rows: Tensor) -> Verdict:
     """Returns whom several gates believe together, weighed by logistic regression on some labelled texts.
 

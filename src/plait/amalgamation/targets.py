@@ -67,8 +67,8 @@ def consensus(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace)
     q = argmin_q Σ_i KL(p_i ‖ q(· | L_i)),  p̃(c) ∝ q(c) · Σ_{i: c ∈ L_i} w_i
 
     Where teachers share a label it links their distributions: q(a)/q(s) is the one's, q(b)/q(s) the other's. q is what
-    a student of the objective `uhc` would reach with capacity to spare. Where nothing is shared q says nothing of one
-    teacher's labels against another's, begins with equal shares and keeps them, and p̃ is `soft`.
+    a student of the objective `uhc` would reach with capacity to spare. Teachers that no chain of shared labels links
+    are not compared by q, which sums to 1 over the labels of each such group; where nothing is shared p̃ is `soft`.
 
     Found by minorisation (as for paired comparisons): q(c) ← Σ_i p_i(c) / Σ_{i: c ∈ L_i} 1/q(L_i), which never makes
     the sum of divergences larger.
@@ -76,12 +76,12 @@ def consensus(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace)
     given = [space.pad(at, p.double()) for at, p in enumerate(posteriors)]
     known = torch.stack([space.known(at) for at in range(len(given))]).double()
     total = torch.stack(given).sum(0)
-    found = soft(posteriors, Routing(routing.scores, _equal(routing.weights), routing.choice, routing.margin), space)
-    found = found.double().clamp(min=LEAST)
+    groups = _groups(known)
+    found = (total / (total @ groups)).clamp(min=LEAST)
     for _ in range(MOST_STEPS):
         shares = (found @ known.T).clamp(min=LEAST)
         before, found = found, (total / (shares.reciprocal() @ known)).clamp(min=LEAST)
-        found = found / found.sum(-1, keepdim=True)
+        found = found / (found @ groups)
         if float((found - before).abs().max()) < CLOSE:
             break
     weighted = found * (routing.weights.double() @ known)
@@ -89,8 +89,12 @@ def consensus(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace)
     return result
 
 
-def _equal(weights: Tensor) -> Tensor:
-    return torch.full_like(weights, 1 / weights.shape[1])
+def _groups(known: Tensor) -> Tensor:
+    """Returns which labels are of one group, [C, C]: linked by teachers that share labels, however many between."""
+    linked = (known.T @ known > 0).double()
+    for _ in range(len(known)):
+        linked = (linked @ linked > 0).double()
+    return linked
 
 
 def concat(logits: Sequence[Tensor], space: LabelSpace, *, temperature: float = 1.0) -> Target:

@@ -110,8 +110,6 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
         yield f"gate {choices.gate} finds by itself what a score is counted from: leave --calibrate standardize out"
     if choices.agreement and not choices.joint:
         yield f"agreement is that of several gates, and there is one, {choices.gate}: give --gate auto, or leave it out"
-    if choices.gate == "fitted" and recipe.validation is None:
-        yield "gate fitted learns from labelled texts: give --validation FILE, or --gate auto"
     if recipe.temperature is not None and choices.target == "hard":
         yield "temperature is of soft targets only: give --target soft, or leave it out"
     if recipe.passes == 0 and choices.needs_passes:

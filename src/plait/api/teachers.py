@@ -165,6 +165,8 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     opened, skipped = open_corpus(recipe, texts)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
+    if judged is None and choices.gate == "fitted":
+        raise RecipeError("gate fitted learns from labelled texts: give --validation FILE, or --gate auto")
     settings = settings_of(recipe, choices, opened)
     check_able(teachers, settings)
     bases = bases_of(recipe, teachers, start) if choices.gated else Bases(None, ())

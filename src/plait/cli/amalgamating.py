@@ -79,7 +79,10 @@ def amalgamate(
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the soft gate; default the gate's own.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="hard (default), soft, or consensus (default where labels are shared).")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="hard (default), soft, or consensus (default where teachers share labels)."),
+    ] = None,
     margin: Annotated[
         bool | None,
         typer.Option("--margin/--no-margin", help="Weigh texts by how clear the choice was; default yes."),

@@ -78,8 +78,9 @@ def gates_told(who: Mapping[str, Any]) -> list[str]:
     learnt = f"{panel['labelled']} labelled texts" if "labelled" in panel else "the texts alone, without labels"
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in panel["prior"].items())
     return [
-        f"Several gates decided together, with weights found on {learnt}. Separation is how many standard deviations lie "
-        "between the scores of a teacher's texts and of the others; agrees, how often a gate alone would choose the same.",
+        f"Several gates decided together, with weights found on {learnt}. Separation is how many standard deviations "
+        "lie between the scores of a teacher's texts and of the others; agrees, how often a gate alone would choose "
+        "the same.",
         table(("gate", *columns), rows),
         f"Shares of the texts that each teacher is taken to know: {shares}.",
     ]
