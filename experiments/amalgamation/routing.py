@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from plait.amalgamation.targets import consensus, hard, soft
 from plait.api.labelled import material_of
 from plait.api.scoring import score, true_labels
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, plan
-from plait.api.teaching import Material
+from plait.api.teaching import Material, correction, lesson_of
 
 GATES: dict[str, tuple[str, dict[str, Any]]] = {
     "entropy": ("entropy", {}),
@@ -137,10 +138,32 @@ def judge(row: Row, seed: int) -> dict[str, Any]:
     }
 
 
+def corrected(row: Row, seed: int) -> dict[str, Any]:
+    """Returns what one round of students makes of the routing of `auto`, and of the student's mass alone."""
+    job = job_of(row, seed)
+    truth = true_labels(job)
+    store, _ = score(job, job.recipe.store_folder(), overwrite=False)
+    material, _ = material_of(job, store, truth)
+    given = lesson_of(job, material, None)
+    with tempfile.TemporaryDirectory() as folder:
+        mass, forwards = correction(job, material, given, Path(folder), resume=False)
+    after = lesson_of(job, material, mass)
+    assert after.verdict is not None
+    return {
+        "row": row.name,
+        "seed": seed,
+        "before": judged(given.routing, job, material),
+        "student alone": judged(route(mass, temperature=1.0), job, material),
+        "after": {**judged(after.routing, job, material), "evidence": dict(after.verdict.evidence)},
+        "forwards": round(forwards / store.count, 2),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--rows", nargs="*", default=[name for name, row in ROWS.items() if row.split == "disjoint"])
+    parser.add_argument("--correct", action="store_true", help="what a round of students corrects, instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in ("transformers", "plait"):
@@ -148,7 +171,11 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.rows:
             file: Path = RESULTS / "routing" / f"{slug(name)}.{seed}.json"
-            if not file.exists():
+            if arguments.correct:
+                file = RESULTS / "corrected" / file.name
+                if not file.exists():
+                    write(file, corrected(ROWS[name], seed))
+            elif not file.exists():
                 found = judge(ROWS[name], seed)
                 write(file, found)
                 told = {gate: found["gates"][gate]["routing"] for gate in ("mahalanobis", "auto")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from plait.errors import OutputError, RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import AmalgamateRecipe, GateSpec, parse_as
 from plait.statistics.posteriors import Settings
-from plait.statistics.posteriors.ability import check_able
+from plait.statistics.posteriors.ability import check_able, label_layers
 from plait.statistics.posteriors.record import FILE, check_same, read_record
 from plait.statistics.posteriors.score import text_facts
 from plait.statistics.posteriors.teacher import check_teachers, teacher_of
@@ -168,6 +168,9 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     if judged is None and choices.gate == "fitted":
         raise RecipeError("gate fitted learns from labelled texts: give --validation FILE, or --gate auto")
     settings = settings_of(recipe, choices, opened)
+    if choices.joint and settings.keep == "features" and any(label_layers(t) != 1 for t in teachers):
+        # One of several gates needs what the head reads; the others do without.
+        settings = replace(settings, keep="none")
     check_able(teachers, settings)
     bases = bases_of(recipe, teachers, start) if choices.gated else Bases(None, ())
     check_bases(choices, bases)
