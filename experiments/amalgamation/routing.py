@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from alternatives import ALTERNATIVES
 from rows import RESULTS, ROWS, WORK, Row, slug
 from run import by_command
 from sources import claim_of, finished, make, waiting, write
 from torch import Tensor
 
-from plait.amalgamation.lesson import Choices, Lesson, gate_scores, lesson, members_of
+from plait.amalgamation.judging import gate_scores, members_of
+from plait.amalgamation.lesson import Choices, Lesson, lesson
 from plait.amalgamation.panel import auto, fitted
 from plait.amalgamation.routing import Routing, route
 from plait.amalgamation.targets import consensus, hard, soft
@@ -37,7 +39,6 @@ GATES: dict[str, tuple[str, dict[str, Any]]] = {
     "energy": ("energy", {}),
     "max_logit": ("max_logit", {}),
     "mahalanobis": ("mahalanobis", {}),
-    "mahalanobis, 30 neighbours": ("mahalanobis", {"neighbours": 30}),
     "base, alone": ("base", {"neighbours": 0}),
     "base": ("base", {}),
     "vocabulary, alone": ("vocabulary", {"neighbours": 0}),
@@ -125,6 +126,8 @@ def judge(row: Row, seed: int) -> dict[str, Any]:
         gates[f"auto without {left}"] = judged(auto(panel, others).routing, job, material)
     panel = torch.stack([scores[name] for name in ("mahalanobis", "vocabulary", "update", "base")], -1)
     gates["auto with base"] = judged(auto(panel, ["m", "v", "u", "b"]).routing, job, material)
+    panel = torch.stack([scores[name] for name in ("mahalanobis", "vocabulary", "update")], -1)
+    ways = {name: judged(route(way(panel), temperature=1.0), job, material) for name, way in ALTERNATIVES.items()}
     known = torch.stack([job.space.known(at)[truth] for at in range(len(job.teachers))], 1).double()
     gates["oracle"] = judged(route(known, temperature=0.2), job, material)
     return {
@@ -133,6 +136,7 @@ def judge(row: Row, seed: int) -> dict[str, Any]:
         "texts": store.count,
         "known": [round(float(share), 4) for share in known.mean(0)],
         "gates": gates,
+        "ways of weighing": ways,
         "labelled": labels_worth(job, material),
         "passes": {"teachers": round(store.cost.total, 2), "base": round(gathered.passes, 2)},
     }

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from plait.amalgamation.gate import GATES, Features, Logits, PerText, certainty
-from plait.amalgamation.neighbours import MOST, averaged, nearest
 from plait.errors import DataError
 
 CHUNK = 8192  # texts in float64 at a time
@@ -23,11 +22,9 @@ LEAST_VARIANCE = 1e-6  # of the corpus's typical one: labels with one text each 
     temperature=1.0,
     passes=False,
     keep="features",
-    limits={"shrinkage": (0.0, 1.0), "neighbours": (0, MOST)},
+    limits={"shrinkage": (0.0, 1.0)},
 )
-def mahalanobis(
-    features: Features, logits: Logits, *, shrinkage: float = 0.1, neighbours: int = 0
-) -> PerText:
+def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -> PerText:
     """Returns minus the relative Mahalanobis distance to the nearest label, in units of its own spread.
 
     d_c(x) = (h − μ_c)ᵀ Σ⁻¹ (h − μ_c),  d_0(x) = (h − μ_0)ᵀ Σ_0⁻¹ (h − μ_0)
@@ -45,10 +42,8 @@ def mahalanobis(
         features: h, of all texts.
         logits: z, of all texts.
         shrinkage: ρ, between 0 and 1.
-        neighbours: over how many nearest texts in the teacher's own features the score is averaged; the paper has none.
     """
-    scores = scaled(relative_distance(features, logits, shrinkage))
-    return averaged(scores, nearest(features, int(neighbours)), neighbours) if neighbours else scores
+    return scaled(relative_distance(features, logits, shrinkage))
 
 
 def relative_distance(features: Features, logits: Logits, shrinkage: float) -> PerText:

@@ -6,6 +6,7 @@ import torch
 
 from plait.amalgamation.gate import GATES, Layers, Logits, PerText
 from plait.amalgamation.gates.mahalanobis import relative_distance, scaled
+from plait.amalgamation.neighbours import MOST, averaged, nearest
 
 
 @GATES.register(
@@ -14,9 +15,11 @@ from plait.amalgamation.gates.mahalanobis import relative_distance, scaled
     temperature=1.0,
     passes=False,
     keep="layers",
-    limits={"shrinkage": (0.0, 1.0), "lowest": (0, 1000)},
+    limits={"shrinkage": (0.0, 1.0), "lowest": (0, 1000), "neighbours": (0, MOST)},
 )
-def strata(layers: Layers, logits: Logits, *, shrinkage: float = 0.1, lowest: int = 1) -> PerText:
+def strata(
+    layers: Layers, logits: Logits, *, shrinkage: float = 0.1, lowest: int = 1, neighbours: int = 0
+) -> PerText:
     """Returns minus the relative Mahalanobis distance to the nearest label, averaged over the teacher's layers.
 
     s(x) = mean_{l ≥ l_0} −min_c (d_c(h_l(x)) − d_0(h_l(x))) / sd_l
@@ -32,7 +35,9 @@ def strata(layers: Layers, logits: Logits, *, shrinkage: float = 0.1, lowest: in
         logits: z, of all texts.
         shrinkage: ρ of the covariances.
         lowest: l_0, the first layer that counts, 0 the embeddings; the last layer counts in any case.
+        neighbours: over how many texts nearest in the teacher's own last layer the score is averaged besides.
     """
     first = min(int(lowest), layers.shape[1] - 1)
     each = [scaled(relative_distance(layers[:, at], logits, shrinkage)) for at in range(first, layers.shape[1])]
-    return torch.stack(each).mean(0)
+    scores = torch.stack(each).mean(0)
+    return averaged(scores, nearest(layers[:, -1], int(neighbours)), neighbours) if neighbours else scores
