@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from encoders import encoder
 from rows import RESULTS, ROWS, SEEDS, WORK, Row, Teacher, slug, test, transfer
 from sources import claim_of, claimed, finished, folder_of, make, waiting, write
 from torch import Tensor
 
+from plait import amalgamate
 from plait.amalgamation.corpus import pack
 from plait.amalgamation.distill import Distillation, adapted, classifier_path, make_adapters
 from plait.amalgamation.gate import GATES
@@ -37,7 +39,7 @@ from plait.amalgamation.routing import route
 from plait.amalgamation.targets import concat, hard, soft
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples
-from plait.data.streaming import open_texts
+from plait.data.streaming import Texts, open_texts
 from plait.evaluation import predict_logits
 from plait.statistics.posteriors import Posterior, Settings, score_texts
 from plait.training.heads import Head, open_with
@@ -92,7 +94,24 @@ GATED = (
     ),
     Student("cfl, ones", rival("cfl", matching=1.0, reconstruction=1.0)),
 )
-STUDENTS = {student.name: student for student in (*FIRST, *SECOND, *GATED)}
+BY_COMMAND: dict[str, dict[str, Any]] = {
+    "auto": {"gate": "auto"},
+    "auto hard": {"gate": "auto", "target": "hard"},
+    "auto soft": {"gate": "auto", "target": "soft", "margin": False},
+    "auto no margin": {"gate": "auto", "margin": False},
+    "auto agreement": {"gate": "auto", "agreement": True},
+    "auto consensus": {"gate": "auto", "target": "consensus"},
+    "auto round 1": {"gate": "auto", "rounds": 1},
+    "auto round 2": {"gate": "auto", "rounds": 2},
+    "auto selected": {"gate": "auto", "objective": {"name": "muka", "selected": 0.8}},
+    "auto bootstrap": {"gate": "auto", "objective": {"name": "muka", "bootstrap": 0.3}},
+    "mahalanobis by command": {"gate": "mahalanobis"},
+}
+"""Students made by `plait.amalgamate` with these options, all else as for the others."""
+STUDENTS = {
+    student.name: student
+    for student in (*FIRST, *SECOND, *GATED, *(Student(name, None) for name in BY_COMMAND))
+}
 _FEW = ("muka hard", "muka soft", "mahalanobis hard", "vkd", "uhc", "supervised")
 FEW = tuple(STUDENTS[name] for name in _FEW)
 DEEP = ("trec 3+3", "search_snippets 2+6", "ag_news 2+2")
@@ -214,8 +233,9 @@ def gates(found: Stage) -> dict[str, Any]:
     result = {}
     single = [p.logits.softmax(-1) for p in found.posteriors]
     mask = torch.stack([found.space.known(at) for at in range(len(single))])
-    for gate in ("muka", "entropy", "energy", "max_logit", "bald", "mahalanobis", "oracle"):
-        for calibrate in ("none",) if gate == "oracle" else ("none", "temperature", "standardize"):
+    for gate in JUDGED if PASSES else [g for g in JUDGED if not GATES[g].facts["passes"]]:
+        plainly = ("none", "temperature", "standardize") if PASSES else ("none", "standardize")
+        for calibrate in ("none",) if gate == "oracle" else plainly:
             choices = Choices(gate=gate, calibrate=calibrate)  # type: ignore[arg-type]
             taught = lesson(found.posteriors, found.space, choices, found.truth)
             routing = taught.routing
@@ -229,6 +249,48 @@ def gates(found: Stage) -> dict[str, Any]:
                 ],
             }
     return result
+
+
+JUDGED = ("muka", "entropy", "energy", "max_logit", "bald", "mahalanobis", "oracle")
+
+
+def by_command(row: Row, seed: int, told: Mapping[str, Any]) -> tuple[dict[str, Path], Texts, dict[str, Any]]:
+    """Returns teachers, texts and options of `plait.amalgamate` for a row; posteriors are kept and used by all."""
+    texts = transfer(row, seed)
+    columns = {"text": list(texts.texts), "label": list(texts.labels or ())}
+    options = {
+        "student": encoder("minilm"), "store": str(WORK / "stores" / f"{slug(row.name)}-{seed}-by-command"),
+        "epochs": EPOCHS, "learning_rate": row.rate, "batch_size": BATCH, "max_length": row.max_length,
+        "held_back": 0.0, "precision": "bfloat16", "seed": seed, **told,
+    }  # fmt: skip
+    teachers = {teacher.name: folder_of(teacher, seed) for teacher in row.teachers}
+    return teachers, open_texts(Dataset.from_dict(columns), label="label"), options
+
+
+def teach_by_command(row: Row, seed: int, student: Student) -> Mapping[str, Any]:
+    """Returns how a student does that the program itself makes, with what it reports of gates, rounds and cost."""
+    start = time.monotonic()
+    for teacher in row.teachers:
+        with waiting(claim_of(teacher, seed)):
+            if not finished(teacher, seed):
+                make(teacher, seed)
+    teachers, data, options = by_command(row, seed, BY_COMMAND[student.name])
+    with tempfile.TemporaryDirectory() as folder:
+        made = amalgamate(teachers, texts=data, out=Path(folder) / "student", **options)
+        report = dict(made.report)
+        scores = predict(made.model, made.tokenizer, row)
+        space = union({teacher.name: teacher.label_names for teacher in row.teachers})
+        found = accuracy(scores, positions(test(row), space))
+    return {
+        "row": row.name,
+        "seed": seed,
+        "student": student.name,
+        "accuracy": found,
+        "rounds": [*report.get("rounds_before", []), report["who_taught_what"]],
+        "forward_equivalents": report["forward_equivalents"],
+        "options": BY_COMMAND[student.name],
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
 def lesson_of(student: Student, found: Stage) -> Lesson:
@@ -301,7 +363,7 @@ def advance(row: Row, seed: int, wanted: Sequence[Student]) -> None:
             continue
         with claimed(WORK / "claims" / file.name) as mine:
             if mine and not file.exists():
-                cell = teach(row, seed, student)
+                cell = (teach_by_command if student.name in BY_COMMAND else teach)(row, seed, student)
                 write(file, cell)
                 show(row.name, seed, f"{student.name} {cell['accuracy']:.3f}", cell["seconds"])
 
@@ -311,9 +373,10 @@ def show(row: str, seed: int, what: str, seconds: float) -> None:
 
 
 def judge_gates_anew() -> None:
+    """Judges all gates that need no pass, or all, once more, and keeps what is known of the others."""
     for file in sorted((RESULTS / "rows").glob("[!.]*.json")):
         report = json.loads(file.read_text())
-        report["gates"] = gates(stage(report["row"], report["seed"]))
+        report["gates"] |= gates(stage(report["row"], report["seed"]))
         write(file, report)
 
 
@@ -342,6 +405,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--students", nargs="*", metavar="NAME", help="only these, such as 'muka soft'")
+    parser.add_argument("--passes", type=int, default=PASSES, help="0 where no gate needs Monte Carlo passes")
     parser.add_argument("--everything", action="store_true", help="all students of all rows and seeds")
     parser.add_argument(
         "--twice", nargs=3, metavar=("ROW", "SEED", "STUDENT"), help="only this, twice as long"
@@ -350,6 +414,7 @@ def main() -> None:
         "--gates", action="store_true", help="only judge the gates anew, from the posteriors on disk"
     )
     arguments = parser.parse_args()
+    globals()["PASSES"] = arguments.passes
     torch.set_num_threads(1)
     for name in ("transformers", "plait"):
         logging.getLogger(name).setLevel(logging.ERROR)

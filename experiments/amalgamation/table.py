@@ -235,6 +235,84 @@ def longer(found: Results) -> list[str]:
     return markdown(header, lines)
 
 
+JUDGED = ("mahalanobis", "strata", "base", "vocabulary", "update", "auto", "oracle")
+"""Gates that need no passes, as `routing.py` judges them."""
+
+
+def by_weights(found: Results) -> list[str]:
+    """Returns routing and target accuracy of the gates that look at weights, and of all together."""
+    cells = read(RESULTS / "routing")
+    lines = []
+    for row in found.names:
+        for entry in by_row(cells, row):
+            gates = [entry["gates"].get(gate) for gate in JUDGED]
+            shown = ["–" if g is None else f"{100 * g['routing']:.1f} / {100 * g['hard']:.1f}" for g in gates]
+            lines.append([f"{row}, seed {entry['seed']}", *shown])
+    return markdown(["row", *JUDGED], lines)
+
+
+def weighings(found: Results) -> list[str]:
+    """Returns the routing accuracy of other ways of weighing the three gates of `auto`, and of fewer or more gates."""
+    cells = read(RESULTS / "routing")
+    names = list(dict.fromkeys(name for entry in cells for name in entry["ways of weighing"]))
+    fewer = list(dict.fromkeys(name for entry in cells for name in entry["gates"] if name.startswith("auto ")))
+    lines = []
+    for row in found.names:
+        for entry in by_row(cells, row):
+            told = [entry["ways of weighing"][name] for name in names] + [entry["gates"][name] for name in fewer]
+            lines.append([f"{row}, seed {entry['seed']}", *(f"{100 * g['routing']:.1f}" for g in told)])
+    return markdown(["row", *names, *fewer], lines)
+
+
+def labels_worth(found: Results) -> list[str]:
+    """Returns the routing accuracy of `auto` and of `fitted` with 20, 50 and 100 labelled texts."""
+    lines = []
+    for row in found.names:
+        for entry in by_row(read(RESULTS / "routing"), row):
+            told = [
+                f"{100 * of['routing'][0]:.1f} ± {100 * of['routing'][1]:.1f}" for of in entry["labelled"].values()
+            ]
+            lines.append(
+                [f"{row}, seed {entry['seed']}", f"{100 * entry['gates']['auto']['routing']:.1f}", *told]
+            )
+    return markdown(["row", "auto, no labels", "fitted, 20 labels", "50", "100"], lines)
+
+
+def corrected(found: Results) -> list[str]:
+    """Returns what a round of students makes of the routing and of the hard targets."""
+    lines = []
+    for row in found.names:
+        for entry in by_row(read(RESULTS / "corrected"), row):
+            told = [entry[when] for when in ("before", "student alone", "after")]
+            shown = (f"{100 * of['routing']:.1f} / {100 * of['hard']:.1f}" for of in told)
+            lines.append([f"{row}, seed {entry['seed']}", *shown, f"{entry['forwards']:.1f}"])
+    return markdown(["row", "auto", "students' mass alone", "auto with it", "passes per text"], lines)
+
+
+def by_command(found: Results) -> list[str]:
+    """Returns the students that the program makes by itself, beside the others of equal teachers, texts and seed."""
+    names = [name for name in ("auto", "auto round 1", "auto hard", "auto soft") if any(
+        found.values(row, name) for row in found.names
+    )]  # fmt: skip
+    lines, shares = [], []
+    for row in found.of("disjoint"):
+        for seed, accuracy in sorted(found.student(row, "auto").items()):
+            cells = {name: found.student(row, name).get(seed) for name in (*RIVALS, "muka hard", DEFAULT, *names)}
+            gold = found.student(row, "supervised").get(seed)
+            rival, most = max(
+                ((name, cells[name] or 0.0) for name in (*RIVALS, "muka hard")), key=lambda pair: pair[1]
+            )
+            shares += [accuracy / gold] if gold else []
+            shown = [f"{100 * v:.1f}" if v is not None else "–" for v in (cells[DEFAULT], *map(cells.get, names), gold)]
+            share = f"{accuracy / gold:.3f}" if gold else "–"
+            lines.append([f"{row}, seed {seed}", f"{100 * most:.1f} ({rival})", *shown, share])
+    head = ["row", "best of VKD, UHC, DFA, CFL, MUKA", "mahalanobis hard", *names, "gold", "auto of gold"]
+    if not shares:
+        return markdown(head, lines)
+    mean = f"Mean share of gold over {len(shares)} rows and seeds: {statistics.mean(shares):.3f}."
+    return [mean, "", *markdown(head, lines)]
+
+
 def teachers(found: Results) -> list[str]:
     scores: dict[str, dict[int, dict[str, Any]]] = {}
     for entry in found.rows:
@@ -267,6 +345,7 @@ transfer texts. Students named after a gate weight texts by the margin, as the p
 
 SECTIONS = (
     ("Students", lambda found: main_table(found, "disjoint")),
+    ("Students by command: gate `auto`", by_command),
     ("Over all rows and seeds whose first students are complete", ranking),
     ("Ours less the best rival of each row", against),
     (
@@ -274,6 +353,10 @@ SECTIONS = (
         lambda f: gate_table(f, "routing"),
     ),
     ("Gates: how often the hard target is the true label (transfer texts)", lambda f: gate_table(f, "hard")),
+    ("Gates that need no passes: routing / hard target is the true label (transfer texts)", by_weights),
+    ("Ways of weighing the gates of `auto`: routing", weighings),
+    ("What labels are worth: routing on the texts that were not labelled", labels_worth),
+    ("What a round of students corrects: routing / hard target", corrected),
     ("Calibrated gates: how often the hard target is the true label", calibrated),
     ("Students of other gates (hard targets, no margin)", gated),
     (

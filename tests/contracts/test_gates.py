@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plait.amalgamation import gates
 from plait.amalgamation.gate import GATES, INPUTS, GateEntry
+from plait.amalgamation.neighbours import nearest
 from plait.errors import DataError
 from tests.reference.amalgamation import GATES as REFERENCES
 
@@ -32,13 +33,24 @@ class Case:
     features: Tensor
     labels: Tensor
     known: Tensor
+    base: Tensor
+    near: Tensor
+    drift: Tensor
+    tokens: Tensor
+    starts: Tensor
+    response: Tensor
+    layers: Tensor
 
     def call(self, gate: GateEntry, **options: Any) -> Tensor:
         return gate.function(**{name: getattr(self, name) for name in gate.inputs}, **options)
 
     def rows(self, order: Tensor) -> Case:
-        moved = ("logits", "mean", "expected_entropy", "features", "labels")
-        return replace(self, **{name: getattr(self, name)[order] for name in moved})
+        moved = ("logits", "mean", "expected_entropy", "features", "labels", "base", "response", "layers")
+        places = order.argsort()
+        words = [self.tokens[self.starts[at] : self.starts[at + 1]] for at in order.tolist()]
+        ends = torch.tensor([0, *(len(w) for w in words)]).cumsum(0)
+        told = {name: getattr(self, name)[order] for name in moved}
+        return replace(self, **told, near=places[self.near[order]], tokens=torch.cat(words), starts=ends)
 
 
 def entropies(p: Tensor) -> Tensor:
@@ -50,6 +62,8 @@ def made(seed: int, n: int, labels: int, width: int, loudness: float) -> Case:
     logits = torch.randn(n, labels, generator=g) * loudness
     passes = torch.softmax(logits + torch.randn(5, n, labels, generator=g), -1)
     union = labels + 2
+    sizes = torch.randint(0, 4, (n,), generator=g)
+    base = torch.randn(n, width, generator=g) + logits[:, -1:]
     return Case(
         logits=logits,
         mean=passes.mean(0),
@@ -57,6 +71,13 @@ def made(seed: int, n: int, labels: int, width: int, loudness: float) -> Case:
         features=torch.randn(n, width, generator=g) + logits[:, :1],
         labels=torch.randint(-1, union, (n,), generator=g),
         known=torch.rand(union, generator=g) < 0.5,
+        base=base,
+        near=nearest(base),
+        drift=torch.rand(9, generator=g) * (torch.rand(9, generator=g) < 0.7),
+        tokens=torch.randint(0, 9, (int(sizes.sum()),), generator=g),
+        starts=torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)]),
+        response=torch.randn(n, 3, generator=g).log_softmax(-1),
+        layers=torch.randn(n, 3, width, generator=g) + logits[:, :1, None],
     )
 
 
@@ -76,8 +97,9 @@ def cases(draw: st.DrawFn) -> Case:
 @quick
 def test_equals_its_reference(name: str, case: Case) -> None:
     gate = GATES[name]
-    arrays = {key: getattr(case, key).double().numpy() for key in INPUTS[:4]}
-    wanted = REFERENCES[name](**arrays, labels=case.labels.tolist(), known=case.known.tolist())
+    exact = {"labels": case.labels.tolist(), "known": case.known.tolist()}
+    arrays = {key: getattr(case, key).double().numpy() for key in INPUTS if key not in exact}
+    wanted = REFERENCES[name](**arrays, **exact)
     torch.testing.assert_close(case.call(gate), torch.tensor(wanted).double(), rtol=1e-6, atol=1e-6)
 
 
@@ -127,7 +149,12 @@ def test_normalised_gates_lie_between_0_and_1(name: str, case: Case) -> None:
 def test_extreme_and_flat_outputs_give_finite_scores(name: str, size: float) -> None:
     logits = torch.tensor([[1.0, -1.0, 0.5], [-1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]) * size
     mean = torch.softmax(logits, -1)
-    case = Case(logits, mean, entropies(mean), torch.zeros(3, 4), torch.tensor([-1, 0, 3]), torch.ones(4) > 0)
+    flat, empty = torch.zeros(3, 4), torch.zeros(4, dtype=torch.long)
+    near = torch.tensor([[1, 2], [0, 2], [0, 1]])
+    case = Case(
+        logits, mean, entropies(mean), flat, torch.tensor([-1, 0, 3]), torch.ones(4) > 0,
+        flat, near, torch.zeros(5), empty[:0], empty, flat, flat[:, None],
+    )  # fmt: skip
     assert bool(torch.isfinite(case.call(GATES[name])).all())
 
 
@@ -161,7 +188,8 @@ def test_declarations(name: str) -> None:
     assert gate.facts["paper"].startswith("arXiv:")
     assert gate.facts["temperature"] > 0
     assert gate.facts["passes"] is bool({"mean", "expected_entropy"} & set(gate.inputs))
-    assert gate.facts["keep"] == ("features" if "features" in gate.inputs else "none")
+    kept = {"features", "layers"} & set(gate.inputs)
+    assert gate.facts["keep"] == (kept.pop() if kept else "none")
     assert set(gate.facts.get("limits", {})) <= set(gate.options)
     text = inspect.getdoc(gate.function) or ""
     assert all(f"{word}:" in text for word in (*gate.inputs, *gate.options)), "something nobody explains"

@@ -59,7 +59,8 @@ def options_of(draw: st.DrawFn, objective: ObjectiveEntry) -> dict[str, Any]:
         if choices := get_args(option.annotation):
             chosen[name] = draw(st.sampled_from(choices))
         elif draw(st.booleans()):
-            chosen[name] = draw(st.sampled_from([0.5, 1.0, 3.0]))
+            low, high = objective.facts.get("limits", {}).get(name, (0.0, 3.0))
+            chosen[name] = draw(st.sampled_from([v for v in (0.5, 1.0, 3.0) if low <= v <= high]))
     return chosen
 
 

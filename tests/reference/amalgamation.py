@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,11 +89,86 @@ def mahalanobis(features: Array, logits: Array, shrinkage: float = 0.1, **_: Any
     return [0.0 if same else s / spread for s in scores]
 
 
+def averaged(scores: Sequence[float], near: Array, neighbours: int) -> list[float]:
+    return [mean_of([s, *(scores[int(k)] for k in row[:neighbours])]) for s, row in zip(scores, near, strict=True)]
+
+
+def base(
+    base: Array, near: Array, logits: Array, neighbours: int = 30, shrinkage: float = 0.1, **_: Any
+) -> list[float]:
+    return averaged(mahalanobis(base, logits, shrinkage), near, neighbours)
+
+
+def vocabulary(
+    drift: Sequence[float], tokens: Sequence[int], starts: Sequence[int], near: Array,
+    neighbours: int = 10, smoothing: float = 0.1, **_: Any,
+) -> list[float]:  # fmt: skip
+    typical = math.fsum(d * d for d in drift) / max(math.fsum(drift), 1e-300)
+    read = [d + smoothing * max(typical, 1e-38) for d in drift]
+    count = [1 + sum(int(t) == v for t in tokens) for v in range(len(drift))]
+    scores = []
+    for begin, end in pairwise(starts):
+        ratios = [
+            math.log(read[int(v)] / math.fsum(read)) - math.log(count[int(v)] / sum(count))
+            for v in tokens[int(begin) : int(end)]
+        ]
+        scores.append(mean_of(ratios) if ratios else 0.0)
+    return averaged(scores, near, neighbours)
+
+
+def standard_scores(column: Sequence[float]) -> list[float]:
+    middle = mean_of(column)
+    spread = math.sqrt(mean_of([(v - middle) ** 2 for v in column]))
+    flat = spread <= 1e-12 * max(abs(v) for v in column)
+    return [0.0 if flat else (v - middle) / spread for v in column]
+
+
+def update(response: Array, near: Array, neighbours: int = 0, **_: Any) -> list[float]:
+    columns = [standard_scores(column) for column in np.asarray(response).T]
+    return averaged([mean_of(row) for row in zip(*columns, strict=True)], near, neighbours)
+
+
+def auto(panel: Array, rounds: int = 50) -> Array:
+    """Responsibilities [n, t] of expectation maximisation over standardised scores [n, t, g]."""
+    n, teachers, gates = panel.shape
+    s = np.array([[standard_scores(panel[:, i, g]) for g in range(gates)] for i in range(teachers)])
+    r = np.array([softmax([math.fsum(s[i, :, x]) for i in range(teachers)]) for x in range(n)])
+    for _ in range(rounds):
+        weight, middle = [], np.zeros((teachers, gates))
+        for g in range(gates):
+            gaps = []
+            for i in range(teachers):
+                own = math.fsum(r[:, i] * s[i, g]) / max(math.fsum(r[:, i]), 1e-9)
+                other = math.fsum((1 - r[:, i]) * s[i, g]) / max(math.fsum(1 - r[:, i]), 1e-9)
+                spread = mean_of(r[:, i] * (s[i, g] - own) ** 2 + (1 - r[:, i]) * (s[i, g] - other) ** 2)
+                gaps.append((own - other) / max(spread, 1e-6) if spread > 0 else 0.0)
+                middle[i, g] = (own + other) / 2
+            weight.append(mean_of(gaps))
+        found = np.array([
+            softmax([
+                math.fsum(weight[g] * (s[i, g, x] - middle[i, g]) for g in range(gates)) for i in range(teachers)
+            ])
+            for x in range(n)
+        ])  # fmt: skip
+        settled = np.abs(found - r).max() < 1e-4
+        r = found
+        if settled:
+            break
+    return r
+
+
+def strata(layers: Array, logits: Array, shrinkage: float = 0.1, lowest: int = 1, **_: Any) -> list[float]:
+    count = len(layers[0])
+    each = [mahalanobis(layers[:, at], logits, shrinkage) for at in range(min(lowest, count - 1), count)]
+    return [mean_of(row) for row in zip(*each, strict=True)]
+
+
 def oracle(labels: Sequence[int], known: Sequence[bool], **_: Any) -> list[float]:
     return [1.0 if y >= 0 and known[y] else 0.0 for y in labels]
 
 
 GATES: dict[str, Callable[..., list[float]]] = {
+    "base": base,
     "bald": bald,
     "energy": energy,
     "entropy": entropy,
@@ -100,6 +176,9 @@ GATES: dict[str, Callable[..., list[float]]] = {
     "max_logit": max_logit,
     "muka": muka,
     "oracle": oracle,
+    "strata": strata,
+    "update": update,
+    "vocabulary": vocabulary,
 }
 
 # What stands in for the label.
@@ -135,6 +214,29 @@ def soft(p: Arrays, scores: Array, columns: Sequence[Sequence[int]], width: int,
     return np.array(rows)
 
 
+def consensus(
+    p: Arrays, scores: Array, columns: Sequence[Sequence[int]], width: int, temperature: float = 1.0
+) -> Array:
+    """Bisection on one label's log-odds at a time until all derivatives of Σ_i KL(p_i ‖ q(·|L_i)) vanish."""
+    rows = []
+    for at, s in enumerate(scores):
+        weights = softmax([v / temperature for v in s])
+        u = [0.0] * width  # log q but for a constant
+        padded = [pad(p[i][at], columns[i], width) for i in range(len(p))]
+        for _ in range(4000):
+            slope = [0.0] * width
+            for i, own in enumerate(columns):
+                inside = math.fsum(math.exp(u[c]) for c in set(own))
+                for c in set(own):
+                    slope[c] += math.exp(u[c]) / inside - padded[i][c]
+            u = [max(v - g, -40.0) for v, g in zip(u, slope, strict=True)]
+        q = softmax(u)
+        worth = [math.fsum(w for w, own in zip(weights, columns, strict=True) if c in own) for c in range(width)]
+        total = math.fsum(a * b for a, b in zip(q, worth, strict=True))
+        rows.append([a * b / total for a, b in zip(q, worth, strict=True)])
+    return np.array(rows)
+
+
 def concat(logits: Arrays, columns: Sequence[Sequence[int]], width: int, temperature: float = 1.0) -> Array:
     places = [at for own in columns for at in own]
     rows = []
@@ -148,12 +250,21 @@ def concat(logits: Arrays, columns: Sequence[Sequence[int]], width: int, tempera
 
 
 def muka_loss(
-    student_logits: Array, target: Array, weight: Sequence[float], temperature: float = 1.0, **_: Any
+    student_logits: Array,
+    target: Array,
+    weight: Sequence[float],
+    temperature: float = 1.0,
+    selected: float = 1.0,
+    bootstrap: float = 0.0,
+    **_: Any,
 ) -> dict[str, float]:
-    each = [
-        v * kl(p, softmax(z / temperature)) for z, p, v in zip(student_logits, target, weight, strict=True)
-    ]
-    return {"divergence": mean_of(each)}
+    pairs = []
+    for z, p, v in zip(student_logits, target, weight, strict=True):
+        own = softmax(z / temperature)
+        goal = [(1 - bootstrap) * a + bootstrap * b for a, b in zip(p, own, strict=True)]
+        pairs.append((kl(goal, own), v))
+    easiest = sorted(pairs)[: max(1, round(selected * len(pairs)))]
+    return {"divergence": mean_of([v * loss for loss, v in easiest])}
 
 
 def vkd_loss(

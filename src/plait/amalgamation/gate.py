@@ -2,7 +2,7 @@
 
 Positional parameters are inputs, supplied by name from `INPUTS`; keyword-only ones are options. The facts of a gate
 are its `paper`, the `temperature` that a soft choice between teachers takes by default, whether it needs Monte Carlo
-`passes`, and what the store must `keep` for it (`none` or `features`); `limits` bound its options.
+`passes`, and what the store must `keep` for it (`none`, `features` or `layers`); `limits` bound its options.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ Gate = Callable[..., Tensor]
 GateEntry = Entry[Gate]
 GATES: Registry[Gate] = Registry("gate", "plait.amalgamation.gates")
 
-INPUTS = ("logits", "mean", "expected_entropy", "features", "labels", "known")
+INPUTS = (
+    "logits", "mean", "expected_entropy", "features", "labels", "known", "base", "near", "drift", "tokens", "starts",
+    "response", "layers",
+)  # fmt: skip
 """All that a gate may ask for, of one teacher with c labels on n texts.
 
 logits: one deterministic pass. mean: the Monte Carlo mean of the passes' probabilities. expected_entropy: the mean of
 the passes' entropies in nats. features: what the teacher's last layer reads. labels: true labels as positions in the
-union, −1 where unknown. known: which labels of the union the teacher has.
+union, −1 where unknown. known: which labels of the union the teacher has. base: the features of the encoder that was
+not fine-tuned. near: in these, the other texts nearest to each text. drift: how far the embedding of each token of the
+teacher's vocabulary has moved from the base's. tokens: those of all texts in a row; starts: where each text begins.
+layers: per layer the mean over the tokens of the teacher's states, embeddings first. response: per linear layer of the
+encoder, how much of its output fine-tuning has changed, the logarithm of a share.
 """
 
 Logits = Float[Tensor, "n c"]
@@ -40,6 +47,18 @@ Positions = Int[Tensor, " n"]
 """One position in the union of labels per text, −1 where unknown."""
 Known = Bool[Tensor, " C"]
 """Which labels of the union a teacher has."""
+Near = Int[Tensor, "n k"]
+"""Other texts, the nearest first."""
+Drift = Float[Tensor, " v"]
+"""One number per token."""
+Tokens = Int[Tensor, " m"]
+"""Tokens of all texts in a row."""
+Layers = Float[Tensor, "n l d"]
+"""One vector per text, for the embeddings and each layer."""
+Response = Float[Tensor, "n l"]
+"""One number per text and layer."""
+Starts = Int[Tensor, " n+1"]
+"""Where each text begins, and where the last one ends."""
 
 
 def certainty(entropies: PerText, labels: int) -> PerText:

@@ -10,17 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from plait.amalgamation.calibration import standardize, temperature_from_passes
+from plait.amalgamation.calibration import temperature_from_passes
 from plait.amalgamation.disagreement import disagreement
+from plait.amalgamation.evidence import Evidence
 from plait.amalgamation.gate import GATES, GateEntry
+from plait.amalgamation.judging import agreeing, judge, panel_told
 from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
-from plait.amalgamation.routing import LEAST_MARGIN, Routing, route, summary
-from plait.amalgamation.targets import hard, probabilities, soft
-from plait.errors import DataError
+from plait.amalgamation.panel import JOINT, Verdict
+from plait.amalgamation.routing import LEAST_MARGIN, Routing, summary
+from plait.amalgamation.targets import consensus, hard, probabilities, soft
 from plait.statistics.posteriors import Posterior
 
 logger = logging.getLogger("plait")
+
+TARGETS = {"hard": hard, "soft": soft, "consensus": consensus}
+MEMBERS = {
+    "auto": ("mahalanobis", "vocabulary", "update", "base", "entropy"),
+    "fitted": ("mahalanobis", "vocabulary", "update", "base", "entropy", "energy", "max_logit"),
+}
+"""Which gates may have a say in a joint one."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +37,11 @@ class Choices:
     """How posteriors become targets.
 
     Attributes:
-        gate: Who decides which teacher is competent.
+        gate: Who decides which teacher is competent: a registered gate, or `auto` or `fitted`, which weigh several.
         temperature: τ of the soft gate; the gate's own by default.
-        target: The chosen teacher's posterior, or all of them, weighted.
+        target: The chosen teacher's posterior, all of them, weighted, or what all agree on, weighted.
         margin: Whether texts count by how clear the choice was.
+        agreement: Whether texts count by how many gates of a joint one would have chosen the same.
         posterior: One deterministic pass, or the Monte Carlo mean.
         calibrate: Bring the teachers to one scale first, without labels.
         objective: What the student minimises.
@@ -41,8 +51,9 @@ class Choices:
 
     gate: str = "muka"
     temperature: float | None = None
-    target: Literal["hard", "soft"] = "hard"
+    target: Literal["hard", "soft", "consensus"] = "hard"
     margin: bool = True
+    agreement: bool = False
     posterior: Literal["single", "mean"] = "single"
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: str = "muka"
@@ -57,12 +68,19 @@ class Choices:
     @property
     def softness(self) -> float:
         """Returns τ of the soft gate."""
-        return float(self.gate_entry.facts["temperature"] if self.temperature is None else self.temperature)
+        if self.temperature is not None:
+            return float(self.temperature)
+        return 1.0 if self.joint else float(self.gate_entries[0].facts["temperature"])
 
     @property
-    def gate_entry(self) -> GateEntry:
-        """Returns the registered gate."""
-        return GATES[self.gate]
+    def joint(self) -> bool:
+        """Says whether several gates decide together."""
+        return self.gate in JOINT
+
+    @property
+    def gate_entries(self) -> tuple[GateEntry, ...]:
+        """Returns the registered gate, or all that may have a say in a joint one."""
+        return tuple(GATES[name] for name in (MEMBERS[self.gate] if self.joint else (self.gate,)))
 
     @property
     def objective_entry(self) -> ObjectiveEntry:
@@ -73,7 +91,7 @@ class Choices:
     def needs_passes(self) -> bool:
         """Says whether the posteriors must hold Monte Carlo passes."""
         return (
-            bool(self.gate_entry.facts["passes"])
+            any(entry.facts["passes"] for entry in self.gate_entries)
             or self.posterior == "mean"
             or self.calibrate == "temperature"
         )
@@ -81,7 +99,7 @@ class Choices:
     @property
     def keep(self) -> Literal["none", "features", "layers"]:
         """Returns what the store must hold besides logits: the most that gate or objective asks for."""
-        wanted = {self.gate_entry.facts["keep"], self.objective_entry.facts["keep"]}
+        wanted = {self.objective_entry.facts["keep"], *(entry.facts["keep"] for entry in self.gate_entries)}
         return "layers" if "layers" in wanted else "features" if "features" in wanted else "none"
 
 
@@ -95,6 +113,7 @@ class Lesson:
         target: [n, C], rows sum to 1.
         weight: [n], how much each text counts.
         temperatures: Per teacher T of its softmax.
+        verdict: How a joint gate came to its routing.
     """
 
     space: LabelSpace
@@ -102,10 +121,15 @@ class Lesson:
     target: Tensor
     weight: Tensor
     temperatures: tuple[float, ...]
+    verdict: Verdict | None = None
 
 
 def lesson(
-    posteriors: Sequence[Posterior], space: LabelSpace, choices: Choices, truth: Tensor | None = None
+    posteriors: Sequence[Posterior],
+    space: LabelSpace,
+    choices: Choices,
+    truth: Tensor | None = None,
+    evidence: Evidence | None = None,
 ) -> Lesson:
     """Returns the lesson that the teachers' posteriors and a gate give.
 
@@ -114,73 +138,36 @@ def lesson(
         space: The union of the teachers' labels.
         choices: How.
         truth: [n] the texts' own labels as positions in the union, −1 where unknown; the gate `oracle` needs them.
+        evidence: What else is known of the texts; the labelled ones at their end are not taught.
 
     Raises:
         DataError: When the gate needs what the posteriors do not hold.
     """
+    evidence = evidence or Evidence()
     temperatures = _temperatures(posteriors, choices)
-    scores = gate_scores(posteriors, space, choices, temperatures, truth)
-    routing = route(scores, temperature=choices.softness)
+    verdict = judge(posteriors, space, choices, temperatures, truth, evidence)
+    count = len(posteriors[0].logits) - evidence.extra
+    verdict = verdict.first(count)
+    routing = verdict.routing
     # The objective's T is that of teachers and student alike.
     distilled = float(choices.options.get("temperature", 1.0)) if choices.gated else 1.0
     given = [
-        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)
+        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)[:count]
         for p, t in zip(posteriors, temperatures, strict=True)
     ]
     for warning in disagreement(given, space, space.teachers):
         logger.warning("%s", warning)
-    target = (hard if choices.target == "hard" else soft)(given, routing, space)
+    target = TARGETS[choices.target](given, routing, space)
     weight = routing.margin if choices.margin else torch.ones(len(target))
+    if choices.agreement and verdict.members:
+        weight = weight * agreeing(verdict)
     if choices.margin and choices.gated and float(weight.median()) <= 2 * LEAST_MARGIN:
         logger.warning(
             "the gate %s finds no difference between the best teachers on %d of %d texts, which hardly count: choose "
             "another gate, or --no-margin",
             *(choices.gate, int((weight <= 2 * LEAST_MARGIN).sum()), len(weight)),
         )
-    return Lesson(space, routing, target, weight, temperatures)
-
-
-def gate_scores(
-    posteriors: Sequence[Posterior],
-    space: LabelSpace,
-    choices: Choices,
-    temperatures: Sequence[float],
-    truth: Tensor | None = None,
-) -> Tensor:
-    """Returns how competent the gate finds each teacher on each text, [n, t]."""
-    entry = choices.gate_entry
-    columns = [
-        entry.function(**_gate_inputs(entry, posterior, space.known(at), t, truth), **choices.gate_options)
-        for at, (posterior, t) in enumerate(zip(posteriors, temperatures, strict=True))
-    ]
-    scores = torch.stack([column.double() for column in columns], 1)
-    return standardize(scores) if choices.calibrate == "standardize" else scores
-
-
-def _gate_inputs(
-    entry: GateEntry, posterior: Posterior, known: Tensor, temperature: float, truth: Tensor | None
-) -> dict[str, Any]:
-    ran = bool((posterior.passes > 0).all())
-    every = {
-        "logits": posterior.logits / temperature,
-        "mean": posterior.mean if ran else None,
-        "expected_entropy": posterior.expected_entropy if ran else None,
-        "features": posterior.features,
-        "labels": truth,
-        "known": known,
-    }
-    lacking = [name for name in entry.inputs if every[name] is None]
-    if lacking:
-        raise DataError(f"gate {entry.name} needs {', '.join(lacking)}: {_REMEDIES[lacking[0]]}")
-    return {name: every[name] for name in entry.inputs}
-
-
-_REMEDIES = {
-    "labels": "it is for study, on texts with labels; name their column",
-    "features": "the posteriors were kept without; make them anew with features",
-    "mean": "the posteriors were made without Monte Carlo passes; give passes",
-    "expected_entropy": "the posteriors were made without Monte Carlo passes; give passes",
-}
+    return Lesson(space, routing, target, weight, temperatures, verdict)
 
 
 def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[float, ...]:
@@ -222,6 +209,8 @@ def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = Non
     if not choices.gated:
         weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
         found = {"texts": found["texts"], "teachers": weights}
+    if taught.verdict is not None and taught.verdict.members:
+        found["panel"] = panel_told(taught.verdict, space, truth, known)
     if any(t != 1 for t in taught.temperatures):
         found["temperatures"] = {
             name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)

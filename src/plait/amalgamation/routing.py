@@ -39,6 +39,10 @@ class Routing:
     choice: Choice
     margin: Margin
 
+    def first(self, count: int) -> Routing:
+        """Returns the same of the first texts alone."""
+        return Routing(self.scores[:count], self.weights[:count], self.choice[:count], self.margin[:count])
+
 
 def route(scores: Scores, *, temperature: float) -> Routing:
     """Returns the weights, choice and margin that scores stand for.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from plait.amalgamation.corpus import Corpus
@@ -127,6 +128,21 @@ def metered(model: PreTrainedModel) -> Iterator[Meter]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def answers(model: Any, corpus: Corpus, batch_size: int) -> Tensor:
+    """Returns the model's distribution over the labels on each example, in their order, [n, C]."""
+    device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
+    model.eval()
+    found: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for rows in corpus.batches(batch_size):
+            inputs = corpus.inputs([corpus[row] for row in rows])
+            logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits
+            found.update(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
+    for module, mode in modes.items():
+        module.training = mode
+    return torch.stack([found[row] for row in range(len(corpus))])
 
 
 def agreement(model: Any, corpus: Corpus, batch_size: int) -> dict[str, float]:

@@ -13,6 +13,9 @@ from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.routing import Routing
 
 Posterior = Literal["single", "mean"]
+LEAST = 1e-12
+MOST_STEPS = 500
+CLOSE = 1e-7
 Target = Float[Tensor, "n C"]
 
 
@@ -56,6 +59,42 @@ def soft(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> T
     for teacher, posterior in enumerate(posteriors):
         target += routing.weights[:, teacher, None] * single(teacher, posterior, space)
     return target
+
+
+def consensus(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace) -> Target:
+    """Returns the distribution over the union that agrees with all teachers, times how competent those of a label are.
+
+    q = argmin_q Σ_i KL(p_i ‖ q(· | L_i)),  p̃(c) ∝ q(c) · Σ_{i: c ∈ L_i} w_i
+
+    Where teachers share a label it links their distributions: q(a)/q(s) is the one's, q(b)/q(s) the other's. q is what
+    a student of the objective `uhc` would reach with capacity to spare. Teachers that no chain of shared labels links
+    are not compared by q, which sums to 1 over the labels of each such group; where nothing is shared p̃ is `soft`.
+
+    Found by minorisation (as for paired comparisons): q(c) ← Σ_i p_i(c) / Σ_{i: c ∈ L_i} 1/q(L_i), which never makes
+    the sum of divergences larger.
+    """
+    given = [space.pad(at, p.double()) for at, p in enumerate(posteriors)]
+    known = torch.stack([space.known(at) for at in range(len(given))]).double()
+    total = torch.stack(given).sum(0)
+    groups = _groups(known)
+    found = (total / (total @ groups)).clamp(min=LEAST)
+    for _ in range(MOST_STEPS):
+        shares = (found @ known.T).clamp(min=LEAST)
+        before, found = found, (total / (shares.reciprocal() @ known)).clamp(min=LEAST)
+        found = found / (found @ groups)
+        if float((found - before).abs().max()) < CLOSE:
+            break
+    weighted = found * (routing.weights.double() @ known)
+    result: Tensor = (weighted / weighted.sum(-1, keepdim=True)).float()
+    return result
+
+
+def _groups(known: Tensor) -> Tensor:
+    """Returns which labels are of one group, [C, C]: linked by teachers that share labels, however many between."""
+    linked = (known.T @ known > 0).double()
+    for _ in range(len(known)):
+        linked = (linked @ linked > 0).double()
+    return linked
 
 
 def concat(logits: Sequence[Tensor], space: LabelSpace, *, temperature: float = 1.0) -> Target:

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any
 
-from plait.amalgamation.corpus import pack
-from plait.amalgamation.distill import Distillation, classifier_path
-from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
-from plait.amalgamation.student import Learned, Pupil, teach
 from plait.api.corpus import with_columns
 from plait.api.inputs import is_file
+from plait.api.labelled import material_of
 from plait.api.merging import versions
 from plait.api.scoring import score, true_labels
-from plait.api.starting import MERGED, starting_point
+from plait.api.starting import MERGED
 from plait.api.students import Student, write_student
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
+from plait.api.teaching import Taught, judge_of, teach_in_rounds
 from plait.checkpoints.source import Checkpoint
-from plait.data import held_back
-from plait.errors import SourceError
-from plait.evaluation import evaluate_model
 from plait.recipe import AmalgamateRecipe
-from plait.statistics.posteriors import Posterior, Store
-from plait.statistics.posteriors.ability import without_padding
-from plait.training.heads import Head, open_with
-from plait.training.loop import Judge, Schedule
-from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
+from plait.statistics.posteriors import Store
+from plait.training.state import check_accelerate, check_state, full_disk, training_state
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-SINGLE: Final[Literal["single_label_classification"]] = "single_label_classification"
-FEW_STEPS = 200
-"""A student taught in fewer steps is worth a warning (docs/log.md, on small batches)."""
 logger = logging.getLogger("plait")
 
 
@@ -72,10 +56,10 @@ def amalgamate(
         label: column of the texts' own labels, for study: gate `oracle`, and how often the gate is right.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped. Posteriors are resumed in any case.
-        options: all other fields of a recipe: `gate`, `temperature`, `target`, `margin`, `posterior`, `calibrate`,
-            `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`, `held_back`, `epochs`,
-            `learning_rate`, `batch_size`, `max_length`, `warmup`, `precision`, `seed`, `report_to`, `store`,
-            `trust_remote_code`.
+        options: all other fields of a recipe: `gate`, `base`, `temperature`, `target`, `margin`, `agreement`, `rounds`,
+            `posterior`, `calibrate`, `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`,
+            `held_back`, `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `precision`, `seed`,
+            `report_to`, `store`, `trust_remote_code`.
 
     Raises:
         PlaitError: anything a user can mend; no student has been written then.
@@ -110,39 +94,19 @@ def run_amalgamation(
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
     truth = true_labels(job)
     store, spent = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
-    posteriors = [store.posterior(t.name) for t in job.teachers]
-    taught = lesson(posteriors, job.space, job.choices, truth)
+    material, gathered = material_of(job, store, truth)
     out = Path(os.path.realpath(recipe.output))
-    with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
-        pupil, tokenizer = open_pupil(job, posteriors, taught)
+    with training_state(out, keep=True, resume=resume) as state, full_disk(out):
         check_state(state, identity(job, store))
-        learned = train_pupil(job, pupil, tokenizer, state, resume=resume)
-        report = describe_result(job, store, spent, learned, who_taught_what(taught, job.choices, truth))
+        taught = teach_in_rounds(job, material, state, resume=resume)
+        report = describe_result(job, store, Spent(spent, gathered.passes, gathered.now), taught)
         if job.validation is not None:
-            report["validation"] = judge_of(job, tokenizer)(pupil.model)
+            report["validation"] = judge_of(job, taught.tokenizer)(taught.pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
-        write_student(pupil.model, tokenizer, out, report, overwrite=overwrite)
+        write_student(taught.pupil.model, taught.tokenizer, out, report, overwrite=overwrite)
         shutil.rmtree(state, ignore_errors=True)
     logger.info("posteriors stay in %s: another student of them costs no teacher", store.folder)
     return Student(Path(recipe.output))
-
-
-def open_pupil(
-    job: AmalgamationPlan, posteriors: Sequence[Posterior], taught: Lesson
-) -> tuple[Pupil, PreTrainedTokenizerBase]:
-    """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
-    recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
-    with starting_point(recipe, job.start) as start:
-        model, tokenizer = open_with(start.origin, head, recipe.trust_remote_code, start.revision)
-    if problem := without_padding(model):
-        raise SourceError(f"student {start.origin}: {problem}")
-    model.config.problem_type = SINGLE
-    entry = job.choices.objective_entry
-    corpus = pack(
-        job.texts.chunks(), tokenizer, model.config, recipe.max_length, tables(posteriors, taught, entry)
-    )
-    objective = Distillation(entry, job.space.columns, classifier_path(model), job.choices.options)
-    return Pupil(model, corpus, objective), tokenizer
 
 
 def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
@@ -157,53 +121,18 @@ def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
     }
 
 
-def train_pupil(
-    job: AmalgamationPlan, pupil: Pupil, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool
-) -> Learned:
-    """Returns what training the pupil gave: the log and its cost."""
-    recipe = job.recipe
-    share = recipe.held_back if job.validation is None else 0.0
-    rows, held = held_back(len(pupil.corpus), share, recipe.seed)
-    schedule = Schedule(
-        recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup,
-        seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to,
-    )  # fmt: skip
-    warn_of_few_steps(len(rows), schedule)
-    chosen = replace(pupil, corpus=pupil.corpus.choose(rows))
-    judged = job.validation is not None
-    return teach(
-        chosen, state, schedule=schedule, held=held, judge=judge_of(job, tokenizer) if judged else None,
-        best="accuracy" if judged else "agreement", resume=resume,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Spent:
+    """Forward passes per text: of the teachers that the store lacked, of the base in all, and of the base now."""
+
+    teachers_now: float
+    base: float
+    base_now: float
 
 
-def warn_of_few_steps(texts: int, schedule: Schedule) -> None:
-    """Says so where the student will see too few batches to learn much: targets are less sharp than labels."""
-    steps = math.ceil(math.ceil(texts / schedule.batch_size) * schedule.epochs)
-    if steps < FEW_STEPS:
-        logger.warning(
-            "the student learns in %d steps only, and below %d it seldom learns enough: give more texts or epochs, or "
-            "a smaller batch_size",
-            steps, FEW_STEPS,
-        )  # fmt: skip
-
-
-def judge_of(job: AmalgamationPlan, tokenizer: PreTrainedTokenizerBase) -> Judge:
-    """Returns what scores the student on the labelled validation data."""
-    assert job.validation is not None
-    return partial(
-        evaluate_model,
-        tokenizer=tokenizer,
-        examples=job.validation,
-        max_length=job.recipe.max_length,
-    )
-
-
-def describe_result(
-    job: AmalgamationPlan, store: Store, spent: float, learned: Learned, who: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: Taught) -> dict[str, Any]:
     """Returns what is written beside the student: who taught it what, how, and what that cost."""
-    teachers = store.cost.total
+    teachers, student = store.cost.total, taught.forwards / store.count
     return {
         "made_by": "amalgamate",
         "base": None if job.start.origin == MERGED else job.start.origin,
@@ -212,13 +141,16 @@ def describe_result(
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
         "data": {"source": job.texts.source, "texts": store.count, "skipped": job.skipped},
         "settings": asdict(store.settings),
-        "who_taught_what": dict(who),
-        "epochs": learned.epochs,
+        "who_taught_what": taught.rounds[-1],
+        **({"rounds_before": taught.rounds[:-1]} if len(taught.rounds) > 1 else {}),
+        "epochs": taught.learned.epochs,
         "forward_equivalents": {
             "teachers": round(teachers, 2),
-            "teachers_now": round(spent, 2),
-            "student": round(learned.forwards / store.count, 2),
-            "total": round(teachers + learned.forwards / store.count, 2),
+            "teachers_now": round(spent.teachers_now, 2),
+            "base": round(spent.base, 2),
+            "base_now": round(spent.base_now, 2),
+            "student": round(student, 2),
+            "total": round(teachers + spent.base + student, 2),
         },
         "versions": versions(),
     }  # fmt: skip

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from plait.amalgamation.gate import GATES
+from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.lesson import Choices
 from plait.amalgamation.objective import OBJECTIVES
+from plait.amalgamation.panel import JOINT
 from plait.data import Texts
-from plait.errors import RecipeError, listed
+from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Settings
 from plait.statistics.posteriors.record import FILE, TextFacts, read_record
@@ -19,8 +23,10 @@ logger = logging.getLogger("plait")
 
 PASSES = 16
 """Monte Carlo passes where a gate needs them and the recipe names none, as in the paper."""
-DEFAULTS: Mapping[str, Any] = {"gate": "mahalanobis", "target": "hard", "margin": True}
+DEFAULTS: Mapping[str, Any] = {"gate": "auto", "target": "hard", "margin": True}
 """What decides where the recipe does not say; the reasons are in docs/amalgamation.md."""
+ROUNDS = 0
+"""How often the student corrects the routing where the recipe does not say."""
 CONCATENATED: Mapping[str, Any] = {"gate": "energy", "temperature": 1.0, "target": "soft", "margin": False}
 """What softmax(concat z) is (methods of the VKD family): for reports and agreement where an objective has no gate."""
 SCORING = ("passes", "last_layers", "dropout", "stop", "max_length")
@@ -41,6 +47,7 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
             **objective,
             posterior=recipe.posterior,
             calibrate=recipe.calibrate,
+            agreement=recipe.agreement,
             gate_options={} if recipe.gate is None else recipe.gate.options,
         )
     else:
@@ -48,7 +55,7 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
         calibrate = "none" if recipe.calibrate == "standardize" else recipe.calibrate
         choices = Choices(**CONCATENATED, **objective, calibrate=calibrate)
     choices.objective_entry.check_values(choices.options)
-    choices.gate_entry.check_values(choices.gate_options)
+    check_gate(choices)
     if problems := list(_without_effect(recipe, choices)):
         raise RecipeError(listed(problems))
     if not (choices.needs_passes or recipe.passes) and (recipe.last_layers or recipe.dropout):
@@ -56,6 +63,22 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
             "last_layers and dropout are of Monte Carlo passes, which nothing here needs: give --passes"
         )
     return choices
+
+
+def check_gate(choices: Choices) -> None:
+    """Raises `RecipeError` where the gate is unknown, or an option is not one of its own."""
+    if not choices.joint:
+        try:
+            (entry,) = choices.gate_entries
+        except RecipeError:
+            known = (*GATES, *JOINT)
+            raise RecipeError(f"unknown gate {choices.gate!r}{did_you_mean(choices.gate, known)}") from None
+        entry.check_values(choices.gate_options)
+    elif choices.gate_options:
+        raise RecipeError(
+            f"gate {choices.gate} has no options, it weighs other gates as they come: leave out "
+            f"{listed(choices.gate_options)}"
+        )
 
 
 def deciding(recipe: AmalgamateRecipe) -> dict[str, Any]:
@@ -73,6 +96,7 @@ def deciding(recipe: AmalgamateRecipe) -> dict[str, Any]:
 def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
     """Warns of what an objective without a gate does not look at: a comparison may give all objectives one line."""
     told = [*deciding(recipe), *(["posterior"] if recipe.posterior != "single" else [])]
+    told += [name for name in ("rounds", "agreement", "base") if getattr(recipe, name)]
     told += ["calibrate"] if recipe.calibrate == "standardize" else []
     if told:
         logger.warning(
@@ -82,11 +106,15 @@ def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
 
 
 def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]:
+    if choices.joint and recipe.calibrate == "standardize":
+        yield f"gate {choices.gate} finds by itself what a score is counted from: leave --calibrate standardize out"
+    if choices.agreement and not choices.joint:
+        yield f"agreement is that of several gates, and there is one, {choices.gate}: give --gate auto, or leave it out"
     if recipe.temperature is not None and choices.target == "hard":
         yield "temperature is of soft targets only: give --target soft, or leave it out"
     if recipe.passes == 0 and choices.needs_passes:
         reason = (
-            f"gate {choices.gate}" if choices.gate_entry.facts["passes"]
+            f"gate {choices.gate}" if any(entry.facts["passes"] for entry in choices.gate_entries)
             else "posterior mean" if choices.posterior == "mean" else "calibrate temperature"
         )  # fmt: skip
         yield f"{reason} needs Monte Carlo passes: leave --passes 0 out, or choose otherwise (plait methods)"
@@ -95,6 +123,20 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
             f"stop {recipe.stop} is decided by the plain scores of gate muka, not by {choices.gate} with calibrate "
             f"{choices.calibrate}: leave --stop out"
         )
+
+
+def for_space(choices: Choices, recipe: AmalgamateRecipe, space: LabelSpace) -> Choices:
+    """Returns the choices with what the labels decide: teachers that share one agree on a target by it."""
+    shared = sum(len(set(own)) for own in space.columns) > len(space)
+    told = recipe.target is not None or not choices.gated or not choices.joint
+    return choices if told or not shared else replace(choices, target="consensus")
+
+
+def rounds_of(recipe: AmalgamateRecipe, choices: Choices) -> int:
+    """Returns how often a student's answers correct the routing; an objective without a gate has none to correct."""
+    if not choices.gated or choices.gate == "oracle":
+        return 0
+    return ROUNDS if recipe.rounds is None else recipe.rounds
 
 
 def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts) -> Settings:

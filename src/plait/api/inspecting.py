@@ -10,6 +10,7 @@ from typing import Any
 
 from plait.amalgamation.gate import GATES
 from plait.amalgamation.objective import OBJECTIVES
+from plait.amalgamation.panel import JOINT
 from plait.api.ensembles import SavedEnsemble, is_ensemble
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
@@ -160,6 +161,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 KINDS: dict[str, Registry[Any]] = {
     "method": RULES,
     "gate": GATES,
+    "joint gate": JOINT,
     "objective": OBJECTIVES,
     "ensemble": METHODS,
     "perturbation": PERTURBATIONS,

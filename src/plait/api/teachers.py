@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.lesson import Choices
-from plait.api.choosing import SCORING, choices_of, settings_of
+from plait.api.choosing import SCORING, choices_of, for_space, rounds_of, settings_of
 from plait.api.corpus import labelled, open_corpus
 from plait.api.ensembles import is_ensemble
+from plait.api.evidence import Bases, bases_of, check_bases, expected_passes
 from plait.api.inputs import is_file
 from plait.api.merging import describe_sources
 from plait.api.starting import Start, check_start, start_of
@@ -25,7 +26,7 @@ from plait.errors import OutputError, RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import AmalgamateRecipe, GateSpec, parse_as
 from plait.statistics.posteriors import Settings
-from plait.statistics.posteriors.ability import check_able
+from plait.statistics.posteriors.ability import check_able, label_layers
 from plait.statistics.posteriors.record import FILE, check_same, read_record
 from plait.statistics.posteriors.score import text_facts
 from plait.statistics.posteriors.teacher import check_teachers, teacher_of
@@ -50,18 +51,22 @@ class AmalgamationPlan:
     start: Start
     skipped: int
     validation: Examples | None = None
+    bases: Bases = field(default_factory=lambda: Bases(None, ()))
+    rounds: int = 0
 
     def resolved(self) -> AmalgamateRecipe:
         """Returns the recipe with what was left to Plait spelled out."""
         chosen: dict[str, Any] = {}
         if self.choices.gated:
-            entry = self.choices.gate_entry
-            given = {option.name: option.default for option in entry.options.values()} | dict(
-                self.choices.gate_options
-            )
-            chosen = {name: getattr(self.choices, name) for name in ("target", "margin")}
+            given = dict(self.choices.gate_options)
+            if not self.choices.joint:
+                options = self.choices.gate_entries[0].options.values()
+                given = {option.name: option.default for option in options} | given
+            chosen["rounds"] = self.rounds
+            chosen["base"] = None if self.bases.base is None else self.bases.base.origin
+            chosen |= {name: getattr(self.choices, name) for name in ("target", "margin", "agreement")}
             chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **given})
-            chosen["temperature"] = self.choices.softness if self.choices.target == "soft" else None
+            chosen["temperature"] = self.choices.softness if self.choices.target != "hard" else None
         scoring = {name: getattr(self.settings, name) for name in SCORING}
         return self.recipe.model_copy(update={**chosen, **scoring, "student": self.start.origin})
 
@@ -79,6 +84,8 @@ class AmalgamationPlan:
             "texts": self.texts.count(),
             "texts_skipped": self.skipped,
             **({"gate": self.choices.gate, "target": self.choices.target} if self.choices.gated else {}),
+            **({"base": self.bases.base.origin} if self.bases.base is not None and self.choices.gated else {}),
+            "rounds": self.rounds,
             "objective": self.choices.objective,
             "passes": passes,
             "forward_equivalents": self.forward_equivalents(),
@@ -91,11 +98,14 @@ class AmalgamationPlan:
         """Returns the forward passes that each text will cost at most: a backward pass counts as two."""
         one = [1 + self.settings.passes * self._replayed(t) for t in self.teachers]
         held = self.recipe.held_back if self.validation is None else 0.0
-        student = self.recipe.epochs * (3 * (1 - held) + held)
+        each = self.recipe.epochs * (3 * (1 - held) + held)
+        student = (self.rounds + 1) * each + self.rounds
+        evidence = expected_passes(self.choices, self.bases, len(self.teachers))
         return {
             "teachers": round(sum(one), 2),
+            "base": evidence,
             "student": round(student, 2),
-            "total": round(sum(one) + student, 2),
+            "total": round(sum(one) + evidence + student, 2),
         }
 
     def _replayed(self, teacher: Checkpoint) -> float:
@@ -119,6 +129,7 @@ def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
     check_target(recipe.output, overwrite=overwrite)
     target = Path(recipe.output).resolve()
     read_from = [*(t.model for t in recipe.sources.values()), recipe.student]
+    read_from += [] if recipe.base is None else [recipe.base]
     read_from += [data.path for data in (recipe.text, recipe.validation) if data is not None]
     places = {place: Path(place).expanduser() for place in read_from if place}
     places = {place: path for place, path in places.items() if path.exists()}
@@ -148,14 +159,24 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     check_tracker(recipe.report_to)
     teachers = open_teachers(recipe)
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
+    choices = for_space(choices, recipe, space)
     start = start_of(recipe, teachers)
     check_start(start, trust_remote_code=recipe.trust_remote_code)
     opened, skipped = open_corpus(recipe, texts)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
+    if judged is None and choices.gate == "fitted":
+        raise RecipeError("gate fitted learns from labelled texts: give --validation FILE, or --gate auto")
     settings = settings_of(recipe, choices, opened)
+    if choices.joint and settings.keep == "features" and any(label_layers(t) != 1 for t in teachers):
+        # One of several gates needs what the head reads; the others do without.
+        settings = replace(settings, keep="none")
     check_able(teachers, settings)
-    found = AmalgamationPlan(recipe, choices, teachers, space, opened, settings, start, skipped, judged)
+    bases = bases_of(recipe, teachers, start) if choices.gated else Bases(None, ())
+    check_bases(choices, bases)
+    found = AmalgamationPlan(
+        recipe, choices, teachers, space, opened, settings, start, skipped, judged, bases, rounds_of(recipe, choices)
+    )
     check_gold(found)
     check_store(found)
     warn_of_few_texts(found)
@@ -164,7 +185,7 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
 
 def check_gold(job: AmalgamationPlan) -> None:
     """Raises `RecipeError` where the gate looks at the texts' own labels and they have none."""
-    if "labels" in job.choices.gate_entry.inputs and next(job.texts.chunks()).labels is None:
+    if any("labels" in entry.inputs for entry in job.choices.gate_entries) and next(job.texts.chunks()).labels is None:
         raise RecipeError(
             f"gate {job.choices.gate} looks at the texts' own labels: name their column with --label-column "
             "(in Python label=)"
@@ -173,7 +194,8 @@ def check_gold(job: AmalgamationPlan) -> None:
 
 def warn_of_few_texts(job: AmalgamationPlan) -> None:
     """Says so where the gate learns from the texts how features vary, and there are too few for that."""
-    if job.choices.gated and "features" in job.choices.gate_entry.inputs and job.texts.count() < FEW_TEXTS:
+    estimating = any({"features", "base"} & set(entry.inputs) for entry in job.choices.gate_entries)
+    if job.choices.gated and estimating and job.texts.count() < FEW_TEXTS:
         logger.warning(
             "gate %s estimates a covariance from %d texts, and wants some hundreds: with so few, gate energy or muka "
             "may choose better",

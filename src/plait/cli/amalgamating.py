@@ -64,17 +64,32 @@ def amalgamate(
         str | None,
         typer.Option("--student", help="A model, a teacher's name, or merged; default the teachers' base."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The encoder before fine-tuning; default the recorded one, or the student."),
+    ] = None,
     gate: Annotated[
-        str | None, typer.Option("--gate", help="Who is competent, default mahalanobis: see plait methods.")
+        str | None,
+        typer.Option("--gate", help="Who is competent: auto (default) and fitted weigh several; see plait methods."),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", min=0, max=3, help="How often students correct the routing; one student each."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", help="Of the soft gate; default the gate's own.")
     ] = None,
-    target: Annotated[str | None, typer.Option("--target", help="hard (default) or soft.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="hard (default), soft, or consensus (default where teachers share labels)."),
+    ] = None,
     margin: Annotated[
         bool | None,
         typer.Option("--margin/--no-margin", help="Weigh texts by how clear the choice was; default yes."),
     ] = None,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Weigh texts by how many gates agree; gates auto and fitted.")
+    ] = False,
     posterior: Annotated[
         str, typer.Option("--posterior", help="single (one pass) or mean (of the Monte Carlo passes).")
     ] = "single",
@@ -138,7 +153,8 @@ def amalgamate(
         raise RecipeError("--set-gate: name the gate whose option this is with --gate")
     fields: dict[str, Any] = {
         "gate": None if gate is None else named(gate, gate_options, "--set-gate"),
-        "temperature": temperature, "target": target, "margin": margin, "posterior": posterior,
+        "temperature": temperature, "target": target, "margin": margin, "posterior": posterior, "base": base,
+        "rounds": rounds, "agreement": agreement,
         "calibrate": calibrate, "objective": named(objective, options, "--set"),
         "rename": pairs(rename, "--rename"), "passes": passes, "last_layers": last_layers, "stop": stop,
         "dropout": dropout, "store": store, "limit": limit, "held_back": held_back, "epochs": epochs,
@@ -181,18 +197,35 @@ def show_student(student: Any, *, json: bool) -> None:
             else f"weighs {100 * about['mean_weight']:.1f} %"
         )
         render.line(f"  {name} {told} of the texts ({labels})")
-    if routing := report["who_taught_what"].get("routing"):
-        render.line(
-            f"  routing accuracy {routing['accuracy']:.3f} on {routing['labelled']} texts with labels"
-        )
+    show_panel(report["who_taught_what"])
+    for number, before in enumerate(report.get("rounds_before", []), 1):
+        show_routing(before, f"before the correction of round {number}: ")
+    show_routing(report["who_taught_what"])
     for epoch in report["epochs"]:
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
     cost = report["forward_equivalents"]
     stored = "" if cost["teachers_now"] else " (in the store already)"
+    base = f"base {cost['base']:.2f} + " if cost["base"] else ""
     render.line(
-        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f} "
+        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + {base}student {cost['student']:.2f} "
         f"= {cost['total']:.2f} (a backward pass counts as two)"
     )
+
+
+def show_routing(who: dict[str, Any], when: str = "") -> None:
+    """Prints how often the chosen teacher knows the text's label, where labels exist."""
+    if routing := who.get("routing"):
+        render.line(
+            f"  {when}routing accuracy {routing['accuracy']:.3f} on {routing['labelled']} texts with labels"
+        )
+
+
+def show_panel(who: dict[str, Any]) -> None:
+    """Prints what the gates of a joint one weigh, and how much of the corpus each teacher knows by their estimate."""
+    if panel := who.get("panel"):
+        gates = ", ".join(f"{name} {about['weight']:.2f}" for name, about in panel["gates"].items())
+        known = ", ".join(f"{name} {100 * share:.0f} %" for name, share in panel["prior"].items())
+        render.line(f"  gates weigh {gates}; estimated shares of the corpus: {known}")
 
 
 @app.command()

@@ -61,10 +61,13 @@ class AmalgamateRecipe(Strict):
     )
     text: Data | None = Field(default=None, validation_alias=AliasChoices("text", "texts"))
     student: Text | None = None
+    base: Text | None = None
     gate: Gate | None = None
     temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    target: Literal["hard", "soft"] | None = None
+    target: Literal["hard", "soft", "consensus"] | None = None
     margin: bool | None = None
+    agreement: bool = False
+    rounds: int | None = Field(default=None, ge=0, le=3)
     posterior: Literal["single", "mean"] = "single"
     calibrate: Literal["none", "temperature", "standardize"] = "none"
     objective: Objective = ObjectiveSpec()

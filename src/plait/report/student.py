@@ -31,10 +31,12 @@ def student_card(report: Mapping[str, Any]) -> str:
         USE.format(folder=folder),
         "## Who taught what",
         teachers_table(report),
+        *gates_told(report["who_taught_what"]),
+        *rounds_told(report),
         "## Training",
         epochs_table(report["epochs"]) if report["epochs"] else "No texts were held back.",
-        f"Forward passes per text, a backward pass counted as two: {cost['teachers']:g} of the teachers and "
-        f"{cost['student']:g} of the student.",
+        f"Forward passes per text, a backward pass counted as two: {cost['teachers']:g} of the teachers, "
+        f"{cost.get('base', 0):g} of the base and {cost['student']:g} of the student.",
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
@@ -61,6 +63,44 @@ def teachers_table(report: Mapping[str, Any]) -> str:
         for name, teacher in report["teachers"].items()
     ]
     return table(("teacher", "model", "labels", "share of the texts" if gated else "mean weight"), rows)
+
+
+def gates_told(who: Mapping[str, Any]) -> list[str]:
+    """Returns what each gate of a joint one weighed, and how much of the corpus each teacher is taken to know."""
+    panel = who.get("panel")
+    if panel is None:
+        return []
+    columns = tuple(dict.fromkeys(key for about in panel["gates"].values() for key in about))
+    rows = [
+        (name, *(f"{about[key]:.2f}" if key in about else "" for key in columns))
+        for name, about in panel["gates"].items()
+    ]
+    learnt = f"{panel['labelled']} labelled texts" if "labelled" in panel else "the texts alone, without labels"
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in panel["prior"].items())
+    return [
+        f"Several gates decided together, with weights found on {learnt}. Separation is how many standard deviations "
+        "lie between the scores of a teacher's texts and of the others; agrees, how often a gate alone would choose "
+        "the same.",
+        table(("gate", *columns), rows),
+        f"Shares of the texts that each teacher is taken to know: {shares}.",
+    ]
+
+
+def rounds_told(report: Mapping[str, Any]) -> list[str]:
+    """Returns how students corrected the routing, round by round; how often it was right where labels exist."""
+    before = report.get("rounds_before", [])
+    if not before:
+        return []
+    names = tuple(report["teachers"])
+    rows = []
+    for number, who in enumerate([*before, report["who_taught_what"]]):
+        right = who.get("routing", {}).get("accuracy")
+        shares = (f"{100 * who['teachers'][name]['share']:.1f} %" for name in names)
+        rows.append((str(number), *shares, "" if right is None else f"{100 * right:.1f} %"))
+    return [
+        f"{len(before)} rounds of students corrected the routing; each student was asked about texts it had not seen.",
+        table(("corrections", *names, "routing accuracy"), rows),
+    ]
 
 
 def epochs_table(epochs: list[dict[str, float]]) -> str:

@@ -43,6 +43,11 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
         logits: z, of all texts.
         shrinkage: ρ, between 0 and 1.
     """
+    return scaled(relative_distance(features, logits, shrinkage))
+
+
+def relative_distance(features: Features, logits: Logits, shrinkage: float) -> PerText:
+    """Returns d_0 − min_c d_c of all texts: how much nearer than to all texts a text is to those of one label."""
     _check(features)
     logs = torch.log_softmax(logits.double(), -1)
     weights = certainty(-(logs.exp() * logs).sum(-1), logits.shape[-1]).clamp(min=LEAST_WEIGHT)
@@ -62,7 +67,7 @@ def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -
     shared = _whitening(within.sum(0) / weights.sum(), shrinkage, least)
     background = _whitening(corpus, shrinkage, least)
     scores = [_distance(h, background) - _nearest(h, centres, shared) for (h,) in parts()]
-    return _scaled(torch.cat(scores))
+    return torch.cat(scores)
 
 
 def _scatter(deviations: Tensor, weights: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ def _check(features: Features) -> None:
         )
 
 
-def _scaled(scores: PerText) -> PerText:
+def scaled(scores: PerText) -> PerText:
     """Returns scores over their standard deviation; 0 where they differ by rounding alone."""
     spread = scores.std(correction=0)
     real = spread > SAME * scores.abs().amax()

@@ -40,9 +40,14 @@ def without_padding(model: PreTrainedModel) -> str | None:
     return "its configuration has no pad_token_id; set it to that of its tokenizer" if lacking else None
 
 
+def label_layers(teacher: Checkpoint) -> int:
+    """Returns how many layers of a teacher's head have the labels as rows; what it reads is known where it is one."""
+    return sum(name.endswith(".weight") for name in teacher.label_parameters)
+
+
 def _without_features(teacher: Checkpoint, settings: Settings) -> str | None:
     """Returns why what the head reads cannot be kept: it is not known which layer gives the labels."""
-    count = sum(name.endswith(".weight") for name in teacher.label_parameters)
+    count = label_layers(teacher)
     if not settings.keeps("features") or count == 1:
         return None
     return f"{count} layers have the labels as rows, expected one; choose a gate that needs no features, such as energy"

@@ -106,9 +106,9 @@ class Scorer:
         self._check_finite(outputs.logits)
         found = {"logits": outputs.logits.float()}
         if self.settings.keeps("features"):
-            found["features"] = _half(read_by_head(self.seen.pop("features"), inputs["attention_mask"]))
+            found["features"] = half(read_by_head(self.seen.pop("features"), inputs["attention_mask"]))
         if layers:
-            found["layers"] = _half(_means(outputs.hidden_states, inputs["attention_mask"]))
+            found["layers"] = half(means(outputs.hidden_states, inputs["attention_mask"]))
         return found
 
     def _with_dropout(self, inputs: Inputs, masks: Draws) -> Tensor:
@@ -168,11 +168,12 @@ def _passes(rows: int, number: int) -> Tensors:
     return {"passes": torch.full((rows,), number, dtype=torch.int32)}
 
 
-def _half(values: Tensor) -> Tensor:
+def half(values: Tensor) -> Tensor:
+    """Returns values in half precision, cut at what that holds."""
     return values.float().clamp(-MOST, MOST).half()
 
 
-def _means(states: Sequence[Tensor], mask: Tensor) -> Tensor:
+def means(states: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Returns the mean over the real tokens of each hidden state: [b, L + 1, d]."""
     weights = mask.unsqueeze(-1).to(states[0].dtype)
     total = weights.sum(1)

@@ -25,3 +25,9 @@ Features = Float[Tensor, "n d"]
 """The classifier's input."""
 Layers = Float[Tensor, "n L+1 d"]
 """Per text the mean of each hidden state, embeddings first."""
+Tokens = Int[Tensor, " m"]
+"""Tokens of all texts in a row."""
+Starts = Int[Tensor, " n+1"]
+"""Where each text begins, and where the last one ends."""
+Places = Float[Tensor, " V"]
+"""One number per entry of a vocabulary."""

@@ -153,6 +153,11 @@ def texts_file(folder: Path, number: int) -> Path:
     return folder / "texts" / shard_name(number)
 
 
+def shard_key(folder: Path, number: int) -> str:
+    """Returns the hash over the texts of a shard."""
+    return str(read_facts(texts_file(folder, number))["texts"])
+
+
 def teacher_file(folder: Path, teacher: Teacher, number: int) -> Path:
     """Returns where a teacher's shard is."""
     return folder / "teachers" / teacher.folder / shard_name(number)
