@@ -71,6 +71,8 @@ class Method:
     texts: int = EXAMPLES
     on: Literal["logits", "hidden"] = "logits"
     align: str = ""
+    align_ridge: float = 1.0
+    align_first: bool = False
 
     @property
     def name(self) -> str:
@@ -80,6 +82,7 @@ class Method:
             parts += ["forward"] * self.forward + [f"refine {self.refine}"] * bool(self.refine)
             parts += ["on hidden"] * (self.on == "hidden")
             parts += [f"{self.texts} texts"] * (self.texts != EXAMPLES) + [f"heads {self.align}"] * bool(self.align)
+            parts += [f"strength {self.align_ridge:g}"] * (self.align_ridge != 1.0) + ["before"] * self.align_first
             return "own pooler: " + ", ".join(parts)
         if self.rule != "fisher":
             return self.rule
@@ -108,6 +111,8 @@ WIDE = (
     own("actmerge", align="shift"),
     own("actmerge", align="ridge"),
     own("actmerge", refine=3, align="ridge"),
+    own("actmerge", refine=3, align="ridge", align_first=True),
+    *(own("actmerge", align="ridge", align_ridge=strength) for strength in (0.1, 10.0)),
     own("regmean"),
     own("regmean", options=REPAIRED, align="ridge"),
     own("regmean", options=REPAIRED, forward=True),
@@ -237,10 +242,14 @@ def run_method(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, A
     body = ordered(method, tasks, seed) if method.forward or method.rule == "calibrate" else merged(method, tasks, seed)
     merging = time.monotonic() - start
     report: dict[str, Any] = {}
+    models: dict[str, PreTrainedModel] = {}
     if method.refine:
-        body, report = refined(method, body, tasks, seed)
+        body, models, report = refined(method, body, tasks, seed)
     refining = time.monotonic() - start - merging
-    found = {task: scored(method, task, seed, body) for task in tasks}
+    if method.align_first:
+        found = {task: judged(model, source(task, seed)) for task, model in models.items()}
+    else:
+        found = {task: scored(method, task, seed, body) for task in tasks}
     relative = {task: found[task]["accuracy"] / own_scores(task, seed)["accuracy"] for task in tasks}
     mean = sum(relative.values()) / len(relative)
     return {
@@ -258,18 +267,27 @@ def scored(method: Method, task: str, seed: int, body: dict[str, Tensor]) -> dic
         return scores(task, seed, body)
     mine = source(task, seed).body.tensors
     kept = {name: mine[name] if name.startswith("pooler.") else tensor for name, tensor in body.items()}
-    if not method.align:
+    if not method.align or method.align_first:
         return scores(task, seed, kept)
     one = source(task, seed)
     model = copy.deepcopy(one.model).float()
     model.base_model.load_state_dict(kept, strict=False)
+    fit_head(method, model, task, seed)
+    return judged(model, one)
+
+
+def judged(model: PreTrainedModel, one: Source) -> dict[str, float]:
+    with torch.autocast("cpu", torch.bfloat16):
+        return score(predict_encoded(model, one.encoded, batch_size=32)["logits"], one.examples)
+
+
+def fit_head(method: Method, model: PreTrainedModel, task: str, seed: int) -> None:
+    """Fits a model's head to its encoder, on the source's texts."""
     head = Head(model, own_pooler=True)
     target = ask(texts(task, seed, method.texts), on="hidden", max_length=None, own_pooler=True)
     network = MultiTask(model.base_model, [head], [0], own_pooler=True).eval()
     states, layer = states_of(network, target)
-    fold(layer, states, torch.cat([rows(said) for said in target.said]), method.align, 1.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        return score(predict_encoded(model, one.encoded, batch_size=32)["logits"], one.examples)
+    fold(layer, states, torch.cat([rows(said) for said in target.said]), method.align, method.align_ridge)
 
 
 @cache
@@ -306,8 +324,8 @@ def ordered(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, Tens
 
 def refined(
     method: Method, body: dict[str, Tensor], tasks: tuple[str, ...], seed: int
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns the body after refinement, and what that reports."""
+) -> tuple[dict[str, Tensor], dict[str, PreTrainedModel], dict[str, Any]]:
+    """Returns the body after refinement, the models around it, and what that reports."""
     encoder = copy.deepcopy(source(tasks[0], seed).model.base_model).float()
     encoder.load_state_dict(body, strict=False)
     models = {}
@@ -317,12 +335,14 @@ def refined(
         own_body: nn.Module = model.base_model
         setattr(model, model.base_model_prefix, with_modules(encoder, own_body, {"pooler"}))
         models[task] = model
+        if method.align_first:
+            fit_head(method, model, task, seed)
     schedule = Schedule(method.refine, 1e-4, 16, weight_decay=0.0, seed=seed, precision="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         learned = [texts(task, seed, method.texts) for task in tasks]
         found = distill(encoder, models, learned, Refinement(schedule, on=method.on), state=Path(folder))
     kept = {name: value.detach() for name, value in encoder.state_dict().items() if name in body}
-    return {**body, **kept}, {name: found[name] for name in ("agreement", "passes")}
+    return {**body, **kept}, models, {name: found[name] for name in ("agreement", "passes")}
 
 
 def run_cell(tasks: tuple[str, ...], seed: int, methods: Sequence[Method]) -> None:
