@@ -40,7 +40,7 @@ from plait.merging.parts import Held
 from plait.merging.refinement import Refinement, SourceTexts
 from plait.merging.refinement.answers import ask
 from plait.merging.refinement.distillation import distill
-from plait.merging.refinement.heads import fold, rows, states_of
+from plait.merging.refinement.heads import first_layer, fold, rows, states_of
 from plait.merging.refinement.model import Head, MultiTask
 from plait.merging.rule import RULES
 from plait.statistics.estimate import estimate_statistics
@@ -286,7 +286,7 @@ def fit_head(method: Method, model: PreTrainedModel, task: str, seed: int) -> No
     head = Head(model, own_pooler=True)
     target = ask(texts(task, seed, method.texts), on="hidden", max_length=None, own_pooler=True)
     network = MultiTask(model.base_model, [head], [0], own_pooler=True).eval()
-    states, layer = states_of(network, target)
+    layer, states = first_layer(network, target), states_of(network, target)
     fold(layer, states, torch.cat([rows(said) for said in target.said]), method.align, method.align_ridge)
 
 

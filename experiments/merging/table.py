@@ -132,8 +132,9 @@ def own_table(found: Sequence[dict[str, Any]]) -> list[str]:
         "## Each task keeps its own pooler",
         "",
         "The same sources and rows; BERT's pooler stays with each head. `refine N`: up to N label-free passes over 256 "
-        "texts a task (a tenth of them judges); `heads`: fitted to the merged encoder on these texts. Defaults were chosen on AG News, CoLA, MRPC and SST-2; TREC and the "
-        "music reviews confirm. The last column but one says how much was run.",
+        "texts a task (a tenth of them judges); `heads`: fitted to the merged encoder on these texts, after refinement "
+        "unless it says before. Defaults were chosen on AG News, CoLA, MRPC and SST-2; TREC and the music reviews "
+        "confirm. The last column but one says how much was run.",
         "",
         *(f"| {' | '.join(row)} |" for row in [OWN_HEADERS, ["---"] * len(OWN_HEADERS), *own_rows(found)]),
     ]

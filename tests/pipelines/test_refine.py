@@ -191,10 +191,10 @@ def test_heads_are_fitted_to_the_merged_encoder(family: str, kind: str, tmp_path
     one, other = weights(plain.path), weights(merged.path)
     assert all(torch.equal(one[name], other[name]) for name in one)
     errors = merged.manifest.heads["error"]
-    assert set(errors) == set(HEADS)
     # A head whose first layer has no bias cannot be shifted.
     biased = family != "modernbert" or kind == "ridge"
-    assert all(e["after"] < e["before"] for e in errors.values()) or not biased
+    assert set(errors) == (set(HEADS) if biased else {"qa"} & set(errors))
+    assert all(e["after"] < e["before"] for e in errors.values())
     plait.evaluate(merged, {head: columns(head) for head in HEADS})
 
 

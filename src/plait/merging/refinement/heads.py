@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from plait.merging.algebra import solved
 from plait.merging.merged import Merged
@@ -41,15 +44,22 @@ def align_heads(
         if tasks.count(source.task) > 1 or merged.about(source.task).kind == "body":
             logger.warning("task %s: its head is not aligned, it has several sources, or none", source.task)
             continue
-        model = merged.task(source.task).float()
-        own = has_own_pooler(model, merged.encoder)
-        target = ask(source, on="hidden", max_length=max_length, own_pooler=own)
-        head = Head(model, own_pooler=own)
-        network = MultiTask(merged.encoder.float(), [head], [0], own_pooler=own).eval()
-        states, layer = states_of(network, target)
+        teacher = source.load().eval()
+        own = has_own_pooler(merged.task(source.task), merged.encoder)
+        given = replace(source, load=partial(_itself, teacher))
+        target = ask(given, on="hidden", max_length=max_length, own_pooler=own)
+        pairs = [(teacher.base_model, teacher), (merged.encoder.float(), merged.task(source.task).float())]
+        networks = [
+            MultiTask(cast(Any, body), [Head(model, own_pooler=own)], [0], own_pooler=own).eval()
+            for body, model in pairs
+        ]
+        # Begin at the source's own layer: fitting twice is fitting once.
+        theirs, layer = (first_layer(network, target) for network in networks)
+        layer.load_state_dict(theirs.state_dict())
         if kind == "shift" and layer.bias is None:
             logger.warning("task %s: its head has no bias to shift; --align-heads ridge fits it", source.task)
             continue
+        states = states_of(networks[1], target)
         found[source.task] = fold(layer, states, torch.cat([rows(v) for v in target.said]), kind, ridge)
     write_back(folder, merged, found, encoder=False)
     return found
@@ -60,19 +70,32 @@ def rows(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1])
 
 
-def states_of(network: MultiTask, texts: Answers) -> tuple[Tensor, nn.Linear]:
-    """Returns what the head reads of the texts, [rows, d], and the layer that reads it."""
+def _itself(model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
+def states_of(network: MultiTask, texts: Answers) -> Tensor:
+    """Returns what the head reads of the texts, [rows, d]."""
     said: list[Tensor] = [torch.empty(0)] * len(texts.said)
-    head: Any = network.heads[0]
     with torch.inference_mode(), accelerated(network) as device:
         for numbers, inputs in batched(texts.encoded, device=device):
             [found] = network(source_of(numbers, device), hidden=True, **inputs).values()
             for number, values in zip(numbers, found.cpu(), strict=True):
                 length = len(texts.encoded.features[number]["input_ids"])
                 said[number] = cut(values, Form.HIDDEN, length).clone()
+    return torch.cat([rows(values) for values in said])
+
+
+def first_layer(network: MultiTask, texts: Answers) -> nn.Linear:
+    """Returns the linear layer of the head that reads the encoder's states."""
+    head: Any = network.heads[0]
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        _, inputs = next(batched(texts.encoded, [0], device=device))
         output = network.encoder(**inputs)
-        layer = head.first_linear(output.last_hidden_state, getattr(output, "pooler_output", None), inputs)
-    return torch.cat([rows(values) for values in said]), layer
+        found = head.first_linear(output.last_hidden_state, getattr(output, "pooler_output", None), inputs)
+    assert found is not None, "a head without a linear layer"
+    return found  # type: ignore[no-any-return]
 
 
 def fold(layer: nn.Linear, states: Tensor, target: Tensor, kind: Map, ridge: float) -> dict[str, float]:
