@@ -193,7 +193,7 @@ def test_heads_are_fitted_to_the_merged_encoder(family: str, kind: str, tmp_path
     errors = merged.manifest.heads["error"]
     # A head whose first layer has no bias cannot be shifted.
     biased = family != "modernbert" or kind == "ridge"
-    assert set(errors) == (set(HEADS) if biased else {"qa"} & set(errors))
+    assert set(errors) == (set(HEADS) if biased else set())
     assert all(e["after"] < e["before"] for e in errors.values())
     plait.evaluate(merged, {head: columns(head) for head in HEADS})
 
@@ -361,6 +361,10 @@ def test_the_default_knows_the_base_and_refines_where_there_are_texts(tmp_path: 
     }
     names = {name: one.manifest.recipe["method"]["name"] for name, one in found.items()}
     passes = {name: one.manifest.recipe["refine"] for name, one in found.items()}
+    heads = {name: one.manifest.recipe["align_heads"] for name, one in found.items()}
+    assert heads == {
+        "nothing": "none", "base": "none", "texts": "ridge", "both": "ridge", "forward": "ridge",
+    }  # fmt: skip
     assert names == {
         "nothing": "average", "base": "actmerge", "texts": "regmean", "both": "actmerge", "forward": "regmean",
     }  # fmt: skip

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from plait.checkpoints.align import align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
@@ -28,13 +28,24 @@ def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
     """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open and texts exist."""
     if recipe.refine is not None:
         return recipe.refine
-    informed = all(source.data or name in data for name, source in recipe.sources.items())
-    if not (recipe.open and informed):
+    if not (recipe.open and has_texts(recipe, data)):
         return 0
     if find_spec("accelerate") is None:
         logger.warning("accelerate is not installed: the merge is not refined (pip install 'plait[train]')")
         return 0
     return PASSES
+
+
+def align_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> Literal["none", "shift", "ridge"]:
+    """Returns how heads are fitted: as the recipe says, else by `ridge` where the method is open and texts exist."""
+    if recipe.align_heads is not None:
+        return recipe.align_heads
+    return "ridge" if recipe.open and has_texts(recipe, data) else "none"
+
+
+def has_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> bool:
+    """Returns whether every source brings texts."""
+    return all(source.data or name in data for name, source in recipe.sources.items())
 
 
 def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> MethodSpec:

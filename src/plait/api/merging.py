@@ -71,11 +71,12 @@ def merge(
         tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
         evaluate: task -> labelled data to score the result and its sources on.
         merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
-        align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`.
+        align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`; default
+            `ridge` where the method is left open and every source has texts.
         align_ridge: how strongly `ridge` is held to the states as they are, relative to their mean square.
         refine: passes over texts of `data` in which the merged encoder learns the sources' own answers; labels play no
             part. Default: see docs/merging.md.
-        refine_texts: texts of each source for that, a random subset.
+        refine_texts: texts of each source for both, a random subset.
         refine_on: what is learned: `logits`, or the `hidden` states that the heads read.
         refine_heads: whether heads are trained too.
         refine_dropout: whether the encoder's dropout is on.
@@ -231,6 +232,8 @@ def told(job: Plan) -> str:
     """Returns what will be done, in a line for the user: much of it may be Plait's own choice."""
     base = job.alignment.base
     parts = [job.rule.name + (f" from the base {base.origin}" if base and "base" in job.rule.inputs else "")]
+    if job.recipe.align_heads not in (None, "none"):
+        parts.append(f"heads fitted by {job.recipe.align_heads} (--align-heads none for as they are)")
     if job.recipe.refine:
         parts.append(f"up to {job.recipe.refine} passes of refinement (--refine 0 for none)")
     return ", then ".join(parts)

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from plait.api.defaults import method_of, refine_of, usable_base
+from plait.api.defaults import align_of, method_of, refine_of, usable_base
 from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
@@ -84,6 +84,7 @@ class Plan:
                 for task, members in self.alignment.tasks.items()
             },
             "base": self.alignment.base.origin if self.alignment.base else None,
+            "align_heads": self.recipe.align_heads,
             "refine": self.recipe.refine or 0,
             "refine_texts": sum(len(texts) for texts in self.inputs.texts.values()),
             "shared_parameters": sum(prod(h.shape) for h in parameters.values()),
@@ -256,7 +257,8 @@ def plan(
     sources = open_sources(recipe) if recipe.open else None
     base = None if sources is None else usable_base(recipe, sources)
     method = method_of(recipe, objects, base=base is not None)
-    recipe = recipe.model_copy(update={"refine": refine_of(recipe, objects)})
+    chosen = {"refine": refine_of(recipe, objects), "align_heads": align_of(recipe, objects)}
+    recipe = recipe.model_copy(update=chosen)
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)

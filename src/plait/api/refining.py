@@ -23,15 +23,23 @@ logger = logging.getLogger("plait")
 def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume: bool) -> Manifest:
     """Returns the manifest of the merge in `folder` after all that its recipe wants done to it."""
     sources = [texts_of(job, source) for source in job.sources] if job.inputs.texts else []
-    if job.recipe.refine:
+    recipe, fit = job.recipe, partial(aligned, job, sources, folder)
+    # The encoder should learn what a head cannot repair; states that are learned themselves need no map beforehand.
+    before = fit() if recipe.refine and recipe.refine_on == "logits" else {}
+    if recipe.refine:
         manifest = replace(manifest, refinement=refined(job, sources, folder, state, resume=resume))
+    # Heads that have learned too would be thrown away by another fit.
+    return replace(manifest, heads=before if recipe.refine and recipe.refine_heads else fit())
+
+
+def aligned(job: Plan, sources: list[SourceTexts], folder: Path) -> dict[str, Any]:
+    """Returns the record of heads fitted to the encoder in `folder`, empty where none are to be."""
     kind = job.recipe.align_heads
-    if kind is not None and kind != "none":
-        fitted = align_heads(
-            folder, sources, kind, ridge=job.recipe.align_ridge, max_length=job.method.max_length
-        )
-        manifest = replace(manifest, heads={"map": kind, "data": data_of(job), "error": fitted})
-    return manifest
+    if kind is None or kind == "none":
+        return {}
+    length = job.method.max_length
+    error = align_heads(folder, sources, kind, ridge=job.recipe.align_ridge, max_length=length)
+    return {"map": kind, "data": data_of(job), "error": error}
 
 
 def refined(

@@ -89,7 +89,8 @@ def merge(
         bool, typer.Option("--merge-pooler", help="Merge poolers too; default: each stays with its head.")
     ] = False,
     align_heads: Annotated[
-        str | None, typer.Option("--align-heads", help="Fit heads to the merged encoder: none, shift or ridge.")
+        str | None,
+        typer.Option("--align-heads", help="Fit heads to the merged encoder on texts: none, shift or ridge."),
     ] = None,
     align_ridge: Annotated[
         float, typer.Option("--align-ridge", help="Of ridge: how strongly heads stay as they are.")
@@ -104,7 +105,7 @@ def merge(
         ),
     ] = None,
     refine_texts: Annotated[
-        int, typer.Option("--refine-texts", min=2, help="Texts of each source for that.")
+        int, typer.Option("--refine-texts", min=2, help="Texts of each source for refinement and heads.")
     ] = 256,
     refine_on: Annotated[
         str, typer.Option("--refine-on", help="logits, or hidden: the states that heads read.")
