@@ -137,7 +137,7 @@ class Setting:
 
         def run() -> None:
             with tempfile.TemporaryDirectory() as folder:
-                judged, room.judge = room.judge, lambda *_: {room.PREFERENCE: 0.0, "agreement": 0.0}
+                judged, room.judge = room.judge, lambda *_: {room.PREFERENCE: 0.0, "agreement": 0.0, "closeness": 0.0}
                 try:
                     learn(seen["network"], seen["texts"], settings, Path(folder), resume=False)
                 finally:

@@ -37,7 +37,7 @@ from plait.merging.engine import combine
 from plait.merging.forward import ForwardMerge
 from plait.merging.merged import with_modules
 from plait.merging.parts import Held
-from plait.merging.refinement import Refinement, SourceTexts
+from plait.merging.refinement import Refinement, SourceTexts, teaching
 from plait.merging.refinement.answers import ask
 from plait.merging.refinement.distillation import distill
 from plait.merging.refinement.heads import first_layer, fold, rows, states_of
@@ -73,6 +73,7 @@ class Method:
     align: str = ""
     align_ridge: float = 1.0
     align_first: bool = False
+    rate: float = 1e-4
 
     @property
     def name(self) -> str:
@@ -83,6 +84,7 @@ class Method:
             parts += ["on hidden"] * (self.on == "hidden")
             parts += [f"{self.texts} texts"] * (self.texts != EXAMPLES) + [f"heads {self.align}"] * bool(self.align)
             parts += [f"strength {self.align_ridge:g}"] * (self.align_ridge != 1.0) + ["before"] * self.align_first
+            parts += [f"rate {self.rate:g}"] * (self.rate != 1e-4)
             return "own pooler: " + ", ".join(parts)
         if self.rule != "fisher":
             return self.rule
@@ -112,6 +114,7 @@ WIDE = (
     own("actmerge", align="ridge"),
     own("actmerge", refine=3, align="ridge"),
     own("actmerge", refine=3, align="ridge", align_first=True),
+    own("actmerge", refine=3, align="ridge", align_first=True, rate=3e-5),
     *(own("actmerge", align="ridge", align_ridge=strength) for strength in (0.1, 10.0)),
     own("regmean"),
     own("regmean", options=REPAIRED, align="ridge"),
@@ -283,8 +286,10 @@ def judged(model: PreTrainedModel, one: Source) -> dict[str, float]:
 
 def fit_head(method: Method, model: PreTrainedModel, task: str, seed: int) -> None:
     """Fits a model's head to its encoder, on the source's texts."""
-    head = Head(model, own_pooler=True)
-    target = ask(texts(task, seed, method.texts), on="hidden", max_length=None, own_pooler=True)
+    head, given = Head(model, own_pooler=True), texts(task, seed, method.texts)
+    if method.align_first:
+        given = teaching(given, Refinement(Schedule(seed=seed)))
+    target = ask(given, on="hidden", max_length=None, own_pooler=True)
     network = MultiTask(model.base_model, [head], [0], own_pooler=True).eval()
     layer, states = first_layer(network, target), states_of(network, target)
     fold(layer, states, torch.cat([rows(said) for said in target.said]), method.align, method.align_ridge)
@@ -337,7 +342,7 @@ def refined(
         models[task] = model
         if method.align_first:
             fit_head(method, model, task, seed)
-    schedule = Schedule(method.refine, 1e-4, 16, weight_decay=0.0, seed=seed, precision="bfloat16")
+    schedule = Schedule(method.refine, method.rate, 16, weight_decay=0.0, seed=seed, precision="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         learned = [texts(task, seed, method.texts) for task in tasks]
         found = distill(encoder, models, learned, Refinement(schedule, on=method.on), state=Path(folder))

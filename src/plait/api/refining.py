@@ -13,7 +13,7 @@ import torch
 from plait.api.planning import Plan
 from plait.checkpoints.source import Checkpoint
 from plait.merging.manifest import Manifest
-from plait.merging.refinement import Refinement, SourceTexts, align_heads, refine
+from plait.merging.refinement import Refinement, SourceTexts, align_heads, refine, teaching
 from plait.training.loop import Schedule
 from plait.training.state import seeded
 
@@ -23,13 +23,37 @@ logger = logging.getLogger("plait")
 def improve(job: Plan, manifest: Manifest, folder: Path, state: Path, *, resume: bool) -> Manifest:
     """Returns the manifest of the merge in `folder` after all that its recipe wants done to it."""
     sources = [texts_of(job, source) for source in job.sources] if job.inputs.texts else []
-    recipe, fit = job.recipe, partial(aligned, job, sources, folder)
-    # The encoder should learn what a head cannot repair; states that are learned themselves need no map beforehand.
-    before = fit() if recipe.refine and recipe.refine_on == "logits" else {}
+    recipe, settings = job.recipe, settings_of(job)
+    heads: dict[str, Any] = {}
     if recipe.refine:
-        manifest = replace(manifest, refinement=refined(job, sources, folder, state, resume=resume))
+        if recipe.refine_on == "logits":
+            # The encoder should learn what a head cannot repair; states that are learned need no map beforehand.
+            heads = aligned(job, [teaching(source, settings) for source in sources], folder)
+        with seeded(job.method.seed):
+            found = refine(folder, sources, settings, state=state, resume=resume)
+        before, after = found["agreement"]["before"], found["agreement"]["after"]
+        logger.info(
+            "agreement with the sources on held-back texts: %.3f, before refinement %.3f", after, before
+        )
+        manifest = replace(manifest, refinement={**found, "data": data_of(job)})
     # Heads that have learned too would be thrown away by another fit.
-    return replace(manifest, heads=before if recipe.refine and recipe.refine_heads else fit())
+    return replace(manifest, heads=heads if recipe.refine and recipe.refine_heads else aligned(job, sources, folder))
+
+
+def settings_of(job: Plan) -> Refinement:
+    """Returns how the recipe wants the merge to be refined."""
+    recipe = job.recipe
+    schedule = Schedule(
+        float(recipe.refine or 0), recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
+        seed=job.method.seed, precision=recipe.refine_precision,
+    )  # fmt: skip
+    return Refinement(
+        schedule,
+        on=recipe.refine_on,
+        heads=recipe.refine_heads,
+        dropout=recipe.refine_dropout,
+        max_length=job.method.max_length,
+    )
 
 
 def aligned(job: Plan, sources: list[SourceTexts], folder: Path) -> dict[str, Any]:
@@ -40,28 +64,6 @@ def aligned(job: Plan, sources: list[SourceTexts], folder: Path) -> dict[str, An
     length = job.method.max_length
     error = align_heads(folder, sources, kind, ridge=job.recipe.align_ridge, max_length=length)
     return {"map": kind, "data": data_of(job), "error": error}
-
-
-def refined(
-    job: Plan, sources: list[SourceTexts], folder: Path, state: Path, *, resume: bool
-) -> dict[str, Any]:
-    """Returns the record of the refinement of the merge in `folder`."""
-    recipe = job.recipe
-    settings = Refinement(
-        Schedule(
-            float(recipe.refine or 0), recipe.refine_rate, recipe.refine_batch_size, weight_decay=0.0,
-            seed=job.method.seed, precision=recipe.refine_precision,
-        ),
-        on=recipe.refine_on,
-        heads=recipe.refine_heads,
-        dropout=recipe.refine_dropout,
-        max_length=job.method.max_length,
-    )  # fmt: skip
-    with seeded(job.method.seed):
-        found = refine(folder, sources, settings, state=state, resume=resume)
-    before, after = found["agreement"]["before"], found["agreement"]["after"]
-    logger.info("agreement with the sources on held-back texts: %.3f, before refinement %.3f", after, before)
-    return {**found, "data": data_of(job)}
 
 
 def texts_of(job: Plan, source: Checkpoint) -> SourceTexts:

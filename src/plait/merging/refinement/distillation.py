@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,12 @@ class Trained(nn.Module):
         """Sets the mode; without dropout everything stays in evaluation mode."""
         super().train(mode and self.dropout)
         return self
+
+
+def teaching(source: SourceTexts, settings: Refinement) -> SourceTexts:
+    """Returns a source without the texts that a refinement will hold back: what is fitted before must not see them."""
+    rows, _ = held_back(len(source.examples), settings.held_back, settings.schedule.seed)
+    return replace(source, examples=source.examples.select(rows.tolist()))
 
 
 @dataclass(frozen=True)
