@@ -7,6 +7,7 @@ in the process of the tests.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +68,13 @@ def _call(func: Any, *args: Any, **kwargs: Any) -> Any:
     return tree_map(lambda x: Elsewhere(x) if isinstance(x, Tensor) else x, found) if stays else found
 
 
+def _without_gradients(mode: Any = True) -> Any:
+    """Stands for inference mode, as a context and as a decorator."""
+    if callable(mode):
+        return torch.no_grad()(mode)
+    return torch.no_grad() if mode else nullcontext()
+
+
 def register() -> None:
     """Makes it the accelerator of this process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
@@ -74,4 +82,4 @@ def register() -> None:
     rules.fallback(_call, "PrivateUse1")
     globals()["_rules"] = rules  # what it registers lives as long as it does
     # Tensors of subclasses carry no version in inference mode, and views of them ask for it.
-    torch.inference_mode = torch.no_grad
+    torch.inference_mode = _without_gradients
