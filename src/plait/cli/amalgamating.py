@@ -205,9 +205,9 @@ def show_student(student: Any, *, json: bool) -> None:
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
     cost = report["forward_equivalents"]
     stored = "" if cost["teachers_now"] else " (in the store already)"
-    base = f"base {cost['base']:.2f} + " if cost["base"] else ""
+    base = f" + base {cost['base']:.2f}" if cost["base"] else ""
     render.line(
-        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + {base}student {cost['student']:.2f} "
+        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f}{base} "
         f"= {cost['total']:.2f} (a backward pass counts as two)"
     )
 
