@@ -136,6 +136,17 @@ def test_a_single_gate_is_corrected_too(place: Path, tmp_path: Path) -> None:
     assert set(student.report["who_taught_what"]["panel"]["gates"]) == {"entropy", "student"}
 
 
+def test_one_gate_counts_from_the_midpoint_too(place: Path, tmp_path: Path) -> None:
+    student = plait.amalgamate(
+        teachers(place), out=tmp_path / "s", gate={"name": "vocabulary", "neighbours": 0}, calibrate="auto",
+        **told(place),
+    )  # fmt: skip
+    panel = student.report["who_taught_what"]["panel"]
+    assert panel["prior"] == pytest.approx({"one": 0.5, "two": 0.5}, abs=0.05)
+    assert panel["gates"]["vocabulary"]["separation"] > 2
+    assert student.report["who_taught_what"]["routing"]["accuracy"] == 1.0
+
+
 def test_labelled_texts_weigh_the_gates(place: Path, tmp_path: Path) -> None:
     rows = json.loads((place / "rows.json").read_text())[::4]
     held = ([row["text"] for row in rows], [row["label"] for row in rows])

@@ -94,7 +94,7 @@ def amalgamate(
         str, typer.Option("--posterior", help="single (one pass) or mean (of the Monte Carlo passes).")
     ] = "single",
     calibrate: Annotated[
-        str, typer.Option("--calibrate", help="none, temperature or standardize; needs no labels.")
+        str, typer.Option("--calibrate", help="none, temperature, standardize or auto; needs no labels.")
     ] = "none",
     objective: Annotated[str, typer.Option("--objective", help="muka, vkd, uhc, dfa or cfl.")] = "muka",
     options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the objective.")] = None,
