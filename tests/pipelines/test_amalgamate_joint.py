@@ -159,6 +159,11 @@ def test_labelled_texts_weigh_the_gates(place: Path, tmp_path: Path) -> None:
         "mahalanobis", "vocabulary", "update", "base", "entropy", "energy", "max_logit",
     }  # fmt: skip
     assert student.report["who_taught_what"]["texts"] == 48
+    again = plait.amalgamate(
+        teachers(place), out=tmp_path / "again", gate="fitted", validation=(held[0][:9], held[1][:9]),
+        store=tmp_path / "s.posteriors", **told(place),
+    )  # fmt: skip
+    assert again.report["who_taught_what"]["panel"]["labelled"] == 9
     with pytest.raises(RecipeError, match="gate fitted: 3 labelled texts; give 8 or more, or --gate auto"):
         plait.amalgamate(
             teachers(place), out=tmp_path / "t", gate="fitted", validation=(held[0][:3], held[1][:3]), **told(place)
