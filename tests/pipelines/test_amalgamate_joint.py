@@ -213,3 +213,20 @@ def test_noise_aware_options_of_the_objective(place: Path, tmp_path: Path) -> No
     student = plait.amalgamate(teachers(place), out=tmp_path / "s", objective=objective, **told(place))
     assert student.report["recipe"]["objective"] == objective
     assert set(student.predict(texts(1))[0]) == {"label", "score"}
+
+
+def test_teachers_of_two_families_each_with_a_base_of_its_own(place: Path, tmp_path: Path) -> None:
+    """Tokenizers, widths of vocabularies and layers differ; each teacher is held against what it records."""
+    save(tiny("roberta", "body"), tmp_path / "base")
+    model = tiny("roberta", seed=3, drift=0.05, labels=2)
+    model.config.id2label, model.config.label2id = {0: "c", 1: "d"}, {"c": 0, "d": 1}
+    save(model, tmp_path / "two")
+    (tmp_path / "two" / "plait.json").write_text(json.dumps({"base": str(tmp_path / "base")}))
+    mixed = {"one": str(place / "one"), "two": str(tmp_path / "two")}
+    student = plait.amalgamate(mixed, out=tmp_path / "s", **told(place))
+    report = student.report
+    assert set(report["who_taught_what"]["panel"]["gates"]) == {"mahalanobis", "vocabulary", "update"}
+    assert report["recipe"]["base"] == str(place / "base")
+    (tmp_path / "two" / "plait.json").unlink()
+    alone = plait.amalgamate(mixed, out=tmp_path / "t", **told(place))
+    assert set(alone.report["who_taught_what"]["panel"]["gates"]) == {"mahalanobis", "base"}
