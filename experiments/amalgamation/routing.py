@@ -117,6 +117,9 @@ def judge(row: Row, seed: int) -> dict[str, Any]:
         standard = Choices(gate=gate, gate_options=options, calibrate="standardize")
         given = lesson(material.posteriors, job.space, standard, truth, material.evidence)
         gates[f"{name}, standardize"] = judged(given.routing, job, material)
+        midpoints = Choices(gate=gate, gate_options=options, calibrate="auto")
+        given = lesson(material.posteriors, job.space, midpoints, truth, material.evidence)
+        gates[f"{name}, auto"] = judged(given.routing, job, material)
     verdict = lesson(material.posteriors, job.space, Choices(gate="auto"), truth, material.evidence).verdict
     assert verdict is not None
     gates["auto"] = {**judged(verdict.routing, job, material), "evidence": dict(verdict.evidence)}

@@ -131,7 +131,7 @@ def test_passes_run_only_where_something_needs_them(
     assert cost == [2, 2, 2, 34]
 
 
-@pytest.mark.parametrize("gate", ["entropy", "energy", "max_logit", "bald", "mahalanobis"])
+@pytest.mark.parametrize("gate", ["entropy", "energy", "max_logit", "bald", "mahalanobis", "strata", "base"])
 def test_every_gate_routes(place: Path, teachers: dict[str, str], tmp_path: Path, gate: str) -> None:
     student = plait.amalgamate(
         teachers, texts=texts(24), student=place / "base", out=tmp_path / "s", gate=gate, target="soft",

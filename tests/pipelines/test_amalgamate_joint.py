@@ -136,6 +136,17 @@ def test_a_single_gate_is_corrected_too(place: Path, tmp_path: Path) -> None:
     assert set(student.report["who_taught_what"]["panel"]["gates"]) == {"entropy", "student"}
 
 
+def test_one_gate_counts_from_the_midpoint_too(place: Path, tmp_path: Path) -> None:
+    student = plait.amalgamate(
+        teachers(place), out=tmp_path / "s", gate={"name": "vocabulary", "neighbours": 0}, calibrate="auto",
+        **told(place),
+    )  # fmt: skip
+    panel = student.report["who_taught_what"]["panel"]
+    assert panel["prior"] == pytest.approx({"one": 0.5, "two": 0.5}, abs=0.05)
+    assert panel["gates"]["vocabulary"]["separation"] > 2
+    assert student.report["who_taught_what"]["routing"]["accuracy"] == 1.0
+
+
 def test_labelled_texts_weigh_the_gates(place: Path, tmp_path: Path) -> None:
     rows = json.loads((place / "rows.json").read_text())[::4]
     held = ([row["text"] for row in rows], [row["label"] for row in rows])
@@ -148,6 +159,11 @@ def test_labelled_texts_weigh_the_gates(place: Path, tmp_path: Path) -> None:
         "mahalanobis", "vocabulary", "update", "base", "entropy", "energy", "max_logit",
     }  # fmt: skip
     assert student.report["who_taught_what"]["texts"] == 48
+    again = plait.amalgamate(
+        teachers(place), out=tmp_path / "again", gate="fitted", validation=(held[0][:9], held[1][:9]),
+        store=tmp_path / "s.posteriors", **told(place),
+    )  # fmt: skip
+    assert again.report["who_taught_what"]["panel"]["labelled"] == 9
     with pytest.raises(RecipeError, match="gate fitted: 3 labelled texts; give 8 or more, or --gate auto"):
         plait.amalgamate(
             teachers(place), out=tmp_path / "t", gate="fitted", validation=(held[0][:3], held[1][:3]), **told(place)
@@ -197,3 +213,20 @@ def test_noise_aware_options_of_the_objective(place: Path, tmp_path: Path) -> No
     student = plait.amalgamate(teachers(place), out=tmp_path / "s", objective=objective, **told(place))
     assert student.report["recipe"]["objective"] == objective
     assert set(student.predict(texts(1))[0]) == {"label", "score"}
+
+
+def test_teachers_of_two_families_each_with_a_base_of_its_own(place: Path, tmp_path: Path) -> None:
+    """Tokenizers, widths of vocabularies and layers differ; each teacher is held against what it records."""
+    save(tiny("roberta", "body"), tmp_path / "base")
+    model = tiny("roberta", seed=3, drift=0.05, labels=2)
+    model.config.id2label, model.config.label2id = {0: "c", 1: "d"}, {"c": 0, "d": 1}
+    save(model, tmp_path / "two")
+    (tmp_path / "two" / "plait.json").write_text(json.dumps({"base": str(tmp_path / "base")}))
+    mixed = {"one": str(place / "one"), "two": str(tmp_path / "two")}
+    student = plait.amalgamate(mixed, out=tmp_path / "s", **told(place))
+    report = student.report
+    assert set(report["who_taught_what"]["panel"]["gates"]) == {"mahalanobis", "vocabulary", "update"}
+    assert report["recipe"]["base"] == str(place / "base")
+    (tmp_path / "two" / "plait.json").unlink()
+    alone = plait.amalgamate(mixed, out=tmp_path / "t", **told(place))
+    assert set(alone.report["who_taught_what"]["panel"]["gates"]) == {"mahalanobis", "base"}

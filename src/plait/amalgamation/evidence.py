@@ -81,6 +81,11 @@ def gate_inputs(
     return {name: every[name] for name in entry.inputs}
 
 
+def needed(entry: GateEntry, options: Mapping[str, Any]) -> set[str]:
+    """Returns what a gate with these options cannot do without."""
+    return set(entry.inputs) - (set() if asks_neighbours(entry, options) else {"near"})
+
+
 def asks_neighbours(entry: GateEntry, options: Mapping[str, Any]) -> bool:
     """Says whether a gate with these options looks at a text's neighbours in the base."""
     if "near" not in entry.inputs:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.amalgamation.calibration import standardize
-from plait.amalgamation.evidence import Evidence, gate_inputs
+from plait.amalgamation.evidence import Evidence, gate_inputs, needed
 from plait.amalgamation.gate import GateEntry
 from plait.amalgamation.labels import LabelSpace
 from plait.amalgamation.panel import STUDENT, Verdict, auto, fitted
@@ -35,7 +35,8 @@ def judge(  # noqa: PLR0917 - all that a gate may look at
         scores = scored(choices.gate_entries[0], choices.gate_options)
         if choices.calibrate == "standardize":
             scores = standardize(scores)
-        members = {choices.gate: scores} if evidence.mass is not None else {}
+        alone = evidence.mass is None and choices.calibrate != "auto"
+        members = {} if alone else {choices.gate: scores}
         if not members:
             return Verdict(route(scores, temperature=choices.softness))
     else:
@@ -62,7 +63,7 @@ def members_of(
     have |= {"base"} if evidence.base is not None else set()
     have |= {"near"} if evidence.near is not None else set()
     have |= set.intersection(*(set(own) for own in evidence.teachers)) if evidence.teachers else set()
-    able = [entry for entry in choices.gate_entries if have.issuperset(entry.inputs)]
+    able = [entry for entry in choices.gate_entries if have.issuperset(needed(entry, {}))]
     if choices.gate == "auto":
         names = [entry.name for entry in able]
         if {"vocabulary", "update"} & set(names):

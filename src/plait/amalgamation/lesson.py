@@ -55,7 +55,7 @@ class Choices:
     margin: bool = True
     agreement: bool = False
     posterior: Literal["single", "mean"] = "single"
-    calibrate: Literal["none", "temperature", "standardize"] = "none"
+    calibrate: Literal["none", "temperature", "standardize", "auto"] = "none"
     objective: str = "muka"
     options: Mapping[str, Any] = field(default_factory=dict)
     gate_options: Mapping[str, Any] = field(default_factory=dict)

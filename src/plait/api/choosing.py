@@ -52,8 +52,8 @@ def choices_of(recipe: AmalgamateRecipe) -> Choices:
         )
     else:
         _say_what_is_idle(recipe)
-        calibrate = "none" if recipe.calibrate == "standardize" else recipe.calibrate
-        choices = Choices(**CONCATENATED, **objective, calibrate=calibrate)
+        scaled = recipe.calibrate == "temperature"
+        choices = Choices(**CONCATENATED, **objective, calibrate="temperature" if scaled else "none")
     choices.objective_entry.check_values(choices.options)
     check_gate(choices)
     if problems := list(_without_effect(recipe, choices)):
@@ -97,7 +97,7 @@ def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
     """Warns of what an objective without a gate does not look at: a comparison may give all objectives one line."""
     told = [*deciding(recipe), *(["posterior"] if recipe.posterior != "single" else [])]
     told += [name for name in ("rounds", "agreement", "base") if getattr(recipe, name)]
-    told += ["calibrate"] if recipe.calibrate == "standardize" else []
+    told += ["calibrate"] if recipe.calibrate in {"standardize", "auto"} else []
     if told:
         logger.warning(
             "objective %s has no gate, it takes all teachers on every text: %s without effect",
@@ -106,8 +106,11 @@ def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
 
 
 def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]:
-    if choices.joint and recipe.calibrate == "standardize":
-        yield f"gate {choices.gate} finds by itself what a score is counted from: leave --calibrate standardize out"
+    if choices.joint and recipe.calibrate in {"standardize", "auto"}:
+        yield (
+            f"gate {choices.gate} finds by itself what a score is counted from: leave --calibrate "
+            f"{recipe.calibrate} out"
+        )
     if choices.agreement and not choices.joint:
         yield f"agreement is that of several gates, and there is one, {choices.gate}: give --gate auto, or leave it out"
     if recipe.temperature is not None and choices.target == "hard":
@@ -118,7 +121,7 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
             else "posterior mean" if choices.posterior == "mean" else "calibrate temperature"
         )  # fmt: skip
         yield f"{reason} needs Monte Carlo passes: leave --passes 0 out, or choose otherwise (plait methods)"
-    if recipe.stop not in (None, "never") and (choices.gate != "muka" or choices.calibrate == "standardize"):
+    if recipe.stop not in (None, "never") and (choices.gate != "muka" or choices.calibrate in {"standardize", "auto"}):
         yield (
             f"stop {recipe.stop} is decided by the plain scores of gate muka, not by {choices.gate} with calibrate "
             f"{choices.calibrate}: leave --stop out"

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 from torch import Tensor
 
-from plait.amalgamation.evidence import Evidence, asks_neighbours
+from plait.amalgamation.evidence import Evidence, needed
 from plait.amalgamation.lesson import Choices
 from plait.amalgamation.neighbours import nearest
 from plait.api.starting import MERGED, Start
@@ -82,19 +82,21 @@ def check_bases(choices: Choices, bases: Bases) -> None:
     if choices.joint or not choices.gated:
         return
     (entry,) = choices.gate_entries
-    lacks_base = bases.base is None and ("base" in entry.inputs or asks_neighbours(entry, choices.gate_options))
-    if lacks_base or (OWN & set(entry.inputs) and not bases.whole):
+    wanted = needed(entry, choices.gate_options)
+    if (bases.base is None and {"base", "near"} & wanted) or (OWN & wanted and not bases.whole):
         raise RecipeError(
             f"gate {entry.name} needs the encoder from before fine-tuning, and none is recorded or at hand: give "
             "--base MODEL"
         )
 
 
+def _wanted(choices: Choices) -> set[str]:
+    return {name for entry in choices.gate_entries for name in needed(entry, choices.gate_options)}
+
+
 def expected_passes(choices: Choices, bases: Bases, teachers: int) -> float:
     """Returns the forward passes per text that evidence will take at most."""
-    wanted = {name for entry in choices.gate_entries for name in entry.inputs} if choices.gated else set()
-    if not any(asks_neighbours(entry, choices.gate_options) for entry in choices.gate_entries):
-        wanted.discard("near")
+    wanted = _wanted(choices) if choices.gated else set()
     base = 1.0 if {"base", "near"} & wanted and bases.base is not None else 0.0
     return base + (PASSES * teachers if "response" in wanted and bases.whole and teachers else 0.0)
 
@@ -118,9 +120,7 @@ def gather(  # noqa: PLR0917 - all that evidence is made of
     """
     if not choices.gated:
         return Gathered(Evidence())
-    wanted = {name for entry in choices.gate_entries for name in entry.inputs}
-    if not any(asks_neighbours(entry, choices.gate_options) for entry in choices.gate_entries):
-        wanted.discard("near")
+    wanted = _wanted(choices)
     found = Gathered(Evidence())
     if {"base", "near"} & wanted and bases.base is not None:
         found = _of_base(bases.base, store, texts, max_length, near="near" in wanted)

@@ -17,9 +17,11 @@ from plait.amalgamation.neighbours import nearest
 from plait.api.evidence import Gathered, gather
 from plait.api.teachers import AmalgamationPlan
 from plait.api.teaching import Material
-from plait.data import Examples, align_labels, open_texts
+from plait.data import Examples, Texts, align_labels, open_texts
 from plait.errors import RecipeError
 from plait.statistics.posteriors import Posterior, Store, score_texts
+from plait.statistics.posteriors.record import OtherStoreError
+from plait.statistics.posteriors.score import text_facts
 
 FEWEST = 8
 """Labelled texts below which a gate cannot learn from them."""
@@ -42,11 +44,20 @@ def material_of(job: AmalgamationPlan, store: Store, truth: Tensor | None) -> tu
     if len(job.validation) < FEWEST:
         raise RecipeError(f"gate fitted: {len(job.validation)} labelled texts; give {FEWEST} or more, or --gate auto")
     texts = open_texts(job.validation.unlabelled())
-    beside = score_texts(store.folder / "labelled", texts, job.teachers, job.settings)
+    beside = score_labelled(job, store, texts)
     more = gather(job.choices, job.bases, job.teachers, beside, texts, job.recipe.max_length)
     both = [joined(p, beside.posterior(t.name)) for p, t in zip(posteriors, job.teachers, strict=True)]
     known = known_of(job.validation, job.space)
     return Material(both, together(found.evidence, more.evidence, known), truth), found
+
+
+def score_labelled(job: AmalgamationPlan, store: Store, texts: Texts) -> Store:
+    """Returns what the teachers say of labelled texts, kept in the corpus's store; made anew if made otherwise."""
+    folder = store.folder / "labelled" / text_facts(texts).fingerprint[:16]
+    try:
+        return score_texts(folder, texts, job.teachers, job.settings)
+    except OtherStoreError:
+        return score_texts(folder, texts, job.teachers, job.settings, overwrite=True)
 
 
 def joined(one: Posterior, other: Posterior) -> Posterior:

@@ -94,7 +94,7 @@ def amalgamate(
         str, typer.Option("--posterior", help="single (one pass) or mean (of the Monte Carlo passes).")
     ] = "single",
     calibrate: Annotated[
-        str, typer.Option("--calibrate", help="none, temperature or standardize; needs no labels.")
+        str, typer.Option("--calibrate", help="none, temperature, standardize or auto; needs no labels.")
     ] = "none",
     objective: Annotated[str, typer.Option("--objective", help="muka, vkd, uhc, dfa or cfl.")] = "muka",
     options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the objective.")] = None,
@@ -205,9 +205,9 @@ def show_student(student: Any, *, json: bool) -> None:
         render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
     cost = report["forward_equivalents"]
     stored = "" if cost["teachers_now"] else " (in the store already)"
-    base = f"base {cost['base']:.2f} + " if cost["base"] else ""
+    base = f" + base {cost['base']:.2f}" if cost["base"] else ""
     render.line(
-        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + {base}student {cost['student']:.2f} "
+        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f}{base} "
         f"= {cost['total']:.2f} (a backward pass counts as two)"
     )
 

@@ -69,7 +69,7 @@ class AmalgamateRecipe(Strict):
     agreement: bool = False
     rounds: int | None = Field(default=None, ge=0, le=3)
     posterior: Literal["single", "mean"] = "single"
-    calibrate: Literal["none", "temperature", "standardize"] = "none"
+    calibrate: Literal["none", "temperature", "standardize", "auto"] = "none"
     objective: Objective = ObjectiveSpec()
     rename: dict[str, str] = Field(default_factory=dict)
     passes: int | None = Field(default=None, ge=0)

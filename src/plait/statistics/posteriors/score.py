@@ -114,7 +114,7 @@ def _twin(found: Record, teacher: Teacher) -> Teacher | None:
 def _clear(folder: Path, needed: int) -> None:
     """Makes room for a new store."""
     check_room(folder, needed - (size_of(folder) if folder.is_dir() else 0))
-    for part in ("texts", "teachers", "base"):
+    for part in ("texts", "teachers", "base", "update", "labelled"):
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
