@@ -90,7 +90,11 @@ def merge(
     ] = False,
     align_heads: Annotated[
         str | None,
-        typer.Option("--align-heads", help="Fit heads to the merged encoder on texts: none, shift or ridge."),
+        typer.Option(
+            "--align-heads",
+            help="Fit heads to the merged encoder on texts: none, shift or ridge. Default: ridge without --method and "
+            "with --data of every source, else none.",
+        ),
     ] = None,
     align_ridge: Annotated[
         float, typer.Option("--align-ridge", help="Of ridge: how strongly heads stay as they are.")
@@ -196,7 +200,7 @@ def show_merged(merged: Any, *, json: bool) -> None:
     if json:
         render.as_json({
             "output": str(merged.folder), "tasks": list(merged.tasks), "method": manifest.recipe["method"],
-            "scores": dict(manifest.scores),
+            "scores": dict(manifest.scores), "refinement": dict(manifest.refinement), "heads": dict(manifest.heads),
         })  # fmt: skip
         return
     count = f"{len(merged.tasks)} task{'s' if len(merged.tasks) > 1 else ''}"

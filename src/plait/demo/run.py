@@ -20,12 +20,12 @@ logger = logging.getLogger("plait")
 METHODS: dict[str, dict[str, Any]] = {
     "average": {"method": "average"},
     "fisher mask nodes": {"method": "fisher", "importance": "mask_nodes", "normalize": "tensor"},
-    "fisher diagonal": {"method": "fisher", "importance": "diagonal", "normalize": "tensor"},
-    "regmean": {"method": "regmean"},
     "ties": {"method": "ties"},
-    "task arithmetic": {"method": "task_arithmetic"},
+    "regmean": {"method": "regmean"},
+    "actmerge": {"method": "actmerge"},
+    "default": {"method": None, "max_length": 64},
 }
-"""The ways of merging that the demonstration compares."""
+"""The ways of merging that the demonstration compares; the last is what Plait chooses by itself."""
 EXAMPLES = 128
 """Examples per source for statistics."""
 
@@ -175,13 +175,13 @@ def merge_and_score(
     from plait.api import evaluate, merge
 
     options = dict(METHODS[label])
-    informed = options["method"] in {"fisher", "regmean"}
-    if informed:
+    informed = options["method"] in {"fisher", "regmean", None}
+    if options["method"] in {"fisher", "regmean"}:
         options["examples"] = EXAMPLES
     merged = merge(
         sources,
         out=folder / label.replace(" ", "-"),
-        base=base if options["method"] in {"ties", "task_arithmetic"} else None,
+        base=base if options["method"] in {"ties", "actmerge", None} else None,
         data={task: parts["train"] for task, parts in files.items()} if informed else None,
         overwrite=True,
         **options,
