@@ -40,7 +40,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training th
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
 
 Names = Annotated[
-    list[str] | None, typer.Option("--data", help="NAME=FILE: texts of a source or task, labelled where labels are needed.")
+    list[str] | None,
+    typer.Option("--data", help="NAME=FILE: texts of a source or task, with labels where they are needed."),
 ]
 
 
