@@ -35,7 +35,7 @@ METHODS = (
     run.Method("fisher", "mask_nodes", "structural", "tensor"),
     run.Method("fisher", "diagonal", normalize="tensor"),
     run.Method("ties"),
-    run.Method("regmean"),
+    run.Method("regmean", options=tuple(run.PUBLISHED.items())),
     run.own("regmean", options=run.REPAIRED),
     run.own("tsv"),
     run.own("actmerge"),

@@ -97,6 +97,8 @@ def own(rule: str, *, options: dict[str, Any] | None = None, **more: Any) -> Met
     return Method(rule, own_pooler=True, options=tuple((options or {}).items()), **more)
 
 
+PUBLISHED = {"alpha": 0.9, "ridge": 1e-6, "scale_grams": "none"}
+"""RegMean as Plait 0.1 had it: the paper's, and a ridge against rounding."""
 REPAIRED = {"scale_grams": "trace", "alpha": 1.0, "ridge": 0.01}
 CORE = (
     own("average"),
@@ -117,7 +119,7 @@ WIDE = (
     own("actmerge", refine=3, align="ridge", align_first=True),
     own("actmerge", refine=3, align="ridge", align_first=True, rate=3e-5),
     *(own("actmerge", align="ridge", align_ridge=strength) for strength in (0.1, 10.0)),
-    own("regmean"),
+    own("regmean", options=PUBLISHED),
     own("regmean", options=REPAIRED, forward=True),
     *(own(rule) for rule in ("wudi", "ace", "tsv", "iso", "svc", "cart", "task_arithmetic", "dare")),
     *(own(rule) for rule in ("breadcrumbs", "della", "model_stock", "karcher", "lines")),
@@ -138,7 +140,7 @@ METHODS = (
     ),
     *(Method("fisher", "diagonal", normalize=normalize) for normalize in NORMALIZATIONS),
     *(Method("fisher", "block_traces", normalize=normalize) for normalize in ("none", "tensor")),
-    Method("regmean"),
+    Method("regmean", options=tuple(PUBLISHED.items())),
     Method("ties"),
     Method("task_arithmetic"),
 )

@@ -454,7 +454,7 @@ def test_actmerge_is_regmean_with_other_grams(out: int, width: int) -> None:
     case = given_sources(torch.randn(3, out, width, generator=g), torch.randn(out, width, generator=g))
     changes = case.params - case.base
     grams = changes.transpose(1, 2) @ changes
-    wanted = RULES["regmean"].function(case.params, grams, case.weights, alpha=1.0, ridge=0.1)
+    wanted = RULES["regmean"].function(case.params, grams, case.weights, alpha=1.0, ridge=0.1, scale_grams="none")
     assert close(case.call(RULES["actmerge"]), wanted, case)
     equal = RULES["regmean"].function(
         case.params, grams, case.weights, alpha=1.0, ridge=0.01, scale_grams="trace"
@@ -536,12 +536,13 @@ def test_regmean_as_published_and_with_grams_that_have_no_inverse() -> None:
     g = torch.Generator().manual_seed(14)
     inputs, params = torch.randn(2, 3, 6, generator=g), torch.randn(2, 4, 6, generator=g)
     grams = inputs.transpose(1, 2) @ inputs
-    found = RULES["regmean"].function(params, grams, torch.ones(2), alpha=0.9, ridge=0.0)
+    found = RULES["regmean"].function(params, grams, torch.ones(2), alpha=0.9, ridge=0.0, scale_grams="none")
     shrunk = (0.9 * grams + 0.1 * torch.diag_embed(grams.diagonal(dim1=1, dim2=2))).double()
     published = torch.linalg.inv(shrunk.sum(0)) @ (shrunk @ params.double().transpose(1, 2)).sum(0)
     torch.testing.assert_close(found, published.T.float(), rtol=1e-4, atol=1e-5)
     # Six inputs at most are heard of in one source of rank 3: where it says nothing, it says the mean.
-    bare = RULES["regmean"].function(params, grams[:1].expand(2, 6, 6), torch.ones(2), alpha=1.0, ridge=0.0)
+    same = grams[:1].expand(2, 6, 6)
+    bare = RULES["regmean"].function(params, same, torch.ones(2), alpha=1.0, ridge=0.0, scale_grams="none")
     torch.testing.assert_close(bare, params.mean(0), rtol=1e-4, atol=1e-5)
 
 
@@ -564,7 +565,7 @@ def test_regmean_fits_the_outputs_of_all_sources() -> None:
     g = torch.Generator().manual_seed(0)
     inputs, params = torch.randn(2, 50, 4, generator=g), torch.randn(2, 3, 4, generator=g)
     grams = inputs.transpose(1, 2) @ inputs / 50
-    found = RULES["regmean"].function(params, grams, torch.ones(2), alpha=1.0, ridge=0.0)
+    found = RULES["regmean"].function(params, grams, torch.ones(2), alpha=1.0, ridge=0.0, scale_grams="none")
 
     def error(weight: Tensor) -> float:
         return float(sum(((x @ weight.T - x @ w.T) ** 2).sum() for x, w in zip(inputs, params, strict=True)))

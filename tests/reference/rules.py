@@ -71,9 +71,9 @@ def regmean(
     params: Arrays,
     weights: Sequence[float],
     grams: Arrays | None,
-    alpha: float = 0.9,
-    ridge: float = 1e-6,
-    scale_grams: str = "none",
+    alpha: float = 1.0,
+    ridge: float = 0.01,
+    scale_grams: str = "trace",
     **_: Any,
 ) -> Array:
     mean = average(params, weights)

@@ -24,9 +24,9 @@ def regmean(
     grams: Grams | None,
     weights: Coefficients,
     *,
-    alpha: float = 0.9,
-    ridge: float = 1e-6,
-    scale_grams: Literal["none", "trace"] = "none",
+    alpha: float = 1.0,
+    ridge: float = 0.01,
+    scale_grams: Literal["none", "trace"] = "trace",
 ) -> Parameter:
     """Returns the weight whose outputs are nearest, in the least-squares sense, to those of every source.
 
