@@ -176,7 +176,7 @@ def test_posteriors_then_student(
     # The number of passes is not named: those of the store are used.
     asked = ["--student", place / "base", "-o", tmp_path / "s", "--store", tmp_path / "store", "--epochs", 1]
     assert command("amalgamate", *two, *asked) == 0
-    assert "teachers 10.00 (in the store already) + base 1.00 + student" in capsys.readouterr().out
+    assert "teachers 10.00 (in the store already) + student" in capsys.readouterr().out
 
 
 def test_recipe(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
