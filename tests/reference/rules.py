@@ -51,7 +51,7 @@ def calibrate(
     weights: Sequence[float],
     grams: Arrays | None,
     crosses: Arrays | None,
-    ridge: float = 0.05,
+    ridge: float = 0.3,
     **_: Any,
 ) -> Array:
     mean = average(params, weights)

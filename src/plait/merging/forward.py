@@ -79,6 +79,10 @@ class ForwardMerge:
                 tick(1)
         return {name: body.get_parameter(name).detach().clone() for name in names}
 
+    def _option(self, name: str) -> float:
+        """Returns an option of the rule, or its default."""
+        return float(self.options.get(name, self.rule.options[name].default))
+
     def _start(self, body: PreTrainedModel, names: Sequence[str]) -> None:
         """Gives a body the rule's merge without statistics: the average."""
         from plait.merging.rule import RULES
@@ -137,7 +141,7 @@ class ForwardMerge:
     def _linear(
         self, body: PreTrainedModel, stage: Stage, runs: Sequence[Layerwise], lent: Sequence[Lent | None]
     ) -> dict[str, Tensor]:
-        own = float(self.options.get("own", 1.0))
+        own = self._option("own") if self.calibrating else 1.0
         moments = [LinearMoments() for _ in runs]
         for one, run, other in zip(moments, runs, lent, strict=True):
             if other is not None:
@@ -168,7 +172,7 @@ class ForwardMerge:
     ) -> dict[str, Tensor]:
         [path] = stage.paths
         norm: Any = body.get_submodule(path)
-        own = float(self.options.get("own", 1.0))
+        own = self._option("own") if self.calibrating else 1.0
         moments = [NormMoments() for _ in runs]
         for one, run, other in zip(moments, runs, lent, strict=True):
             assert other is not None
@@ -182,7 +186,7 @@ class ForwardMerge:
             None if norm.bias is None else norm.bias.detach(),
             moments,
             self.weights.tolist(),
-            float(self.options.get("ridge", 0.05)),
+            self._option("ridge"),
         )
         return {f"{path}.weight": scale, **({} if shift is None else {f"{path}.bias": shift})}
 

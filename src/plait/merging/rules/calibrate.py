@@ -23,7 +23,7 @@ def calibrate(
     crosses: Grams | None,
     weights: Coefficients,
     *,
-    ridge: float = 0.05,
+    ridge: float = 0.3,
     own: float = 1.0,
 ) -> Parameter:
     """Returns the weight that gives, on what enters it in the merged model, what each source's gives in the source.
