@@ -96,9 +96,7 @@ class Setting:
     def calibrate(self) -> None:
         """Calibration, which also asks the sources."""
         batches = [self.batches(i) for i in range(SOURCES)]
-        job = ForwardMerge(
-            self.bodies, RULES["calibrate"], torch.ones(SOURCES), {}, batches, calibrating=True
-        )
+        job = ForwardMerge(self.bodies, RULES["calibrate"], torch.ones(SOURCES), {}, batches)
         body = copy.deepcopy(self.models[0].base_model)
         job.run(body, copy.deepcopy(body))
 

@@ -319,13 +319,12 @@ def ordered(method: Method, tasks: tuple[str, ...], seed: int) -> dict[str, Tens
         prepared.append(
             [collate([encoded.features[i] for i in part], encoded.padding) for part in plan(encoded, 32)]
         )
-    calibrating = method.rule == "calibrate"
     weights, options = torch.ones(len(tasks)), dict(method.options)
     job = ForwardMerge(
-        [one.body for one in sources], RULES[method.rule], weights, options, prepared, calibrating=calibrating
+        [one.body for one in sources], RULES[method.rule], weights, options, prepared
     )
     body = copy.deepcopy(sources[0].model.base_model).float().eval()
-    donor = copy.deepcopy(body) if calibrating else None
+    donor = copy.deepcopy(body) if job.calibrating else None
     return {**sources[0].body.tensors, **job.run(body, donor)}
 
 

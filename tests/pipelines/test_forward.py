@@ -41,7 +41,6 @@ def merge_of(family: str, tmp_path: Path, rule: str, **options: Any) -> tuple[An
     batches = [inputs(family, seed) for seed in range(len(sources))]
     job = forward.ForwardMerge(
         [parts.body(s) for s in sources], RULES[rule], torch.tensor([1.0, 2.0, 0.5]), options, batches,
-        calibrating=rule == "calibrate",
     )  # fmt: skip
     return job, bodies, batches
 

@@ -24,7 +24,6 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
         MergeError: an encoder without a single forward order, or a result that is not finite.
     """
     weights = job.recipe.weights()
-    calibrating = "crosses" in job.rule.inputs
     merge = ForwardMerge(
         [parts.body(source) for source in job.sources],
         job.rule,
@@ -32,10 +31,9 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
         job.method.options,
         [batches_of(job, source) for source in job.sources],
         state / "layers",
-        calibrating,
     )
     body = job.sources[0].model(dtype=torch.float32).base_model
-    donor = copy.deepcopy(body) if calibrating else None
+    donor = copy.deepcopy(body) if merge.calibrating else None
     return merge.run(cast(PreTrainedModel, body), cast("PreTrainedModel | None", donor))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from plait.errors import MergeError
 from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
 from plait.merging.engine import combine
 from plait.merging.parts import TensorSource
-from plait.merging.rule import RuleEntry
+from plait.merging.rule import RULES, RuleEntry
 from plait.progress import task
 from plait.statistics.layerwise import BELOW, Layerwise, Stage, layers_of
 
@@ -51,7 +51,11 @@ class ForwardMerge:
     options: Mapping[str, Any]
     batches: Sequence[Batches]
     state: Path | None = None
-    calibrating: bool = field(default=False)
+
+    @property
+    def calibrating(self) -> bool:
+        """Returns whether the rule also wants what enters the layers of the sources."""
+        return "crosses" in self.rule.inputs
 
     def run(self, body: PreTrainedModel, donor: PreTrainedModel | None) -> dict[str, Tensor]:
         """Returns the merged parameters that belong to `body`, in float32.
@@ -85,8 +89,6 @@ class ForwardMerge:
 
     def _start(self, body: PreTrainedModel, names: Sequence[str]) -> None:
         """Gives a body the rule's merge without statistics: the average."""
-        from plait.merging.rule import RULES
-
         start = combine(
             self.sources, names, RULES["average"], weights=self.weights.tolist(), dtype=torch.float32
         )
