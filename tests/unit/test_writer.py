@@ -137,6 +137,7 @@ def test_a_target_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: A
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr("plait.checkpoints.output.exchange", lambda *_: False)
     with (
         pytest.raises(OutputError, match=r"cannot replace .*not permitted"),
         atomic_folder(target, overwrite=True),

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.checkpoints.output import new_folder, one_writer, put_in_place, remove, umask
 from plait.errors import OutputError, RecipeError
 
 DTYPES = {
@@ -246,26 +246,40 @@ def atomic_folder(target: str | Path, *, overwrite: bool = False) -> Iterator[Pa
             must not be replaced; or it cannot be written.
     """
     place = Path(os.path.realpath(target))
-    check_target(place, overwrite=overwrite)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=place.parent))
-    except OSError as error:
-        raise OutputError(f"cannot write {place}: {error.strerror}") from None
-    try:
-        yield partial
-        _as_any_file(partial)
-        _replace(place, partial, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with writing(place, overwrite=overwrite):
+        try:
+            partial = new_folder(place)
+        except OSError as error:
+            raise OutputError(f"cannot write {place}: {error.strerror}") from None
+        try:
+            yield partial
+            _as_any_file(partial)
+            check_target(place, overwrite=overwrite)
+            put_in_place(partial, place)
+        except BaseException:
+            remove(partial)
+            raise
+
+
+@contextmanager
+def writing(target: str | Path, *, overwrite: bool = False) -> Iterator[None]:
+    """Lets nobody else write `target` inside: for all that comes before `atomic_folder`.
+
+    Raises:
+        OutputError: as `atomic_folder`; or somebody else is writing it.
+    """
+    check_target(target, overwrite=overwrite)
+    with one_writer(target):
+        # A swap of names that was cut off has now been ended.
+        check_target(target, overwrite=overwrite)
+        yield
 
 
 def check_target(target: str | Path, *, overwrite: bool = False) -> None:
     """Raises `OutputError` when an output may not be written to `target`: call it before any work is done."""
     place = Path(os.path.realpath(target))
     here = Path.cwd().resolve()
-    if place in {here, *here.parents, Path.home().resolve()}:
+    if place in {here, *here.parents, *home()}:
         raise OutputError(f"{target} is the current folder or holds it (choose another output)")
     above = next(folder for folder in (place, *place.parents) if folder.exists())
     if not above.is_dir():
@@ -278,23 +292,17 @@ def check_target(target: str | Path, *, overwrite: bool = False) -> None:
         raise OutputError(f"{target} holds no model, it will not be overwritten (choose another output)")
 
 
+def home() -> tuple[Path, ...]:
+    """Returns the user's own folder, if there is one: containers run users that no list has."""
+    try:
+        return (Path.home().resolve(),)
+    except RuntimeError:
+        return ()
+
+
 def _as_any_file(folder: Path) -> None:
     """Gives a folder and all in it the rights of newly made ones: those of temporary files are their owner's alone."""
-    os.umask(umask := os.umask(0))
+    mask = umask()
     for place in (folder, *folder.rglob("*")):
         if not place.is_symlink():
-            place.chmod((0o777 if place.is_dir() else 0o666) & ~umask)
-
-
-def _replace(place: Path, partial: Path, *, overwrite: bool) -> None:
-    check_target(place, overwrite=overwrite)
-    old = partial.with_suffix(".old")
-    try:
-        if place.exists():
-            place.rename(old)
-        partial.rename(place)
-    except OSError as error:
-        if old.exists() and not place.exists():
-            old.rename(place)
-        raise OutputError(f"cannot replace {place}: {error.strerror}") from None
-    shutil.rmtree(old, ignore_errors=True)
+            place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
