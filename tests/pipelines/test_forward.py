@@ -204,7 +204,7 @@ def test_a_resumed_merge_equals_an_uninterrupted_one(
     sources: dict[str, str], data: dict[str, str], tmp_path: Path, method: dict[str, Any]
 ) -> None:
     whole = plait.merge(sources, data=data, out=tmp_path / "whole", **method)
-    with stopped_at(forward, "save_file", 2):
+    with stopped_at(forward, "write_sealed", 2):
         plait.merge(sources, data=data, out=tmp_path / "parts", **method)
     again = plait.merge(sources, data=data, out=tmp_path / "parts", resume=True, **method)
     found, wanted = (load_file(m.path / "model.safetensors") for m in (again, whole))

@@ -228,18 +228,18 @@ class TestAgain:
                 import os, signal, sys
                 from plait.checkpoints.source import open_checkpoint
                 from plait.data import open_texts
-                from plait.statistics.posteriors import Settings, files, score_texts
+                from plait.statistics.posteriors import Settings, score_texts
                 import torch
                 torch.set_num_threads(1)
 
-                def half(path, mode="r", *rest, _open=os.fdopen):
-                    file = _open(path, mode, *rest)
-                    if len(list({str(tmp_path / "part")!r} and __import__("pathlib").Path({str(tmp_path / "part")!r})
-                           .rglob("0000*.safetensors"))) == 5:
-                        file.write(b"half of it"); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
-                    return file
+                from pathlib import Path
+                def half(path, content, whole=Path.write_bytes):
+                    if len(list(Path({str(tmp_path / "part")!r}).rglob("0000*.safetensors"))) == 5:
+                        whole(path, b"half of it")
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return whole(path, content)
 
-                files.os.fdopen = half
+                Path.write_bytes = half
                 teachers = [open_checkpoint(path, name=name) for name, path in
                             {[(n, str(folders[n])) for n in ("news", "sports")]!r}]
                 score_texts({str(tmp_path / "part")!r}, open_texts({LINES!r}, chunk=10), teachers,
@@ -438,7 +438,7 @@ class TestPlaces:
 
         score = files.save
         monkeypatch.setattr(files, "save", lambda *arguments: full() if tmp_path else score(*arguments))
-        monkeypatch.setattr(files.os, "fdopen", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         message = refusal(tmp_path / "s", teachers(), error=OutputError)
         assert message == (
             f"no space left for {tmp_path / 's' / 'store.json'}: make room and run again, finished shards are kept"
@@ -449,7 +449,7 @@ class TestPlaces:
         def refused(*_, **__):
             raise PermissionError(errno.EACCES, "Permission denied")
 
-        monkeypatch.setattr(files.tempfile, "mkstemp", refused)
+        monkeypatch.setattr("tempfile.mkstemp", refused)
         assert refusal(tmp_path / "s", teachers(), error=OutputError).endswith(
             "store.json: Permission denied"
         )

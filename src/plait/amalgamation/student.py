@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,15 +68,12 @@ def teach(
     entry, model = pupil.objective.entry, pupil.model
     extra = make_adapters(entry, model, pupil.corpus.tables, pupil.objective.classifier)
     with adapted(model, extra), metered(model) as meter:
-        kept = state / "forwards.json"
-        meter.rows = int(json.loads(kept.read_text())) if resume and kept.is_file() else 0
 
         def judged(network: torch.nn.Module) -> dict[str, float]:
             before = meter.rows
             found = dict((judge or own)(network))
             # What labelled texts cost is no cost of the texts that teach.
             meter.rows = before if judge is not None else meter.rows
-            kept.write_text(json.dumps(meter.rows))
             return found
 
         own = partial(agreement, corpus=pupil.corpus.choose(held), batch_size=schedule.batch_size)
@@ -92,6 +88,7 @@ def teach(
             best=best if judging else None,
             checkpoints=True,
             resume=resume,
+            counter=meter,
         )
     return Learned(epochs_of(log), meter.forwards)
 

@@ -21,9 +21,19 @@ from plait.api.students import Student, write_student
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, check_output, plan
 from plait.api.teaching import Taught, judge_of, teach_in_rounds
 from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.writer import writing
 from plait.recipe import AmalgamateRecipe
 from plait.statistics.posteriors import Store
-from plait.training.state import check_accelerate, check_state, full_disk, training_state
+from plait.statistics.posteriors.score import text_facts
+from plait.training.state import (
+    check_accelerate,
+    check_state,
+    finished_job,
+    full_disk,
+    is_finished,
+    job_key,
+    training_state,
+)
 
 logger = logging.getLogger("plait")
 
@@ -87,47 +97,56 @@ def run_amalgamation(
 ) -> Student:
     """Returns the student of a recipe; `texts` and `validation` are what is in memory."""
     started = time.monotonic()
-    check_output(recipe, overwrite=overwrite)
+    ended = resume and finished_job(recipe.output) is not None
+    check_output(recipe, overwrite=overwrite or ended)
     check_accelerate()
-    job = plan(recipe, texts, validation)
+    with writing(recipe.output, overwrite=overwrite or ended):
+        job = plan(recipe, texts, validation)
+        if not (ended and is_finished(recipe.output, identity(job))):
+            check_output(recipe, overwrite=overwrite)
+            _taught(job, started, overwrite=overwrite, resume=resume)
+    return Student(Path(recipe.output))
+
+
+def _taught(job: AmalgamationPlan, started: float, *, overwrite: bool, resume: bool) -> None:
+    recipe = job.recipe
     names = ", ".join(t.name for t in job.teachers)
     logger.info("%s teach %d labels on %d texts", names, len(job.space), job.texts.count())
     truth = true_labels(job)
-    store, spent = score(job, recipe.store_folder(), overwrite=overwrite and recipe.store is None)
-    material, gathered = material_of(job, store, truth)
     out = Path(os.path.realpath(recipe.output))
+    same = identity(job)
     with training_state(out, keep=True, resume=resume) as state, full_disk(out):
-        check_state(state, identity(job, store))
+        check_state(state, same)
+        store, spent = score(job, recipe.store_folder(), state, overwrite=overwrite and recipe.store is None)
+        material, gathered = material_of(job, store, truth)
         taught = teach_in_rounds(job, material, state, resume=resume)
-        report = describe_result(job, store, Spent(spent, gathered.passes, gathered.now), taught)
+        report = {**describe_result(job, store, Spent(spent, gathered.passes), taught), "job": job_key(same)}
         if job.validation is not None:
             report["validation"] = judge_of(job, taught.tokenizer)(taught.pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
         write_student(taught.pupil.model, taught.tokenizer, out, report, overwrite=overwrite)
         shutil.rmtree(state, ignore_errors=True)
     logger.info("posteriors stay in %s: another student of them costs no teacher", store.folder)
-    return Student(Path(recipe.output))
 
 
-def identity(job: AmalgamationPlan, store: Store) -> dict[str, Any]:
+def identity(job: AmalgamationPlan) -> dict[str, Any]:
     """Returns what must be the same for a training to be resumed."""
     left_out = {"output", "report_to", "store", "sources"}
     return {
         **job.resolved().model_dump(mode="json", exclude=left_out),
-        "texts": store.record.texts.fingerprint,
+        "texts": text_facts(job.texts).fingerprint,
         "judged_on": None if job.validation is None else job.validation.fingerprint,
         "labels": list(job.space.names),
-        "teachers": [[t.name, t.digest] for t in store.teachers],
+        "teachers": [[t.name, t.digest] for t in job.teachers],
     }
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Forward passes per text: of the teachers that the store lacked, of the base in all, and of the base now."""
+    """Forward passes per text: of the teachers that the store lacked when the job began, and of the base."""
 
     teachers_now: float
     base: float
-    base_now: float
 
 
 def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: Taught) -> dict[str, Any]:
@@ -148,7 +167,6 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
             "teachers": round(teachers, 2),
             "teachers_now": round(spent.teachers_now, 2),
             "base": round(spent.base, 2),
-            "base_now": round(spent.base_now, 2),
             "student": round(student, 2),
             "total": round(teachers + spent.base + student, 2),
         },

@@ -151,11 +151,17 @@ class EnsemblePlan:
         }  # fmt: skip
 
 
-def check_output(recipe: EnsembleRecipe, *, overwrite: bool) -> None:
-    """Raises `OutputError` when the output exists or would replace what the ensemble is made from."""
+def check_output(recipe: EnsembleRecipe, *, overwrite: bool, beside: bool | None = None) -> None:
+    """Raises `OutputError` when the output exists or would replace what the ensemble is made from.
+
+    Args:
+        recipe: what will be done.
+        overwrite: whether an output that exists is replaced.
+        beside: whether members that are kept already are; as the output by default.
+    """
     check_target(recipe.output, overwrite=overwrite)
     if recipe.keep_members:
-        check_target(recipe.beside, overwrite=overwrite)
+        check_target(recipe.beside, overwrite=overwrite if beside is None else beside)
     target = Path(recipe.output).resolve()
     data = [d.path for d in (recipe.data, recipe.validation, *(recipe.text or ())) if d is not None]
     read_from = [*recipe.starts, *data, *([] if recipe.store is None else [recipe.store])]

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from plait.api.ensembles import SavedEnsemble, keep, write_ensemble
 from plait.api.inputs import is_file
 from plait.api.merging import versions
 from plait.checkpoints.tokenizers import has_tokenizer
-from plait.checkpoints.writer import check_space
+from plait.checkpoints.writer import check_space, writing
 from plait.data import Encoded, Examples, encode, length_limit
 from plait.ensembles.fitting import fit
 from plait.ensembles.learning import PREFERENCE, Fit, Fitted
@@ -33,7 +34,16 @@ from plait.recipe import EnsembleRecipe, parse_as
 from plait.report.scores import TaskScores
 from plait.statistics.posteriors.score import text_facts
 from plait.training.processes import first, together
-from plait.training.state import check_accelerate, check_state, full_disk, seeded, training_state
+from plait.training.state import (
+    check_accelerate,
+    check_state,
+    finished_job,
+    full_disk,
+    is_finished,
+    job_key,
+    seeded,
+    training_state,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,18 +136,33 @@ def run_ensemble(
 ) -> SavedEnsemble:
     """Returns the ensemble of a recipe; `data`, `validation` and `texts` are what it has in memory, not in files."""
     started = time.monotonic()
+    ended = resume and finished_job(recipe.output) is not None
     if first():
-        check_output(recipe, overwrite=overwrite)
+        check_output(recipe, overwrite=overwrite or resume)
     check_accelerate()
-    job = plan(recipe, data, validation, texts)
+    with writing(recipe.output, overwrite=overwrite or ended) if first() else nullcontext():
+        job = plan(recipe, data, validation, texts)
+        same = identity(job)
+        if not (ended and is_finished(recipe.output, same)):
+            mine = overwrite or (resume and finished_job(recipe.beside) == job_key(same))
+            if first():
+                check_output(recipe, overwrite=overwrite, beside=mine)
+            _trained(job, same, started, overwrite=overwrite, beside=mine, resume=resume)
+    return SavedEnsemble(Path(recipe.output))
+
+
+def _trained(
+    job: EnsemblePlan, same: Mapping[str, Any], started: float, *, overwrite: bool, beside: bool, resume: bool
+) -> None:
+    recipe = job.recipe
     out = Path(os.path.realpath(recipe.output))
     if first():
         announce(job, out)
     with training_state(out, keep=True, resume=resume) as state, seeded(recipe.seed), full_disk(out):
         tokenizer = tokenizer_of(job)
-        check_state(state, identity(job))
+        check_state(state, same)
         fitted = fit(fit_of(job, tokenizer, state, resume=resume, overwrite=overwrite))
-        report = describe_result(job, fitted)
+        report = {**describe_result(job, fitted), "job": job_key(same)}
         if job.choice.taught:
             report["teachers"] = teachers_of(job, state)
         if job.held is not None:
@@ -147,12 +172,11 @@ def run_ensemble(
             if recipe.keep_members and fitted.members:
                 written(fitted.members, tokenizer, state / "members")
             if recipe.keep_members:
-                keep(state / "members", recipe.beside, report, overwrite=overwrite)
+                keep(state / "members", recipe.beside, report, overwrite=beside)
             told: dict[str, Any] = {"overwrite": overwrite, "plain": job.choice.plain}
             write_ensemble(fitted.models, tokenizer, out, report, **told)
             shutil.rmtree(state, ignore_errors=True)
         together()
-    return SavedEnsemble(Path(recipe.output))
 
 
 def announce(job: EnsemblePlan, out: Path) -> None:

@@ -59,7 +59,7 @@ def export(
         )
     model = source.task(task or source.tasks[0])
     check_apart(Path(out), source.folder)
-    with atomic_folder(Path(out), overwrite=overwrite) as folder:
+    with full_disk(Path(out)), atomic_folder(Path(out), overwrite=overwrite) as folder:
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))
         if has_tokenizer(source.folder):

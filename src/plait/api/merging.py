@@ -16,14 +16,21 @@ from plait.api.planning import Plan, check_output, plan
 from plait.api.refining import identity, improve
 from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
-from plait.checkpoints.writer import atomic_folder
+from plait.checkpoints.writer import atomic_folder, writing
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.merging.manifest import BASE, Manifest, Task
 from plait.merging.merged import Merged
 from plait.recipe import AUTO, MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
-from plait.training.state import check_state, full_disk, training_state
+from plait.training.state import (
+    check_state,
+    finished_job,
+    full_disk,
+    is_finished,
+    job_key,
+    training_state,
+)
 
 logger = logging.getLogger("plait")
 
@@ -207,8 +214,18 @@ def run_merge(
     resume: bool = False,
 ) -> Merged:
     """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files."""
-    check_output(recipe, overwrite=overwrite)
-    job = plan(recipe, data, judged)
+    ended = resume and finished_job(recipe.output) is not None
+    check_output(recipe, overwrite=overwrite or ended)
+    with writing(recipe.output, overwrite=overwrite or ended):
+        job = plan(recipe, data, judged)
+        if ended and is_finished(recipe.output, identity(job)):
+            return Merged(recipe.output)
+        check_output(recipe, overwrite=overwrite)
+        return _merged(job, overwrite=overwrite, resume=resume)
+
+
+def _merged(job: Plan, *, overwrite: bool, resume: bool) -> Merged:
+    recipe = job.recipe
     logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), told(job))
     statistics = gather(job)
     out = Path(os.path.realpath(recipe.output))
@@ -270,6 +287,7 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
         recipe=job.resolved().model_dump(exclude_none=True, exclude_unset=True, mode="json"),
         versions=versions(),
         statistics={name: found.facts for name, found in statistics.items()},
+        job=job_key(identity(job)),
     )
 
 

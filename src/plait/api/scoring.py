@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,15 @@ from torch import Tensor
 from plait.api.corpus import open_corpus, warn_of_places, with_columns
 from plait.api.inputs import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
+from plait.checkpoints.files import first_line
+from plait.checkpoints.output import write_whole
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
 from plait.statistics.posteriors.record import OtherStoreError, read_record
 
 logger = logging.getLogger("plait")
+BEGUN = "begun.json"
+"""Which teachers the store had heard to the end when the job began."""
 
 
 def posteriors(
@@ -70,21 +75,36 @@ def posteriors(
     return store
 
 
-def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Store, float]:
+def score(job: AmalgamationPlan, folder: Path, state: Path, *, overwrite: bool) -> tuple[Store, float]:
     """Returns the teachers' posteriors, and the forward passes per text of the teachers that the store lacked.
 
-    A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew.
+    A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew. What a store
+    lacked when the job began is noted in `state`: a resumed run tells the cost of all of the job.
     """
-    make, before = partial(score_texts, folder, job.texts, job.teachers, job.settings), finished(folder)
+    make, note = partial(score_texts, folder, job.texts, job.teachers, job.settings), state / BEGUN
+    before = _noted(note) if note.is_file() else _note(note, finished(folder))
     try:
         store = make()
     except OtherStoreError as error:
         if not overwrite:
             raise
         logger.info("%s; it is made anew", error.found)
-        store, before = make(overwrite=True), frozenset()
+        before = _note(note, frozenset())
+        store = make(overwrite=True)
     warn_of_twins(store)
     return store, sum(store.cost.teachers[t.name] for t in store.teachers if t.digest not in before)
+
+
+def _noted(note: Path) -> frozenset[str]:
+    try:
+        return frozenset(json.loads(note.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{note} is damaged ({first_line(error)}): start again without resume") from error
+
+
+def _note(note: Path, digests: frozenset[str]) -> frozenset[str]:
+    write_whole(note, (json.dumps(sorted(digests)) + "\n").encode())
+    return digests
 
 
 def warn_of_twins(store: Store) -> None:

@@ -6,7 +6,9 @@ import copy
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +19,7 @@ import xxhash
 import plait
 from plait.api.inputs import read
 from plait.checkpoints.origin import TOKENIZER_FILES
+from plait.checkpoints.output import one_writer
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples, align_labels, batches
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
@@ -36,8 +39,13 @@ logger = logging.getLogger("plait")
 
 def cache_folder() -> Path:
     """Returns where statistics are kept for reuse: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("PLAIT_CACHE") or Path(home) / "plait") / "statistics"
+    if place := os.environ.get("PLAIT_CACHE"):
+        return Path(place) / "statistics"
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(home or Path.home() / ".cache") / "plait" / "statistics"
+    except RuntimeError:  # a user without a folder: nothing is kept from one boot to the next
+        return Path(tempfile.gettempdir()) / f"plait-{os.getuid()}" / "statistics"
 
 
 def key(provenance: Mapping[str, Any]) -> str:
@@ -212,31 +220,32 @@ def estimate(
         raise RecipeError(f"batch_size is {batch_size} (expected 1 or more)")
     if out is not None:
         check_file(Path(out), overwrite=overwrite)
-    chosen = read(data, limit=examples, seed=seed)
-    settings = {
-        "labels": labels,
-        "per": per,
-        "seed": seed,
-        "batch_size": batch_size,
-        "max_length": max_length,
-    }
-    if isinstance(model, str | Path):
-        source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
-        found = cached(source, chosen, entry.name, settings)
-    elif tokenizer is None:
-        raise RecipeError("a model in memory needs its tokenizer: pass tokenizer=")
-    else:
-        provenance = {
-            "estimator": entry.name,
-            "data": chosen.fingerprint,
-            "examples": len(chosen),
-            **settings,
+    with nullcontext() if out is None else one_writer(out):
+        chosen = read(data, limit=examples, seed=seed)
+        settings = {
+            "labels": labels,
+            "per": per,
+            "seed": seed,
+            "batch_size": batch_size,
+            "max_length": max_length,
         }
-        if model.dtype.itemsize < torch.float32.itemsize:
-            model = cast("PreTrainedModel", copy.deepcopy(model).float())
-        found = estimated(model, tokenizer, chosen, entry.name, settings, provenance)
-    if out is not None:
-        found.save(out)
+        if isinstance(model, str | Path):
+            source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
+            found = cached(source, chosen, entry.name, settings)
+        elif tokenizer is None:
+            raise RecipeError("a model in memory needs its tokenizer: pass tokenizer=")
+        else:
+            provenance = {
+                "estimator": entry.name,
+                "data": chosen.fingerprint,
+                "examples": len(chosen),
+                **settings,
+            }
+            if model.dtype.itemsize < torch.float32.itemsize:
+                model = cast("PreTrainedModel", copy.deepcopy(model).float())
+            found = estimated(model, tokenizer, chosen, entry.name, settings, provenance)
+        if out is not None:
+            found.save(out)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -14,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from plait.amalgamation.corpus import pack
@@ -25,6 +22,7 @@ from plait.amalgamation.lesson import Lesson, lesson, tables, who_taught_what
 from plait.amalgamation.student import Learned, Pupil, answers, teach
 from plait.api.starting import starting_point
 from plait.api.teachers import AmalgamationPlan
+from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.data import held_back
 from plait.errors import SourceError
 from plait.evaluation import evaluate_model, predict_logits
@@ -122,9 +120,8 @@ def correction(
     what it was taught on the texts that it was taught on.
     """
     file = place / "mass.safetensors"
-    if resume and file.is_file():
-        with safe_open(file, framework="pt") as kept:
-            return kept.get_tensor("mass"), float((kept.metadata() or {})["forwards"])
+    if resume and (kept := read_sealed(file)) is not None:
+        return kept[0]["mass"], float(kept[1]["forwards"])
     order = np.random.default_rng(job.recipe.seed).permutation(len(given.target))
     halves = [np.sort(order[at::HALVES]) for at in range(HALVES)]
     found = torch.zeros(len(given.target) + material.evidence.extra, len(job.space))
@@ -142,8 +139,7 @@ def correction(
             found[len(given.target) :] += torch.stack(told_of).softmax(-1) / HALVES
         spent += learned.forwards + len(asked)
     mass = mass_of(found, job)
-    place.mkdir(parents=True, exist_ok=True)
-    save_file({"mass": mass}, file, {"forwards": json.dumps(spent)})
+    write_sealed(file, {"mass": mass}, {"forwards": spent})
     for half in range(HALVES):
         shutil.rmtree(place / f"half-{half + 1}", ignore_errors=True)
     return mass, spent

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
+from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.ensembles.averaging import averaged, branched, greedy, likeness, mean_state
 from plait.ensembles.factors import expanded
 from plait.ensembles.joint import Joint
@@ -27,6 +27,7 @@ from plait.ensembles.learning import (
 )
 from plait.ensembles.method import Build
 from plait.ensembles.modeling import Ensemble
+from plait.errors import PlaitError
 from plait.training.processes import first, together
 from plait.training.state import seeded
 
@@ -126,7 +127,7 @@ def _path(job: Fit) -> Fitted:
     log = run(replace(job, judge=judge, best=None), model)
     files = _kept(job.state)
     count = max(1, round(job.objective.choice.option("share") * len(files)))
-    model.load_state_dict(mean_state([load_file(file) for file in files[-count:]]))
+    model.load_state_dict(mean_state([_kept_weights(file) for file in files[-count:]]))
     last = list(range(len(files) - count + 1, len(files) + 1))
     # None of the epochs is kept as it is.
     epochs = [{name: value for name, value in entry.items() if name != "kept"} for entry in epochs_of(log)]
@@ -137,11 +138,16 @@ def _kept(state: Path) -> list[Path]:
     return sorted(state.glob("epoch-*.safetensors"))
 
 
-def _keep(model: torch.nn.Module, file: Path) -> None:
-    """Writes a model's weights, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}, partial)
-    partial.rename(file)
+def _kept_weights(file: Path) -> dict[str, torch.Tensor]:
+    kept = read_sealed(file)
+    if kept is None:
+        raise PlaitError(f"{file} is damaged: start again without resume")
+    return kept[0]
+
+
+def _keep(model: torch.nn.Module, file: Path, log: Sequence[Mapping[str, float]] = ()) -> None:
+    """Writes a model's weights and the log of their training, whole or not at all."""
+    write_sealed(file, model.state_dict(), list(log))
 
 
 def _branches(job: Fit) -> Fitted:
@@ -171,13 +177,14 @@ def _stage(job: Fit, model: Ensemble, name: str) -> list[dict[str, float]]:
     """Trains one part of a longer training, unless a run that was stopped had finished it; returns its log."""
     own = replace(job, state=job.state / name)
     done = job.state / f"{name}.safetensors"
-    if job.resume and done.is_file():
-        model.load_state_dict(load_file(done))
-        return []
+    if job.resume and (kept := read_sealed(done)) is not None:
+        model.load_state_dict(kept[0])
+        shutil.rmtree(own.state, ignore_errors=True)
+        return list(kept[1])
     with seeded(job.schedule.seed):
         log = run(own, model)
     if first():
-        _keep(model, done)
+        _keep(model, done, log)
         shutil.rmtree(own.state, ignore_errors=True)
     together()
     return log

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.teaching import Teaching
 from plait.ensembles.training import Ensembling, perturbing
@@ -102,16 +102,13 @@ def separately(job: Fit) -> Fitted:
 
 def _once(job: Fit, head: int) -> tuple[Ensemble, Sequence[Mapping[str, float]]]:
     """Returns one of several models, trained unless a run that was stopped had finished it; `head` draws its head."""
-    model, weights, record = job.make(1, head), job.state / FINISHED, job.state / "log.json"
-    if job.resume and weights.is_file():
-        model.load_state_dict(load_file(weights))
-        return model, json.loads(record.read_text())
+    model, weights = job.make(1, head), job.state / FINISHED
+    if job.resume and (kept := read_sealed(weights)) is not None:
+        model.load_state_dict(kept[0])
+        return model, kept[1]
     log = run(job, model)
     if first():
-        record.write_text(json.dumps(log))
-        partial = weights.with_suffix(".partial")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, partial)
-        partial.rename(weights)
+        write_sealed(weights, model.state_dict(), log)
         for done in job.state.glob("checkpoint-*"):
             shutil.rmtree(done)
     together()

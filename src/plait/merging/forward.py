@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.errors import MergeError
 from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
 from plait.merging.engine import combine
@@ -109,9 +109,9 @@ class ForwardMerge:
     ) -> None:
         """Merges one layer, or takes it from a run that was stopped, and lets all texts through."""
         file = None if self.state is None else self.state / f"layer{place}.safetensors"
-        if file is not None and file.is_file():
+        if file is not None and (kept := read_sealed(file)) is not None:
             with torch.no_grad():
-                for name, tensor in load_file(file).items():
+                for name, tensor in kept[0].items():
                     body.get_parameter(name).copy_(tensor)
         else:
             merged: dict[str, Tensor] = {}
@@ -120,9 +120,7 @@ class ForwardMerge:
                 for run in (*runs, *(one.run for one in lent if one is not None)):
                     run.settle(stage)
             if file is not None and merged:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                save_file(merged, partial := file.with_suffix(".partial"))
-                partial.rename(file)
+                write_sealed(file, merged)
         for run in runs:
             run.advance()
         for one in lent:

@@ -41,6 +41,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     refinement: Mapping[str, Any] = field(default_factory=dict)
     heads: Mapping[str, Any] = field(default_factory=dict)
+    job: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder."""

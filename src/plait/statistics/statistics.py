@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plait.checkpoints.output import one_writer, whole_file
 from plait.errors import OutputError, SourceError
 from plait.tensors import HeadScores, NeuronScores
 
@@ -21,6 +20,8 @@ METADATA = "plait"
 DESCRIPTION = frozenset({"prefix", "shapes", "head", "config"})
 """What provenance says of the model for later steps rather than for readers."""
 FORMAT = 1
+PATIENCE = 10.0
+"""Seconds to wait for another run that is writing the same statistics."""
 
 
 @dataclass(frozen=True)
@@ -91,25 +92,10 @@ def _without_repeats(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    except OSError as problem:
-        raise OutputError(f"cannot write statistics to {path}: {problem}") from problem
-    try:
-        save_file(tensors, temporary, metadata)
-        # A temporary file is private to its owner; what replaces it is an ordinary file.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        with one_writer(path, patience=PATIENCE), whole_file(path) as partial:
+            save_file(tensors, partial, metadata)
     except (OSError, SafetensorError) as problem:
         raise OutputError(f"cannot write statistics to {path}: {problem}") from problem
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load_statistics(path: str | Path) -> Statistics:

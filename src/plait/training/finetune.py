@@ -16,12 +16,24 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait.checkpoints.writer import atomic_folder, check_target
+from plait.checkpoints.files import read_json
+from plait.checkpoints.sealed import digest
+from plait.checkpoints.writer import atomic_folder, check_target, writing
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.errors import OutputError, RecipeError, did_you_mean
 from plait.training.heads import Head, check_labelled, head_for, open_with, quiet
 from plait.training.loop import Objective, Schedule, train
-from plait.training.state import check_accelerate, check_state, seeded, training_state
+from plait.training.state import (
+    RECORD,
+    check_accelerate,
+    check_state,
+    finished_job,
+    full_disk,
+    is_finished,
+    job_key,
+    seeded,
+    training_state,
+)
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
 
@@ -85,7 +97,8 @@ def finetune(
     started, out = time.monotonic(), Path(os.path.realpath(out))
     _check_problem(problem_type)
     _check_places(out, base, data, validation)
-    check_target(out, overwrite=overwrite)
+    ended = resume and finished_job(out) is not None
+    check_target(out, overwrite=overwrite or ended)
     check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
     examples = read_examples(data, limit=limit, seed=seed, **_columns(columns))
@@ -95,24 +108,51 @@ def finetune(
     if held_out is not None:
         check_labelled(held_out, "validate")
         align_labels(held_out, head.names, kind=head.kind, problem_type=head.problem_type)
-    with training_state(out, keep=checkpoints, resume=resume) as state, seeded(seed):
+    with (
+        writing(out, overwrite=overwrite or ended),
+        training_state(out, keep=checkpoints, resume=resume) as state,
+        seeded(seed),
+        full_disk(out),
+    ):
         model, tokenizer = open_with(base, head, trust_remote_code)
         keep = length_limit(tokenizer, model.config, max_length)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
         settings = {**asdict(schedule), "max_length": keep}
-        check_state(state, {"base": str(base), "data": aligned.fingerprint, **settings})
+        same = {**_identity(base, head), "data": aligned.fingerprint, **settings}
+        if ended and is_finished(out, same):
+            return _told(out)
+        check_target(out, overwrite=overwrite)
+        check_state(state, same)
         options = {"objective": objective, "schedule": schedule, "checkpoints": checkpoints, "resume": resume}
         log = train(model, encoded, state, **options)  # type: ignore[arg-type]
-    report = _report(base, aligned, settings, log)
-    if held_out is not None:
-        judge = score or partial(_loss, head=head, max_length=keep)
-        report["validation"] = dict(judge(model.eval(), tokenizer, held_out))
-    report["seconds"] = round(time.monotonic() - started, 1)
-    _write(model, tokenizer, out, {**report, "losses": _losses(log)}, overwrite)
-    shutil.rmtree(state, ignore_errors=True)
+        report = _report(base, aligned, settings, log)
+        if held_out is not None:
+            judge = score or partial(_loss, head=head, max_length=keep)
+            report["validation"] = dict(judge(model.eval(), tokenizer, held_out))
+        report["seconds"] = round(time.monotonic() - started, 1)
+        _write(model, tokenizer, out, {**report, "losses": _losses(log), "job": job_key(same)}, overwrite)
+        shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def _identity(base: str | Path, head: Head) -> dict[str, Any]:
+    """Returns what must be the same of model and head for a training to be resumed."""
+    folder = Path(base).expanduser()
+    weights = sorted(p for p in folder.glob("*") if p.suffix in {".safetensors", ".bin"}) if folder.is_dir() else []
+    return {
+        "base": str(base),
+        "weights": {file.name: digest(file) for file in weights},
+        "labels": None if head.names is None else list(head.names),
+        "problem_type": head.problem_type,
+    }
+
+
+def _told(out: Path) -> dict[str, Any]:
+    """Returns the report of a checkpoint that was written before."""
+    own = ("made_by", "losses", "job")
+    return {name: value for name, value in read_json(out / RECORD).items() if name not in own}
 
 
 def _check_problem(problem_type: str | None) -> None:
@@ -196,6 +236,6 @@ def _write(
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            (folder / "plait.json").write_text(record)
+            (folder / RECORD).write_text(record, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

@@ -11,7 +11,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
@@ -19,12 +26,13 @@ from transformers.integrations.integration_utils import (
 
 from plait import progress
 from plait.checkpoints.files import first_line
+from plait.checkpoints.sealed import seal, sealed_facts
 from plait.data.labels import IGNORED
 from plait.errors import DataError, RecipeError, listed
 from plait.training.heads import quiet
-from plait.training.processes import processes
+from plait.training.processes import first, processes, together
 from plait.training.sampling import Sampler
-from plait.training.state import last_state
+from plait.training.state import forget, last_state
 
 Batch = Mapping[str, Tensor]
 SEEDS = 2**32 - 1
@@ -53,6 +61,12 @@ class TrainingData(Protocol):
 
     def collate(self, features: Sequence[Any]) -> dict[str, Tensor]:
         """Returns some of the examples as one batch."""
+
+
+class Counter(Protocol):
+    """What a training adds to as it goes; a resumed one goes on with what stood in the state that was saved."""
+
+    rows: int
 
 
 Judge = Callable[[torch.nn.Module], Mapping[str, float]]
@@ -137,6 +151,7 @@ class ObjectiveTrainer(Trainer):
         self.objective: Objective = objective
         self.sampler = sampler
         self.judge = judge
+        self.counter: Counter | None = None
         self.terms: dict[str, list[Tensor]] = {}
         self.shares: list[Tensor] = []
         self.model_accepts_loss_kwargs = False
@@ -175,6 +190,18 @@ class ObjectiveTrainer(Trainer):
         super().log({**found, "epoch": self.state.epoch or 0.0})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a state, seals it when every process has, and only then removes those that it stands for."""
+        super()._save_checkpoint(model, trial)
+        together()
+        if first():
+            folder = Path(str(self.args.output_dir))
+            state = folder / f"checkpoint-{self.state.global_step}"
+            seal(state, {} if self.counter is None else {"rows": self.counter.rows})
+            best = self.state.best_model_checkpoint
+            forget(folder, {state.name, Path(best or state).name})
+        together()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each term's mean since the last log; stops where one is not a number any more."""
@@ -217,10 +244,13 @@ class StopWhenLevel(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Looks at the scores so far, which a resumed run has as well."""
-        judged = [entry for entry in state.log_history if self.scores[0] in entry]
-        *before, last = ([entry[name] for name in self.scores] for entry in judged)
-        if before and all(now <= max(past) for now, *past in zip(last, *before, strict=True)):
-            control.should_training_stop = True
+        control.should_training_stop = control.should_training_stop or self.level(state.log_history)
+
+    def level(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Says whether the last epoch has raised none of the scores."""
+        judged = [[entry[name] for name in self.scores] for entry in history if self.scores[0] in entry]
+        *before, last = judged or [[]]
+        return bool(before) and all(now <= max(past) for now, *past in zip(last, *before, strict=True))
 
 
 def train(
@@ -235,6 +265,7 @@ def train(
     checkpoints: bool = False,
     resume: bool = False,
     stop_when_level: Sequence[str] = (),
+    counter: Counter | None = None,
 ) -> list[dict[str, float]]:
     """Trains `model` in place and returns the log.
 
@@ -249,10 +280,12 @@ def train(
         checkpoints: Save the Trainer's state after each epoch.
         resume: Go on from the last saved state in `folder`, where there is one.
         stop_when_level: End after an epoch that raises none of these scores.
+        counter: Its rows are saved with each state, and set to those of the state from which training goes on.
     """
     plan = schedule or Schedule()
     sampler = Sampler(encoded.lengths, plan.batch_size, plan.seed)
     steps = int(np.ceil(-(-len(encoded) // plan.batch_size) * plan.epochs))
+    stop = StopWhenLevel(stop_when_level) if stop_when_level else None
     with progress.task("training", steps) as tick:
         trainer = ObjectiveTrainer(
             objective or TaskLoss(),
@@ -262,16 +295,28 @@ def train(
             args=_arguments(plan, folder, steps, checkpoints, judge is not None, best),
             train_dataset=encoded,
             data_collator=encoded.collate,
-            callbacks=[Ticks(tick), *([StopWhenLevel(stop_when_level)] if stop_when_level else [])],
+            callbacks=[Ticks(tick), *([stop] if stop else [])],
         )
         trainer.remove_callback(PrinterCallback)
-        last = last_state(folder) if resume else None
-        with quiet():
-            trainer.train(resume_from_checkpoint=last)
+        trainer.counter = counter
+        _go_through(trainer, last_state(folder) if resume else None, stop)
         # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         vars(model).pop("forward", None)
     return list(trainer.state.log_history)
+
+
+def _go_through(trainer: ObjectiveTrainer, last: str | None, stop: StopWhenLevel | None) -> None:
+    """Trains to the end, from a state that was saved or from the beginning."""
+    if trainer.counter is not None:
+        trainer.counter.rows = int(sealed_facts(Path(last)).get("rows", 0)) if last else 0
+    with quiet():
+        if last and stop:
+            trainer.state = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+            if stop.level(trainer.state.log_history) and trainer.state.best_model_checkpoint:
+                trainer._load_best_model()  # it had come to its end
+                return
+        trainer.train(resume_from_checkpoint=last)
 
 
 def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
@@ -295,7 +340,6 @@ def _arguments(  # noqa: PLR0917 - what the Trainer is told, once
         logging_steps=max(1, steps // 20),
         eval_strategy="epoch" if judged else "no",
         save_strategy="epoch" if checkpoints or best else "no",
-        save_total_limit=1,
         load_best_model_at_end=best is not None,
         metric_for_best_model=best,
         greater_is_better=None if best is None else True,

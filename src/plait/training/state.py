@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+import xxhash
 from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line
+from plait.checkpoints.output import one_writer, write_whole
+from plait.checkpoints.sealed import SEAL, sealed_facts
 from plait.errors import OutputError, PlaitError, listed
 from plait.training.processes import first
 
 logger = logging.getLogger("plait")
+RECORD = "plait.json"
+"""What every output says of itself, and of the job that made it."""
 
 
 @contextmanager
 def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
-    """Yields the folder of the training's state, empty unless it is resumed.
+    """Yields the folder of the training's state, empty unless it is resumed; nobody else trains for `out` meanwhile.
 
-    It stays only where it is to be kept and holds weights to resume from.
+    It stays only where it is to be kept and holds weights to resume from, or where the run is interrupted.
     """
-    folder = out.parent / f".{out.name}.training"
+    with one_writer(out) if first() else nullcontext():
+        yield from _state(state_folder(out), keep=keep, resume=resume)
+
+
+def state_folder(out: Path) -> Path:
+    """Returns where the state of a training lies."""
+    return out.parent / f".{out.name}.training"
+
+
+def _state(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
     if not resume and first():
         if _has_weights(folder):
             logger.warning(
@@ -37,10 +52,14 @@ def training_state(out: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
                 folder,
             )
         shutil.rmtree(folder, ignore_errors=True)
+    interrupted = False
     try:
         yield folder
+    except BaseException as error:
+        interrupted = not isinstance(error, Exception)
+        raise
     finally:
-        if first() and not (keep and _has_weights(folder)):
+        if first() and not (keep and (interrupted or _has_weights(folder))):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -59,8 +78,12 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
     record = folder / "run.json"
     try:
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else dict(run)
-    except ValueError as error:
-        raise PlaitError(f"{record}: is damaged ({error}); start again without resume") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlaitError(
+            f"{record}: is damaged ({first_line(error)}); start again without resume"
+        ) from error
     if changed := [
         f"{name} was {found.get(name)}, is {run.get(name)}"
         for name in dict.fromkeys((*run, *found))
@@ -70,24 +93,70 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = record.with_suffix(".new")  # a record that is there is whole, whenever the run is killed
-    fresh.write_text(json.dumps(dict(run)) + "\n", encoding="utf-8")
-    fresh.replace(record)
+    write_whole(record, (json.dumps(dict(run)) + "\n").encode())
+
+
+def job_key(run: Mapping[str, Any]) -> str:
+    """Returns a hash of what a run must repeat to be the same job; an output records it."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(dict(run), sort_keys=True).encode())
+
+
+def finished_job(out: str | Path) -> str | None:
+    """Returns the key of the job whose whole result lies at a place; None where there is none."""
+    try:
+        found = json.loads((Path(out) / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    key = found.get("job") if isinstance(found, dict) else None
+    return key if isinstance(key, str) and key else None
+
+
+def is_finished(out: str | Path, run: Mapping[str, Any]) -> bool:
+    """Says whether the result of a job is there already, of which it then tells; what it was made from is removed."""
+    if finished_job(out) != job_key(run):
+        return False
+    logger.info("%s is finished: there is nothing to resume", out)
+    if first():
+        shutil.rmtree(state_folder(Path(os.path.realpath(out))), ignore_errors=True)
+    return True
 
 
 def last_state(folder: Path) -> str | None:
     """Returns the last state that was saved whole: a run may have been killed, or the disk full, while it was saved."""
-    states = sorted(folder.glob("checkpoint-*"), key=lambda place: int(place.name.rpartition("-")[2]))
-    found = next((str(place) for place in reversed(states) if _is_whole(place)), None)
+    found = next((str(place) for place in reversed(_states(folder)) if _is_whole(place)), None)
     logger.info("resuming from %s", found) if found else logger.info("nothing to resume in %s", folder)
     return found
 
 
+def forget(folder: Path, names: Collection[str]) -> None:
+    """Removes all saved states but some."""
+    for place in _states(folder):
+        if place.name not in names:
+            # Without its seal it is no state any more, however far the rest comes.
+            (place / SEAL).unlink(missing_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _states(folder: Path) -> list[Path]:
+    """Returns the saved states of a training, the last one last."""
+    numbers = {p: p.name.removeprefix("checkpoint-") for p in folder.glob("checkpoint-*")}
+    return sorted((p for p, number in numbers.items() if number.isdecimal()), key=lambda p: int(numbers[p]))
+
+
 def _is_whole(state: Path) -> bool:
-    """Says whether the Trainer came to the end of saving a state: its own record is the last file."""
+    """Says whether a state, and the best one that it speaks of, are what was saved; warns of damage."""
     try:
-        json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sealed_facts(state)
+        told = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
+        if best := told.get("best_model_checkpoint"):
+            if Path(best).parent.resolve() != state.parent.resolve():
+                raise ValueError(f"its best epoch lies at {best}: the folder was moved")
+            if Path(best).name != state.name:
+                sealed_facts(Path(best))
+    except (OSError, ValueError, AttributeError) as error:
+        if state.is_dir() and not (state / SEAL).exists():
+            return False  # a run was stopped while it was saved: nothing is wrong with that
+        logger.warning("%s cannot be gone on from (%s): an earlier state is taken, or none", state, first_line(error))
         return False
     return True
 

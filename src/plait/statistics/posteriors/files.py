@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from plait.checkpoints.output import write_whole
+from plait.checkpoints.sealed import checksum
 from plait.checkpoints.writer import check_space
 from plait.errors import DataError, OutputError
 
@@ -34,19 +32,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: no space left, or not writable.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise OutputError(_complaint(path, error)) from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _complaint(path: Path, error: OSError) -> str:
@@ -63,16 +53,8 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def write_shard(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes tensors with what they were made from, and their checksum."""
     whole = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    record = {**facts, "checksum": _checksum(whole)}
+    record = {**facts, "checksum": checksum(whole)}
     write_bytes(path, save(whole, {METADATA: json.dumps(record, sort_keys=True)}))
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        total.update(name.encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -87,7 +69,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DataError: missing, truncated or changed since it was written.
     """
     tensors, facts = _read(path, tensors=True)
-    if facts.get("checksum") != _checksum(tensors):
+    if facts.get("checksum") != checksum(tensors):
         raise _damaged(path, "its content is not what was written")
     return tensors, facts
 

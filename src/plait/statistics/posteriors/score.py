@@ -9,6 +9,7 @@ from pathlib import Path
 
 import xxhash
 
+from plait.checkpoints.output import one_writer
 from plait.checkpoints.source import Checkpoint
 from plait.data import Texts
 from plait.statistics.posteriors.ability import check_able
@@ -22,6 +23,8 @@ from plait.statistics.posteriors.teacher import Teacher, check_teachers, teacher
 
 SHARD = 512
 """Texts in a shard at most: what is lost when a run is stopped, a minute or two of a small teacher's 17 passes."""
+PATIENCE = 2.0
+"""Seconds to wait for a run that only looks into the same store, and finds it complete."""
 
 
 def score_texts(
@@ -55,6 +58,14 @@ def score_texts(
     check_teachers(teachers, logits_only=logits_only)
     check_able(teachers, settings)
     check_place(folder, FILE)
+    with one_writer(folder, patience=PATIENCE):
+        return _scored(folder, texts, teachers, settings, overwrite=overwrite)
+
+
+def _scored(
+    folder: Path, texts: Texts, teachers: Sequence[Checkpoint], settings: Settings, *, overwrite: bool
+) -> Store:
+    """Returns the store in a folder that nobody else writes."""
     wanted = tuple(teacher_of(checkpoint) for checkpoint in teachers)
     facts = text_facts(texts)
     if (folder / FILE).is_file() and not overwrite:
