@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 
+from plait.cli.ending import Stopped, drop_output, open_streams, stoppable
 from plait.errors import PlaitError
 
 INTERRUPTED = 130
-RESUMABLE = ("amalgamate", "ensemble", "finetune", "run")
+RESUMABLE = ("amalgamate", "ensemble", "finetune", "merge", "run")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,12 +22,11 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     """Returns the exit code of one command line."""
     import typer
 
-    from plait.cli import amalgamating, ensembling, looking, making, training  # noqa: F401 - registers their commands
-    from plait.cli.app import app
-
+    open_streams()
     configure_logging(quiet="--quiet" in arguments or "-q" in arguments)
     try:
-        result = app(args=arguments, prog_name="plait", standalone_mode=False)
+        result = _result(arguments)
+        sys.stdout.flush()
     except PlaitError as error:
         return complain(str(error))
     except typer.Exit as stop:
@@ -37,11 +37,14 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
         )
     except (typer.Abort, KeyboardInterrupt):
         return complain(interruption(arguments), INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output (say, `head`) has gone: point stdout elsewhere so that closing it is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Stopped as stop:
+        return complain(interruption(arguments, "terminated"), stop.code)
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output (say, `head`) has gone, of which the argument parser makes an exit of its own.
+        drop_output()
         return 0
     except OSError as error:
+        drop_output()
         return complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
     except Exception as error:
         if message := getattr(error, "format_message", None):  # a usage error of the argument parser
@@ -52,11 +55,20 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     return result if isinstance(result, int) else 0
 
 
-def interruption(arguments: list[str]) -> str:
+def _result(arguments: list[str]) -> object:
+    """Returns what the argument parser makes of a command line, which signals may stop."""
+    from plait.cli import amalgamating, ensembling, looking, making, training  # noqa: F401 - registers their commands
+    from plait.cli.app import app
+
+    with stoppable():
+        return app(args=arguments, prog_name="plait", standalone_mode=False)
+
+
+def interruption(arguments: list[str], how: str = "interrupted") -> str:
     """Returns what is left of a command that was interrupted."""
-    said = "interrupted, the output was not written"
+    said = f"{how}, the output was not written"
     if arguments[:1] == ["posteriors"]:
-        return "interrupted; finished shards are kept, and the same command goes on from there"
+        return f"{how}; finished shards are kept, and the same command goes on from there"
     if not set(RESUMABLE) & set(arguments[:1]):
         return said
     return f"{said}; where a state was saved beside it, the same command with --resume goes on"
@@ -70,6 +82,7 @@ def complain(message: str, code: int = 2) -> int:
 
 def configure_logging(*, quiet: bool) -> None:
     """Sends our log to stderr, from INFO on (from ERROR on when quiet); libraries speak only of errors."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to write a traceback
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("plait")

@@ -9,8 +9,9 @@ from typing import Any
 
 
 def as_json(content: Any) -> None:
-    """Prints plain data as JSON."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Prints plain data as JSON; where the output is not in UTF-8, with escapes for what it may lack."""
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=ascii_only, default=str) + "\n")
 
 
 def line(text: str) -> None:

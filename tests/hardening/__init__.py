@@ -1,0 +1,1 @@
+"""Trust: what killed, hindered and hostile circumstances must not do."""
