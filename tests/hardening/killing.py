@@ -86,7 +86,7 @@ def finetune(folder: Path, out: Path, **how: Any) -> None:
     )
 
 
-def export(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:  # noqa: ARG001 - there is no state
+def export(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:
     import plait.api
 
     merged = folder / "merged"
@@ -95,7 +95,7 @@ def export(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:  
     plait.api.export(merged, out, task="a", **how)
 
 
-def posteriors(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:  # noqa: ARG001 - always resumed
+def posteriors(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:
     import plait.api
 
     teachers = {"a": folder / "source1", "b": folder / "source2"}
@@ -103,7 +103,7 @@ def posteriors(folder: Path, out: Path, resume: bool = False, **how: Any) -> Non
     plait.api.posteriors(teachers, texts=texts, out=out, passes=2, max_length=16, **how)
 
 
-def estimate(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:  # noqa: ARG001 - there is no state
+def estimate(folder: Path, out: Path, resume: bool = False, **how: Any) -> None:
     import plait.api
 
     plait.api.estimate(folder / "source1", folder / "train.jsonl", examples=8, out=out, **how)

@@ -37,7 +37,7 @@ class Killer:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
         )  # fmt: skip
         assert self._answer() == "ready"
-        self.before = set(os.listdir(folder)) | {"cache", "merged"}
+        self.before = names(folder) | {"cache", "merged"}
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -62,7 +62,7 @@ class Killer:
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
 
     def left(self) -> set[str]:
-        return set(os.listdir(self.folder)) - self.before
+        return names(self.folder) - self.before
 
     def whole(self, job: str) -> tuple[int, dict[str, Any]]:
         """Returns the steps of a job that nobody kills, and all that it leaves."""
@@ -88,11 +88,15 @@ class Killer:
         self.log.close()
 
 
+def names(folder: Path) -> set[str]:
+    return {place.name for place in folder.iterdir()}
+
+
 def bare(file: Path) -> Any:
     if file.name != "plait.json":
         return file.read_bytes()
     record = json.loads(file.read_text())
-    return {name: value for name, value in record.items() if name != "seconds"}
+    return json.dumps({name: value for name, value in record.items() if name != "seconds"})
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +148,25 @@ def killed(killer: Killer, job: str, step: int, *, over: bool) -> None:
         # It had come to its end, and has no state to be resumed from; what is left goes with the next that writes.
         code, _ = killer.run(job, 0, "resume", "overwrite")
     assert code == 0, f"{told}: {killer.said()}"
-    assert killer.contents() == whole, told
+    found = killer.contents()
+    assert found.keys() == whole.keys(), told
+    assert {name: (found[name], whole[name]) for name in whole if found[name] != whole[name]} == {}, told
 
 
-@pytest.mark.parametrize("over", [False, True])
-@pytest.mark.parametrize("job", sorted(set(JOBS) - {"posteriors"}))
+@pytest.mark.parametrize(
+    ("job", "over"),
+    [
+        ("merge", False), ("merge", True), ("refine", False), ("amalgamate", True), ("ensemble", False),
+        ("distilled", False), ("finetune", True), ("export", True), ("estimate", True),
+    ],
+)  # fmt: skip
 def test_a_job_killed_while_it_ends(killer: Killer, job: str, over: bool) -> None:
     steps, _ = killer.whole(job)
     step = random.Random(f"{job} {over}").randrange(max(1, steps - LAST), steps + 1)
     killed(killer, job, step, over=over)
 
 
-@pytest.mark.parametrize("job", sorted(JOBS))
+@pytest.mark.parametrize("job", sorted(set(JOBS) - {"distilled", "refine"}))
 def test_a_job_killed_on_the_way(killer: Killer, job: str) -> None:
     steps, _ = killer.whole(job)
     killed(killer, job, random.Random(job).randrange(1, steps + 1), over=False)

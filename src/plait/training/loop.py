@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -286,7 +288,7 @@ def train(
     sampler = Sampler(encoded.lengths, plan.batch_size, plan.seed)
     steps = int(np.ceil(-(-len(encoded) // plan.batch_size) * plan.epochs))
     stop = StopWhenLevel(stop_when_level) if stop_when_level else None
-    with progress.task("training", steps) as tick:
+    with progress.task("training", steps) as tick, _own_config(model):
         trainer = ObjectiveTrainer(
             objective or TaskLoss(),
             sampler,
@@ -303,7 +305,21 @@ def train(
         # Mixed precision puts a forward of its own on the model; the caller gets an ordinary one back.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         vars(model).pop("forward", None)
-    return list(trainer.state.log_history)
+    # What a state was read from has another order than what was never written.
+    return [dict(sorted(entry.items())) for entry in trainer.state.log_history]
+
+
+@contextmanager
+def _own_config(model: Any) -> Iterator[None]:
+    """Gives back what the Trainer turns off in a model's configuration: what is written is not to tell who trained."""
+    config = vars(getattr(model, "config", None) or SimpleNamespace())
+    before = config.get("use_cache", config)
+    try:
+        yield
+    finally:
+        config.pop("use_cache", None)
+        if before is not config:
+            config["use_cache"] = before
 
 
 def _go_through(trainer: ObjectiveTrainer, last: str | None, stop: StopWhenLevel | None) -> None:
