@@ -2,8 +2,8 @@
 
     python -m tests.hardening.killing FOLDER
 
-waits for lines on standard input: `JOB N [resume] [overwrite]` does a job in a child that dies at its N-th step, and is
-answered with the child's exit code and the steps it took.
+waits for lines on standard input: `JOB N [resume] [overwrite] [room=BYTES]` does a job in a child that dies at its N-th
+step, and is answered with the child's exit code and the steps it took.
 """
 
 from __future__ import annotations
@@ -160,6 +160,11 @@ def child(folder: Path, job: str, last: int, how: dict[str, Any], tell: int) -> 
     try:
         from plait.errors import PlaitError
 
+        if room := how.pop("room", None):
+            import resource
+
+            # No file may be larger: for every library that is a full disk, but for the number of the error.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(room), resource.RLIM_INFINITY))
         watch(folder, last, tell)
         try:
             JOBS[job](folder, folder / "out", **how)
@@ -195,7 +200,8 @@ def serve(folder: Path) -> None:
         os.pwrite(counter, b"0" * 9, 0)
         pid = os.fork()
         if pid == 0:
-            child(folder, job, int(number), dict.fromkeys(options, True), counter)
+            how = {name: value or True for name, _, value in (option.partition("=") for option in options)}
+            child(folder, job, int(number), how, counter)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         sys.stdout.write(f"{code} {int(os.pread(counter, 9, 0))}\n")
         sys.stdout.flush()

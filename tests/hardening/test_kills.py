@@ -172,6 +172,18 @@ def test_a_job_killed_on_the_way(killer: Killer, job: str) -> None:
     killed(killer, job, random.Random(job).randrange(1, steps + 1), over=False)
 
 
+@pytest.mark.parametrize("job", ["merge", "amalgamate", "distilled", "finetune", "export", "estimate", "posteriors"])
+def test_a_disk_that_fills_up(killer: Killer, job: str) -> None:
+    for room in (1, 30_000):
+        killer.clear()
+        code, _ = killer.run(job, 0, f"room={room}")
+        if code == 0 and room > 1:
+            continue
+        assert code == 2, killer.said()
+        assert job == "posteriors" or of_output(killer.contents()) == {}
+        assert [name for name in killer.left() if name.endswith((".partial", ".old", ".lock"))] == []
+
+
 @pytest.mark.skipif(not os.environ.get("PLAIT_SOAK"), reason="PLAIT_SOAK is not set: minutes to go on for")
 def test_jobs_killed_for_a_while(killer: Killer) -> None:
     seed = int(os.environ.get("PLAIT_SEED", time.time_ns() % 10**6))

@@ -47,12 +47,20 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
         drop_output()
         return complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
     except Exception as error:
-        if message := getattr(error, "format_message", None):  # a usage error of the argument parser
-            return complain(message())
+        if message := _mistake(error):
+            return complain(message)
         raise
     if result == INTERRUPTED:  # the argument parser turns Ctrl-C into an exit code of its own
         return complain(interruption(arguments), INTERRUPTED)
     return result if isinstance(result, int) else 0
+
+
+def _mistake(error: Exception) -> str | None:
+    """Returns what a user can mend of an error that is none of ours; None where it is a bug."""
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # the library's only word for it
+        return "a path begins with ~ and names a user without a folder: write the whole path"
+    said = getattr(error, "format_message", None)  # a usage error of the argument parser
+    return None if said is None else str(said())
 
 
 def _result(arguments: list[str]) -> object:

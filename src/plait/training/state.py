@@ -197,4 +197,4 @@ def full_disk(out: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in FULL):
             raise
-        raise OutputError(f"{out}: cannot be written: {first_line(error)}") from error
+        raise OutputError(f"{out}: cannot be written: no space is left on the disk") from error
