@@ -75,14 +75,17 @@ def posteriors(
     return store
 
 
-def score(job: AmalgamationPlan, folder: Path, state: Path, *, overwrite: bool) -> tuple[Store, float]:
+def score(
+    job: AmalgamationPlan, folder: Path, state: Path | None = None, *, overwrite: bool
+) -> tuple[Store, float]:
     """Returns the teachers' posteriors, and the forward passes per text of the teachers that the store lacked.
 
     A store beside the output belongs to it: with `overwrite`, one of other texts or settings is made anew. What a store
     lacked when the job began is noted in `state`: a resumed run tells the cost of all of the job.
     """
-    make, note = partial(score_texts, folder, job.texts, job.teachers, job.settings), state / BEGUN
-    before = _noted(note) if note.is_file() else _note(note, finished(folder))
+    make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
+    note = None if state is None else state / BEGUN
+    before = _noted(note) if note and note.is_file() else _note(note, finished(folder))
     try:
         store = make()
     except OtherStoreError as error:
@@ -102,8 +105,9 @@ def _noted(note: Path) -> frozenset[str]:
         raise DataError(f"{note} is damaged ({first_line(error)}): start again without resume") from error
 
 
-def _note(note: Path, digests: frozenset[str]) -> frozenset[str]:
-    write_whole(note, (json.dumps(sorted(digests)) + "\n").encode())
+def _note(note: Path | None, digests: frozenset[str]) -> frozenset[str]:
+    if note is not None:
+        write_whole(note, (json.dumps(sorted(digests)) + "\n").encode())
     return digests
 
 
