@@ -16,7 +16,6 @@ import xxhash
 
 import plait
 from plait.api.inputs import read
-from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples, align_labels, batches
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
@@ -67,26 +66,13 @@ def of_source(job: Plan, source: Checkpoint) -> Statistics:
     return cached(source, job.inputs.examples[source.name], job.estimator or "", settings)
 
 
-def circumstances(source: Checkpoint) -> dict[str, Any]:
-    """Returns what decides a source's statistics beside its weights: labels, settings, tokenizer, our version."""
-    settings = {
-        k: v
-        for k, v in source.config.to_diff_dict().items()
-        if k not in {"_name_or_path", "transformers_version"}
-    }
-    files = [source.folder / name for name in sorted(TOKENIZER_FILES)]
-    tokenizer = xxhash.xxh3_128()
-    for file in files:
-        tokenizer.update(file.read_bytes() if file.is_file() else b"-")
-    return {"settings": key(settings), "tokenizer": tokenizer.hexdigest(), "plait": plait.__version__}
-
-
 def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
     """Returns statistics from the cache when nothing that decides them has changed, else estimates and keeps them."""
     provenance = {
         "estimator": estimator,
         "source": source.digest,
-        **circumstances(source),
+        "circumstances": source.circumstances,
+        "plait": plait.__version__,
         "data": examples.fingerprint,
         "examples": len(examples),
         # Only the reproduction `per: batch` depends on the batch size.

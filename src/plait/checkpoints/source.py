@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.checkpoints import naming
 from plait.checkpoints.files import Header, TensorFiles, instead, one_line, read_headers, read_json
-from plait.checkpoints.origin import locate
+from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES, locate
 from plait.checkpoints.records import recorded_base
 from plait.checkpoints.tokenizers import open_tokenizer
 from plait.errors import SourceError, listed
@@ -80,6 +81,19 @@ class Checkpoint:
         ):
             header = self.headers[stored]
             total.update(f"{name} {header.dtype} {header.shape} {self._hash(stored)}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def circumstances(self) -> str:
+        """Returns a hex digest of what decides its answers beside its weights: configuration and tokenizer."""
+        own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+        settings = {k: v for k, v in self.config.to_diff_dict().items() if k not in own}
+        total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name in sorted(TOKENIZER_FILES):
+            file = self.folder / name
+            # Stores of earlier versions know nothing of files that few tokenizers have.
+            absent = b"-" if name in {*VOCABULARIES, "tokenizer_config.json"} else b""
+            total.update(file.read_bytes() if file.is_file() else absent)
         return total.hexdigest()
 
     def _hash(self, stored: str) -> str:
