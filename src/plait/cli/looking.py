@@ -99,7 +99,7 @@ def methods(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the merging methods, gates and objectives, or explain one."""
+    """List what a recipe can name (merging methods, importances, gates, perturbations …), or explain one."""
     from plait import api
 
     found = api.methods(name)
