@@ -210,7 +210,7 @@ def test_the_base_is_never_replaced(base, tmp_path, where):
     own = shutil.copytree(base, tmp_path / "run" / "base")
     (tmp_path / "run" / "config.json").write_text("{}")
     before = weights_in(tmp_path)
-    with pytest.raises(OutputError, match=r"is, holds or lies in the base .*; choose another output"):
+    with pytest.raises(OutputError, match=r"base, which is read, overlap .*: choose another output"):
         finetune(own, DATA["sequence"], tmp_path / "run" / where, overwrite=True, **QUICK)
     assert weights_in(tmp_path) == before
 
@@ -223,7 +223,7 @@ def test_the_data_is_never_replaced(base, tmp_path, role, form):
     (out / "config.json").write_text("{}")
     file = write_rows(out / "a.jsonl", [{"text": "a", "label": 0}])
     told = {"data": DATA["sequence"], role: form(file)}
-    with pytest.raises(OutputError, match=r"out holds the data .*a.jsonl; choose another output"):
+    with pytest.raises(OutputError, match=r"a.jsonl, which is read, overlap .the output holds it"):
         finetune(base, out=out, overwrite=True, **told, **QUICK)
     assert file.exists()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from plait.api.corpus import open_corpus, warn_of_places, with_columns
 from plait.api.inputs import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
+from plait.checkpoints.places import check_apart
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
 from plait.statistics.posteriors.record import OtherStoreError, read_record
@@ -63,6 +64,7 @@ def posteriors(
     known = [f.name for f in fields(Settings)]
     if unknown := [name for name in settings if name not in known]:
         raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    check_apart(out, *(teacher.model for teacher in recipe.sources.values()), recipe.text)
     chosen = Settings(**{"max_length": recipe.max_length, "keep": "features", **settings})
     opened, _ = open_corpus(recipe, None if is_file(texts) else texts)
     store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)

@@ -16,6 +16,7 @@ import xxhash
 
 import plait
 from plait.api.inputs import read
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples, align_labels, batches
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
@@ -198,6 +199,7 @@ def estimate(
         raise RecipeError(f"batch_size is {batch_size} (expected 1 or more)")
     if out is not None:
         check_file(Path(out), overwrite=overwrite)
+        check_apart(out, model, data)
     chosen = read(data, limit=examples, seed=seed)
     settings = {
         "labels": labels,

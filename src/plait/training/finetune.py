@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.errors import OutputError, RecipeError, did_you_mean
@@ -84,7 +85,7 @@ def finetune(
     """
     started, out = time.monotonic(), Path(os.path.realpath(out))
     _check_problem(problem_type)
-    _check_places(out, base, data, validation)
+    check_apart(out, base, data, validation)
     check_target(out, overwrite=overwrite)
     check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
@@ -119,19 +120,6 @@ def _check_problem(problem_type: str | None) -> None:
     known = get_args(ProblemType)
     if problem_type is not None and problem_type not in known:
         raise RecipeError(f"unknown problem_type {problem_type!r}{did_you_mean(problem_type, known)}")
-
-
-def _check_places(out: Path, base: str | Path, *data: Any) -> None:
-    """Raises `OutputError` where writing `out` would replace, hold or change what it is made from."""
-    source = Path(os.path.realpath(Path(base).expanduser()))
-    if source.is_dir() and (out == source or out in source.parents or source in out.parents):
-        raise OutputError(f"{out} is, holds or lies in the base {base}; choose another output")
-    for given in data:
-        told = given.get("path") if isinstance(given, Mapping) else given
-        for name in {str(told), str(told).rpartition("@")[0]} if isinstance(told, str | Path) else ():
-            place = Path(os.path.realpath(Path(name).expanduser()))
-            if name and place.exists() and (out == place or out in place.parents):
-                raise OutputError(f"{out} holds the data {told}; choose another output")
 
 
 def _loss(
