@@ -21,10 +21,12 @@ from plait.cli.arguments import (
     Quiet,
     Resume,
     Revision,
+    Revisions,
     Seed,
     TextColumn,
     Trust,
     pairs,
+    revised,
     spec,
 )
 from plait.errors import RecipeError
@@ -128,6 +130,7 @@ def merge(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    revision: Revisions = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -145,7 +148,7 @@ def merge(
         "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed, "forward": forward,
     }  # fmt: skip
     recipe, _ = merge_recipe(
-        pairs(sources, "sources"),
+        revised(pairs(sources, "sources"), revision),
         out=output,
         method=method,
         data=spec(pairs(data, "--data"), text_column, text_pair_column, label_column),
@@ -252,6 +255,12 @@ def estimate(
     per: Annotated[
         str, typer.Option("--per", help="example; batch to reproduce published numbers.")
     ] = "example",
+    passes: Annotated[
+        int,
+        typer.Option(
+            "--passes", min=1, help="Backward passes per text at most with --labels exact; beyond, one at random."
+        ),
+    ] = 16,
     batch_size: BatchSize = 16,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -261,22 +270,25 @@ def estimate(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Estimate a checkpoint's statistics: share them instead of the data."""
     from plait import api
+    from plait.api.statistics import estimate_plan
 
-    found = api.estimate(
-        model, spec(data, text_column, text_pair_column, label_column), importance=importance, labels=labels,
-        examples=examples, per=per, batch_size=batch_size, max_length=max_length, seed=seed, out=output,
-        overwrite=overwrite, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    about = {"output": str(output), "estimator": found.estimator, **found.facts}
-    if json:
-        render.as_json(about)
-    else:
-        render.facts(about)
+    given = spec(data, text_column, text_pair_column, label_column)
+    asked: dict[str, Any] = {
+        "importance": importance, "labels": labels, "examples": examples, "per": per, "passes": passes,
+        "batch_size": batch_size, "max_length": max_length, "seed": seed, "out": output, "overwrite": overwrite,
+        "revision": revision, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    if dry_run:
+        show_plan(estimate_plan(model, given, **asked), json=json)
+        return
+    found = api.estimate(model, given, **asked)
+    show_plan({"output": str(output), "estimator": found.estimator, **found.facts}, json=json)
 
 
 @app.command()

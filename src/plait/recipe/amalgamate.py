@@ -84,6 +84,7 @@ class AmalgamateRecipe(Strict):
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=128, ge=4)
     warmup: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**32)
     report_to: str = "none"
