@@ -6,15 +6,20 @@ Nothing here names a method, a command or a key: all are read from the registrie
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import io
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import plait
+
+ROOT = Path(__file__).parents[2]
 
 TITLES = {
     "method": ("Merge rules", "`--method NAME` of `plait merge`, `method:` in a recipe."),
@@ -197,12 +202,35 @@ def recipe_schema() -> str:
     return json.dumps({"$schema": dialect, "title": "A recipe of Plait", "anyOf": list(kinds.values())}, indent=1)
 
 
+def first_line(package: str) -> str:
+    """Returns the first line of a package's docstring, which says what it is for."""
+    folder = ROOT / "src" / package.replace(".", "/")
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
+
+
+def floors() -> str:
+    """Returns the contract of imports as a table, the top floor first, with what each package is for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    rows = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    lines = ["| packages of one floor | what they are for |", "|---|---|"]
+    for row in rows:
+        packages = [name.strip(" ()") for name in re.split(r"[|:]", row)]
+        names = ", ".join(f"`{name}`" for name in packages)
+        about = "<br>".join(f"`{name.rpartition('.')[2]}`: {cell(first_line(name))}" for name in packages)
+        lines.append(f"| {names} | {about} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "papers": papers,
     "commands": commands,
     "functions": functions,
     "keys": keys,
+    "floors": floors,
 }
 
 
