@@ -14,10 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks experiments examples
+	$(BIN)/ruff check src tests benchmarks experiments examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src docs README.md CHANGELOG.md
+	$(BIN)/codespell src docs examples README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/python -m pytest -n 2
 
 $(DOCS): $(STAMP)

@@ -1,7 +1,7 @@
 """Four opinions in one encoder pass, then in one ordinary checkpoint.
 
-An ensemble usually costs as many passes as it has members. Here the members share the encoder and differ in their heads,
-so one pass computes them all. Linear heads also fold into one model, which transformers loads without Plait.
+An ensemble usually costs as many passes as it has members. Here the members share the encoder and have heads of their
+own, so one pass computes them all. Linear heads also fold into one model, which transformers loads without Plait.
 
     python examples/ensemble.py
 """

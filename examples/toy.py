@@ -13,14 +13,14 @@ from pathlib import Path
 
 # Half of each list is for training, the other half for tests.
 THINGS = {
-    "film": "comedy thriller sequel documentary western cartoon trailer screenplay".split(),
-    "food": "soup curry dessert sandwich breakfast salad bread pizza".split(),
-    "book": "novel biography paperback dictionary memoir essay textbook anthology".split(),
-    "song": "ballad melody chorus symphony anthem tune lullaby duet".split(),
+    "film": ["comedy", "thriller", "sequel", "documentary", "western", "cartoon", "trailer", "screenplay"],
+    "food": ["soup", "curry", "dessert", "sandwich", "breakfast", "salad", "bread", "pizza"],
+    "book": ["novel", "biography", "paperback", "dictionary", "memoir", "essay", "textbook", "anthology"],
+    "song": ["ballad", "melody", "chorus", "symphony", "anthem", "tune", "lullaby", "duet"],
 }
 OPINIONS = {
-    "good": "wonderful superb charming brilliant excellent lovely delightful fantastic".split(),
-    "bad": "dreadful boring awful mediocre terrible dull horrible disappointing".split(),
+    "good": ["wonderful", "superb", "charming", "brilliant", "excellent", "lovely", "delightful", "fantastic"],
+    "bad": ["dreadful", "boring", "awful", "mediocre", "terrible", "dull", "horrible", "disappointing"],
 }
 FRAMES = (
     "The {thing} was {opinion}.",

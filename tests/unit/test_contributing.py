@@ -45,7 +45,7 @@ def rule_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType
 @pytest.fixture(scope="module")
 def reference() -> Callable[..., Any]:
     namespace: dict[str, Any] = {"entry_by_entry": entry_by_entry}
-    exec(BLOCKS[1], namespace)  # noqa: S102 - our own page
+    exec(BLOCKS[1], namespace)
     return namespace["median"]  # type: ignore[no-any-return]
 
 
