@@ -22,7 +22,7 @@ from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
 from plait.data import Examples
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.errors import RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import AmalgamateRecipe, GateSpec, parse_as

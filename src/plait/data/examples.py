@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 Kind = Literal["sequence_classification", "token_classification", "question_answering"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -81,3 +82,10 @@ class Examples:
     def unlabelled(self) -> Examples:
         """Returns the same texts without labels."""
         return replace(self, labels=None, label_names=None)
+
+
+def held_back(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the rows to train on and those held back to judge on, in order; none are held back for a share of 0."""
+    held = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

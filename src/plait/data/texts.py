@@ -22,8 +22,8 @@ from plait.data.columns import (
     text_columns,
 )
 from plait.data.examples import Examples
+from plait.data.files import STREAMS, Feed, stream
 from plait.data.reading import table_of
-from plait.data.streams import STREAMS, Feed, stream
 from plait.errors import DataError, did_you_mean, listed
 
 logger = logging.getLogger("plait")
