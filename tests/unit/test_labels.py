@@ -153,7 +153,7 @@ def test_names_of_a_new_head(labels, declared, names):
 
 def test_numbers_are_classes_where_that_is_chosen():
     floats = labelled((0.0, 2.0, 1.0))
-    assert names_in(floats) is None
+    assert names_in(floats, "regression") is None
     names = names_in(floats, "single_label_classification")
     assert names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert align_labels(floats, names, problem_type="single_label_classification").labels == (0, 2, 1)
