@@ -17,6 +17,11 @@ def placeholders(names: Sequence[str] | None) -> bool:
     return all(map(numbered, plain)) or plain == [str(at) for at in range(len(plain))]
 
 
+def told(names: str) -> tuple[str, ...]:
+    """Returns the names in `negative,positive`, in order."""
+    return tuple(name.strip() for name in names.split(","))
+
+
 def numbered(name: str) -> bool:
     """Says whether one name is of the kind that transformers makes up: `LABEL_0`."""
     return re.fullmatch(r"LABEL_\d+", name.strip(), re.IGNORECASE) is not None

@@ -62,8 +62,8 @@ def _label_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
         return []
     names = f"{first.name}: {', '.join(mine)}; {other.name}: {', '.join(theirs)}"
     if len(mine) == len(theirs) and placeholders(mine) != placeholders(theirs):
-        return [f"labels have no common names ({names}); write the real names into id2label"]
-    return [f"labels differ ({names}); give them tasks of their own, or make the names in id2label agree"]
+        return [f"labels have no common names ({names}); say the real ones with labels (--labels)"]
+    return [f"labels differ ({names}); give them tasks of their own, or make the names agree with labels (--labels)"]
 
 
 def _head_shapes(first: Checkpoint, other: Checkpoint) -> list[str]:

@@ -75,5 +75,5 @@ def _check_parts(split: str, parts: list[Path], source: str) -> None:
     shards = [found for path in parts if (found := SHARD.fullmatch(stem_of(path)))]
     if shards and len(shards) < int(shards[0]["all"]):
         logger.warning(
-            "%s: only %d of the %s parts of %s are there", source, len(shards), shards[0]["all"], split
+            "%s: only %d of the %d parts of %s are there", source, len(shards), int(shards[0]["all"]), split
         )

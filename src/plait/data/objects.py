@@ -106,6 +106,7 @@ def _oriented(found: Mapping[Any, Mapping[Any, Any]], source: str) -> Table:
         )
     if by_row:
         return from_rows(list(found.values()), source)
+    inner = list(next(iter(found.values())))
     odd = next((name for name, values in found.items() if list(values) != inner), None)
     if odd is not None:
         raise DataError(f"{source}: column {odd!r} has other rows than the first; expected the same in all")
@@ -155,7 +156,7 @@ def as_list(values: Any, what: str) -> list[Any]:
     """
     if hasattr(values, "to_pylist"):
         return list(values.to_pylist())
-    if hasattr(values, "tolist") and getattr(values, "ndim", 1):
+    if hasattr(values, "tolist") and getattr(values, "ndim", None) != 0:
         return list(values.tolist())
     if isinstance(values, str | bytes):
         raise DataError(f"{what} is one text ({values!r:.40}); expected a list of them")

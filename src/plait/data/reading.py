@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plait.data.columns import Table, Wanted, examples_from
+from plait.data.columns import Table, Wanted, counted, examples_from
 from plait.data.examples import Examples
 from plait.data.files import (
     FORMATS,
@@ -94,6 +94,42 @@ def read_examples(
         return read_examples(told.pop("path"), limit=limit, seed=seed, **told)
     examples = examples_from(source_of(data, split).whole(), Wanted(text, text_pair, label))
     return examples.sample(limit, seed)
+
+
+def to_predict(texts: Any) -> Examples:
+    """Returns the texts to predict on: one, a list, or what `read_examples` takes but for a file's name as a str.
+
+    Raises:
+        DataError: When a row in memory has no text, since predictions answer row by row, or a text is a file's name.
+    """
+    data: Any = [one_text(texts)] if isinstance(texts, str) else texts
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, list | tuple) and data and all(isinstance(text, str) for text in data):
+        return Examples(tuple(data))
+    told: dict[str, Any] = described(data) if is_described(data) else {"path": data}
+    origin, split = told.pop("path"), told.pop("split", None)
+    table = source_of(origin, split).whole()
+    examples = examples_from(table, Wanted(**told))
+    lost = len(next(iter(table.columns.values()), ())) - len(examples)
+    if lost and not isinstance(origin, str | Path):
+        raise DataError(f"{examples.source}: {counted(lost, 'row')} without a text; expected one to predict on in each")
+    return examples
+
+
+def one_text(text: str) -> str:
+    """Returns a text that is given alone.
+
+    Raises:
+        DataError: When it is the name of a file: whether the file is meant is not guessed.
+    """
+    try:
+        is_file = Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with what no name has
+        is_file = False
+    if is_file:
+        raise DataError(f"{text}: is a file; give Path({text!r}) for the texts in it, or [{text!r}] for this text")
+    return text
 
 
 def is_described(data: Any) -> bool:
