@@ -44,7 +44,7 @@ def labelled(labels, names=None, kind="sequence_classification"):
         (("1", "0"), None, GENERIC, (1, 0)),
         ((2, 1), None, ("LABEL_1", "LABEL_2"), (1, 0)),
         ((0, 1), None, ("LABEL_1", "LABEL_0"), (1, 0)),
-        ((" pos", "neg\u0301"), None, ("n\u00e9g", "pos"), (1, 0)),
+        ((" pos", "ne\u0301g"), None, ("n\u00e9g", "pos"), (1, 0)),
         ((True, False), None, ("True", "False"), (0, 1)),
         ((True, False), None, ("neg", "pos"), (1, 0)),
         ((Number("1.0"), Number("2.0")), None, ("2.0", "1.0"), (1, 0)),
