@@ -310,7 +310,7 @@ def test_classes_may_be_written_as_floats(base, tmp_path):
     finetune(base, data, tmp_path / "out", problem_type="single_label_classification", **QUICK)
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
     assert (config.num_labels, config.problem_type) == (2, "single_label_classification")
-    with pytest.raises(DataError, match=r"labels 0\.5; inf are not the head's"):
+    with pytest.raises(DataError, match=r"labels inf are not the head's"):
         finetune(
             base, (WORDS[:2], [0.5, float("inf")]), tmp_path / "no", problem_type=config.problem_type, **QUICK
         )

@@ -27,7 +27,7 @@ from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, held_back
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
 from plait.ensembles.method import ONE_BY_ONE, Build, Choice

@@ -280,7 +280,9 @@ def check_order(source: Checkpoint, method: str) -> None:
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened sources in order."""
     sources = tuple(
-        open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
+        open_checkpoint(
+            s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code, labels=s.labels
+        )
         for name, s in recipe.sources.items()
     )
     check_sources(sources)

@@ -18,7 +18,7 @@ from plait.api.inputs import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
 from plait.statistics.posteriors.ability import check_able

@@ -22,7 +22,7 @@ from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
 from plait.data import Examples
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.errors import RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import AmalgamateRecipe, GateSpec, parse_as
@@ -212,7 +212,9 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
             one without a tokenizer.
     """
     found = tuple(
-        open_checkpoint(t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code)
+        open_checkpoint(
+            t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code, labels=t.labels
+        )
         for name, t in recipe.sources.items()
     )
     merged = [f"{t.name} ({t.origin})" for t in found if is_merged(t.folder)]
@@ -240,9 +242,10 @@ def amalgamation_recipe(
     options: Mapping[str, Any],
 ) -> AmalgamateRecipe:
     """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
+    named = options.get("labels")
     content = {
-        **options,
-        "sources": describe_sources(teachers),
+        **{name: value for name, value in options.items() if name != "labels"},
+        "sources": describe_sources(teachers, labels=named),
         "student": None if student is None else str(student),
         "output": str(out),
         **({"text": texts} if is_file(texts) else {}),

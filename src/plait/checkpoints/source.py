@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ class Checkpoint:
     model_class: type[PreTrainedModel]
     trust_remote_code: bool = False
     recorded_base: str | None = None
+    renamed: bool = False
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -108,6 +109,8 @@ class Checkpoint:
             loaded = self.model_class.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
+        if self.renamed:
+            loaded.config.id2label, loaded.config.label2id = self.config.id2label, self.config.label2id
         loaded.eval()
         return loaded
 
@@ -146,10 +149,12 @@ def open_checkpoint(
     name: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
 
-    Code that comes with a checkpoint runs only when `trust_remote_code` is set.
+    Code that comes with a checkpoint runs only when `trust_remote_code` is set. `labels` are the names of the head's
+    labels, in its order, instead of those in its configuration.
     """
     folder = locate(origin, revision, trust_remote_code)
     config = read_config(folder, trust_remote_code)
@@ -163,12 +168,14 @@ def open_checkpoint(
         naming.refuse_lost_head(architecture, config, headers, names, str(folder))
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
+    if labels is not None:
+        rename_labels(config, labels, _labels(folder, config, kind, problem), name or str(origin))
     return Checkpoint(
         name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
         labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, head=names.head,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
-        recorded_base=recorded_base(folder),
+        recorded_base=recorded_base(folder), renamed=labels is not None,
     )  # fmt: skip
 
 
@@ -241,6 +248,27 @@ def _labels(
     if twice:
         raise SourceError(f"{folder}: id2label gives several rows the names {listed(twice)}; rename them")
     return names
+
+
+def rename_labels(
+    config: PretrainedConfig, labels: Sequence[str], found: Sequence[str] | None, where: str
+) -> None:
+    """Gives a head's labels, in its order, the names that the user says they have.
+
+    Raises:
+        SourceError: the head has no labels, or other than as many, or two would have one name.
+    """
+    if found is None:
+        raise SourceError(f"{where}: labels {', '.join(labels)} are given, but the head tells no labels apart")
+    if len(labels) != len(found):
+        raise SourceError(
+            f"{where}: {len(labels)} labels are given ({', '.join(labels)}), the head has {len(found)} "
+            f"({listed(found)})"
+        )
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise SourceError(f"{where}: labels {', '.join(labels)}: expected a name of its own for each")
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: row for row, name in enumerate(labels)}
 
 
 def _refuse_integers(folder: Path, names: naming.Names, headers: Mapping[str, Header]) -> None:

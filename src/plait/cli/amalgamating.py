@@ -13,6 +13,7 @@ from plait.cli.arguments import (
     DryRun,
     Epochs,
     Json,
+    LabelNames,
     LearningRate,
     Overwrite,
     PairColumn,
@@ -107,6 +108,7 @@ def amalgamate(
     rename: Annotated[
         list[str] | None, typer.Option("--rename", help="TEACHER.LABEL=NAME; equal names are one label.")
     ] = None,
+    labels: LabelNames = None,
     passes: Annotated[
         int | None, typer.Option("--passes", min=0, help="Monte Carlo passes; default 16 where needed.")
     ] = None,
@@ -161,7 +163,8 @@ def amalgamate(
         "temperature": temperature, "target": target, "margin": margin, "posterior": posterior, "base": base,
         "rounds": rounds, "agreement": agreement,
         "calibrate": calibrate, "objective": named(objective, options, "--set"),
-        "rename": pairs(rename, "--rename"), "passes": passes, "last_layers": last_layers, "stop": stop,
+        "rename": pairs(rename, "--rename"), "labels": pairs(labels, "--labels") or None,
+        "passes": passes, "last_layers": last_layers, "stop": stop,
         "dropout": dropout, "store": store, "limit": limit, "held_back": held_back, "epochs": epochs,
         "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length, "warmup": warmup,
         "weight_decay": weight_decay, "precision": precision, "seed": seed, "report_to": report_to,

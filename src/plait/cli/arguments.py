@@ -49,6 +49,27 @@ Names = Annotated[
 ]
 
 
+LabelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        help="NAME=LABEL,LABEL: what the labels of a head are called, in its order; for heads of LABEL_0, LABEL_1.",
+    ),
+]
+
+
+def label_names(values: Sequence[str] | None) -> Any:
+    """Returns the label names of each head, or those of the only one; None where none are given.
+
+    Raises:
+        RecipeError: names for one head among those of several.
+    """
+    every = list(values or ())
+    if len(every) == 1 and "=" not in every[0]:
+        return every[0]
+    return pairs(every, "--labels") or None
+
+
 def pairs(values: Sequence[str] | None, what: str, convert: Callable[[str], Any] = str) -> dict[str, Any]:
     """Returns NAME=VALUE arguments as a dictionary in their order.
 

@@ -55,7 +55,7 @@ def finetune(
     problem_type: ProblemType = None,
     labels: Annotated[
         list[str] | None,
-        typer.Option("--labels", help="NAME of a label of the head, in order; repeatable. Default those of the data."),
+        typer.Option("--labels", help="LABEL,LABEL: names of the head's labels, in order. Default those of the data."),
     ] = None,
     seed: Seed = 0,
     report_to: ReportTo = "none",
@@ -75,12 +75,14 @@ def finetune(
 ) -> None:
     """Fine-tune a model on labelled data: makes sources where there are none."""
     from plait import api
+    from plait.label_names import told
 
     report = api.finetune(
         base, spec(data, text_column, text_pair_column, label_column), output,
         validation=None if validation is None else spec(validation, text_column, text_pair_column, label_column),
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length, warmup=warmup,
-        weight_decay=weight_decay, precision=precision, limit=limit, problem_type=problem_type, labels=labels or None,
+        weight_decay=weight_decay, precision=precision, limit=limit, problem_type=problem_type,
+        labels=[name for names in labels or () for name in told(names)] or None,
         seed=seed, report_to=report_to, checkpoints=checkpoints, revision=revision,
         trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip

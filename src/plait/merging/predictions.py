@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plait.data import Examples, encode, length_limit
 from plait.data.answers import best_answers
+from plait.data.reading import one_text
 from plait.errors import DataError
 from plait.merging.manifest import Task
 from plait.merging.merged import Merged
@@ -32,7 +33,7 @@ def predict(
     unanswerable: bool = False,
 ) -> Any:
     """Returns predictions in the order of the texts; see `Merged.predict`."""
-    firsts, seconds = split_pairs([texts] if isinstance(texts, str) else texts)
+    firsts, seconds = split_pairs([one_text(texts)] if isinstance(texts, str) else texts)
     names = answerable(merged, task, paired=seconds is not None)
     asked = tuple(name for name in names if merged.about(name).kind == "question_answering")
     questions = Questions(merged, asked, firsts, seconds, max_length) if asked and seconds else None

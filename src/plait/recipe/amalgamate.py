@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from plait.recipe.fields import Data, Name, PlainName, Strict, Text, number
+from plait.recipe.fields import Data, LabelNames, Name, PlainName, Strict, Text, number
 
 
 class TeacherSpec(Strict):
     """One classifier with labels of its own."""
 
     model: Text
+    labels: LabelNames | None = None
     revision: str | None = None
 
 
