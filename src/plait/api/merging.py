@@ -96,7 +96,8 @@ def merge(
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a refinement that was stopped.
         options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`,
-            `max_length`, `seed`, and the options of the method.
+            `max_length`, `seed`, and the options of the method. A mapping `labels` says instead what the labels of a
+            source's head are called, in its order: `{"sst": ["negative", "positive"]}`.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
@@ -146,7 +147,9 @@ def merge_recipe(
     **settings: Any,
 ) -> tuple[MergeRecipe, dict[str, Any]]:
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
-    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks)
+    named = options["labels"] if isinstance(options.get("labels"), Mapping) else None
+    options = {key: value for key, value in options.items() if key != "labels" or named is None}
+    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks, labels=named)
     strangers = [name for name in data or {} if name not in described]
     if strangers:
         problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
@@ -189,7 +192,7 @@ def describe_sources(
         raise RecipeError(f"{listed(odd)}: expected a folder or a Hub id; save a model in memory first")
     described = {n: dict(s) if isinstance(s, Mapping) else {"model": str(s)} for n, s in sources.items()}
     for kind, values in extras.items():
-        key = kind if kind == "statistics" else kind.removesuffix("s")
+        key = kind if kind in {"statistics", "labels"} else kind.removesuffix("s")
         for name, value in (values or {}).items():
             if name not in described:
                 raise RecipeError(f"{key} for unknown source {name!r}{did_you_mean(name, described)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError, did_you_mean, listed
+from plait.label_names import placeholders
 
 Rows = tuple[int, ...] | None
 
@@ -61,14 +61,9 @@ def _label_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
     if set(mine) == set(theirs):
         return []
     names = f"{first.name}: {', '.join(mine)}; {other.name}: {', '.join(theirs)}"
-    if len(mine) == len(theirs) and _generic(mine) != _generic(theirs):
-        return [f"labels have no common names ({names}); write the real names into id2label"]
-    return [f"labels differ ({names}); give them tasks of their own, or make the names in id2label agree"]
-
-
-def _generic(labels: Sequence[str]) -> bool:
-    """Tells names that transformers made up (`LABEL_0`) from real ones."""
-    return all(re.fullmatch(r"LABEL_\d+", label) for label in labels)
+    if len(mine) == len(theirs) and placeholders(mine) != placeholders(theirs):
+        return [f"labels have no common names ({names}); say the real ones with labels (--labels)"]
+    return [f"labels differ ({names}); give them tasks of their own, or make the names agree with labels (--labels)"]
 
 
 def _head_shapes(first: Checkpoint, other: Checkpoint) -> list[str]:

@@ -8,13 +8,13 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from plait.checkpoints.files import first_line
-from plait.checkpoints.origin import TOKENIZER_FILES
+from plait.checkpoints.origin import VOCABULARIES
 from plait.errors import SourceError
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def open_tokenizer(
