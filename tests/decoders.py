@@ -34,7 +34,7 @@ def decoder(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             inside = name.startswith(model.base_model_prefix)
-            parameter.add_(torch.randn_like(parameter), alpha=0.02 if inside else 0.5)
+            parameter.add_(torch.randn_like(parameter), alpha=0.005 if inside else 0.5)
             if "wpe" in name or "wte" in name or "embed" in name:
                 parameter.mul_(20)
     model.save_pretrained(folder)

@@ -25,7 +25,11 @@ from plait.errors import SourceError, listed
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies."""
+    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies.
+
+    A language model is a body: its head is that of no task. `head` holds what its `language_class` has beside the body;
+    `left_out` names stored tensors that are part of neither.
+    """
 
     name: str
     origin: str
@@ -43,8 +47,16 @@ class Checkpoint:
     model_class: type[PreTrainedModel]
     trust_remote_code: bool = False
     recorded_base: str | None = None
+    language_class: type[PreTrainedModel] | None = None
+    left_out: tuple[str, ...] = ()
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def carried_as(self) -> str:
+        """Returns the class whose whole is in body and head: the bare encoder's where a language head is left out."""
+        bare = self.kind == "body" and self.language_class is None
+        return naming.bare_class_name(self.config) if bare else self.architecture
 
     def header(self, stored: str) -> Header:
         """Returns dtype, shape and place of a stored tensor, known since opening."""
@@ -145,17 +157,35 @@ def open_checkpoint(
     cls = naming.model_class(architecture, kind, config, folder, trust_remote_code)
     model = naming.skeleton(cls, config, str(folder))
     names = naming.match(model, headers, kind, str(folder))
+    more: dict[str, Any] = {"head": names.head}
     if kind == "body":
         naming.refuse_lost_head(architecture, config, headers, names, str(folder))
+        more = _language(architecture, model, headers, names, folder)
+        names = naming.Names(names.body, more["head"])
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     return Checkpoint(
         name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
-        labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, head=names.head,
+        labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
         recorded_base=recorded_base(folder),
     )  # fmt: skip
+
+
+def _language(
+    architecture: str,
+    body: PreTrainedModel,
+    headers: Mapping[str, Header],
+    names: naming.Names,
+    folder: Path,
+) -> dict[str, Any]:
+    """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
+    cls = naming.language_class(architecture, body.config)
+    model = body if cls is None else naming.skeleton(cls, body.config, str(folder))
+    head = None if cls is None else naming.language_head(model, headers, str(folder))
+    left_out = naming.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
+    return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out}
 
 
 def _name(origin: str | Path, folder: Path) -> str:

@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.errors import OutputError, RecipeError, did_you_mean
@@ -195,7 +196,7 @@ def _write(
     try:
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            keep_tokenizer(tokenizer, folder)
             (folder / "plait.json").write_text(record)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error
