@@ -13,7 +13,7 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from plait.checkpoints.align import align
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.vocabulary import differences
-from plait.errors import MergeError, RecipeError
+from plait.errors import MergeError, RecipeError, SourceError
 from tests.models import FAMILIES, HEADS, save, tiny, tiny_tokenizer
 from tests.unit.test_checkpoints_open import configure, rewrite
 
@@ -272,11 +272,27 @@ class TestLabels:
             in message
         )
 
-    def test_generic_names_match_by_position_among_themselves(self, tmp_path):
+    @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2")])
+    def test_placeholders_prove_no_order(self, names, tmp_path):
+        a, b = (relabel(opened(tmp_path, n, seed=i), *names) for i, n in enumerate("ab"))
+        message = refusal(a, b, tasks={"a": "t", "b": "t"})
+        assert f"a and b both call their labels {', '.join(names)}" in message
+        assert "--label-names a=…,… --label-names b=…,…" in message
+        assert len(align([a, b]).tasks) == 2, "each a task of its own"
+
+    @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2")])
+    def test_placeholders_of_heads_that_began_as_one_match_by_position(self, names, tmp_path):
+        a, b = (relabel(opened(tmp_path, n, seed=1), *names) for n in "ab")
+        assert align([a, b], tasks={"a": "t", "b": "t"}).head_rows == {"a": None, "b": None}
+
+    def test_names_that_are_given_say_the_order(self, tmp_path):
         a, b = (
             relabel(opened(tmp_path, n, seed=i), "LABEL_0", "LABEL_1", "LABEL_2") for i, n in enumerate("ab")
         )
-        assert align([a, b], tasks={"a": "t", "b": "t"}).head_rows == {"a": None, "b": None}
+        found = align([a.named(["x", "y", "z"]), b.named(["z", "x", "y"])], tasks={"a": "t", "b": "t"})
+        assert found.head_rows == {"a": None, "b": (1, 2, 0)}
+        with pytest.raises(SourceError, match=r"a: 2 label names are given \(x, y\), its head has 3 labels"):
+            a.named(["x", "y"])
 
     def test_generic_names_do_not_match_real_ones(self, tmp_path):
         a, b = opened(tmp_path, "a"), relabel(opened(tmp_path, "b", seed=1), "LABEL_0", "LABEL_1", "LABEL_2")

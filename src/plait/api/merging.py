@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def merge(
     base: str | Path | None = None,
     weights: Mapping[str, float] | None = None,
     tasks: Mapping[str, str] | None = None,
+    label_names: Mapping[str, Sequence[str]] | None = None,
     evaluate: Mapping[str, Any] | None = None,
     merge_pooler: bool = False,
     align_heads: str | None = None,
@@ -71,6 +72,7 @@ def merge(
         base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.
         weights: name -> λ, 1 where not given.
         tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
+        label_names: source name -> names of its head's labels in the order of its rows, where its config has none.
         evaluate: task -> labelled data to score the result and its sources on.
         merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
         align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`; default
@@ -106,6 +108,7 @@ def merge(
         base=base,
         weights=weights,
         tasks=tasks,
+        label_names=label_names,
         evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
         merge_pooler=merge_pooler,
         align_heads=align_heads,
@@ -136,12 +139,14 @@ def merge_recipe(
     base: str | Path | None,
     weights: Mapping[str, float] | None,
     tasks: Mapping[str, str] | None,
+    label_names: Mapping[str, Sequence[str]] | None = None,
     evaluate: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     **settings: Any,
 ) -> tuple[MergeRecipe, dict[str, Any]]:
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
-    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks)
+    extras = {"statistics": statistics, "weights": weights, "tasks": tasks, "label_names": label_names}
+    described = describe_sources(sources, **extras)
     strangers = [name for name in data or {} if name not in described]
     if strangers:
         problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
@@ -184,7 +189,7 @@ def describe_sources(
         raise RecipeError(f"{listed(odd)}: expected a folder or a Hub id; save a model in memory first")
     described = {n: dict(s) if isinstance(s, Mapping) else {"model": str(s)} for n, s in sources.items()}
     for kind, values in extras.items():
-        key = kind if kind == "statistics" else kind.removesuffix("s")
+        key = kind if kind in {"statistics", "label_names"} else kind.removesuffix("s")
         for name, value in (values or {}).items():
             if name not in described:
                 raise RecipeError(f"{key} for unknown source {name!r}{did_you_mean(name, described)}")

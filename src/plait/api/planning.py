@@ -294,10 +294,12 @@ def check_order(source: Checkpoint, method: str) -> None:
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened sources in order."""
-    sources = tuple(
-        open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code)
+    trust = recipe.trust_remote_code
+    opened = (
+        (open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=trust), s.label_names)
         for name, s in recipe.sources.items()
     )
+    sources = tuple(source.named(names) if names else source for source, names in opened)
     check_sources(sources)
     return sources
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,22 @@ class Checkpoint:
         return frozenset(
             name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
         )
+
+    def named(self, labels: Sequence[str]) -> Checkpoint:
+        """Returns the checkpoint with other names for its labels, in the order of its rows.
+
+        Raises:
+            SourceError: not one name for each of its labels.
+        """
+        if self.labels is None or len(labels) != len(self.labels) or len(set(labels)) != len(labels):
+            count = "no labels" if self.labels is None else f"{len(self.labels)} labels"
+            raise SourceError(
+                f"{self.name}: {len(labels)} label names are given ({', '.join(labels)}), its head has {count}: "
+                "expected a different name for each"
+            )
+        config = copy.deepcopy(self.config)
+        config.id2label, config.label2id = dict(enumerate(labels)), {name: row for row, name in enumerate(labels)}
+        return replace(self, labels=tuple(labels), config=config)
 
     def note_hash(self, stored: str, digest: str) -> None:
         """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""

@@ -72,6 +72,10 @@ def merge(
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="NAME=TASK: sources that share one task and head.")
     ] = None,
+    label_names: Annotated[
+        list[str] | None,
+        typer.Option("--label-names", help="NAME=LABEL,LABEL: what the rows of a source's head stand for."),
+    ] = None,
     statistics: Annotated[
         list[str] | None, typer.Option("--statistics", help="NAME=FILE from `plait estimate`.")
     ] = None,
@@ -153,6 +157,7 @@ def merge(
         base=base,
         weights=pairs(weights, "--weight", float),
         tasks=pairs(tasks, "--task"),
+        label_names=pairs(label_names, "--label-names", lambda names: [name.strip() for name in names.split(",")]),
         evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
         merge_pooler=merge_pooler,
         align_heads=align_heads,

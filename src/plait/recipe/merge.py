@@ -18,6 +18,7 @@ class SourceSpec(Strict):
     data: Data | None = None
     statistics: Text | None = None
     task: PlainName | None = None
+    label_names: tuple[Text, ...] | None = None
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     revision: str | None = None
 
