@@ -11,7 +11,7 @@ from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer, keep_tok
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, obstacles, one_member
 from plait.errors import OutputError, RecipeError, listed
-from plait.merging.folders import TASKS, copy_generation
+from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.training.state import full_disk
 
@@ -65,6 +65,8 @@ def export(
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))
             copy_generation(source.folder / TASKS / name, folder)
+        if source.about(name).kind == "body":
+            copy_modules(source.folder, folder)
         if has_tokenizer(source.folder):
             copy_tokenizer(source.folder, folder)
     return Path(out)

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from plait.api.forwarding import merge_forward
 from plait.api.planning import Plan
+from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.topology import topology, topology_of
@@ -40,11 +41,20 @@ def write_checkpoint(
     merges += [*language_jobs(job, dtype), *head_jobs(job, folder)]
     write_jobs(folder, merges, rename=stored_names(job), max_shard_size=job.recipe.max_shard_size)
     whole_config(job).save_pretrained(folder)
+    carry_beside(job, folder)
     if is_language_model(job):
         copy_generation(job.sources[0].folder, folder)
     if job.alignment.tokenizer_source is not None:
         copy_tokenizer(job.alignment.tokenizer_source.folder, folder)
     return {source.name: source.digest for source in job.sources}
+
+
+def carry_beside(job: Plan, folder: Path) -> None:
+    """Writes pooling, layers and prompts of embedding models into the result, see `checkpoints.beside`."""
+    every = job.recipe.weights()
+    having = [i for i, source in enumerate(job.sources) if (source.folder / MODULES).is_file()]
+    weights = None if every is None or not any(every[i] for i in having) else [every[i] for i in having]
+    carry(job.sources, folder, weights)
 
 
 def stored_names(job: Plan) -> Callable[[str], str]:

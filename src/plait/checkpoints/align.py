@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from plait.checkpoints.beside import beside_problems, warn_of_what_lies_beside
 from plait.checkpoints.compare import config_differences, shape_differences
 from plait.checkpoints.heads import group_tasks, label_rows
 from plait.checkpoints.kinship import base_problems, warn_of_bases
@@ -97,6 +98,7 @@ def align(
         *shape_differences(everyone),
         *tokenizer_problems(everyone),
         *language_problems(sources),
+        *beside_problems(sources),
         *disagreements,
     ]
     problems = problems or base_problems(sources, base)
@@ -104,6 +106,7 @@ def align(
         raise MergeError(f"cannot merge {_names(sources)}: {listed(problems, limit=len(problems))}")
     warn_of_bases(sources, base)
     warn_of_losses(sources)
+    warn_of_what_lies_beside(sources)
     return Alignment(
         sources=tuple(sources),
         base=base,

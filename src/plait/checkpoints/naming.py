@@ -27,6 +27,8 @@ _HEADS = {
     "question_answering": "QUESTION_ANSWERING",
 }
 _LANGUAGE = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.", "_orig_mod.module.")
+"""What wrappers put before the names of what they wrap: data parallelism, compilation, Lightning, PEFT."""
 _PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 ModelClass = type[PreTrainedModel]
 
@@ -136,6 +138,7 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         *_misshapen(stored, expected, headers),
     ]
     if problems:
+        _explain(expected, headers, where)
         raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
     names = [name for name in expected if name in parameters and name in stored]
     if kind == "body":
@@ -144,6 +147,33 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         {name.removeprefix(prefix): stored[name] for name in names if name.startswith(prefix)},
         {name: stored[name] for name in names if not name.startswith(prefix)},
     )
+
+
+def _explain(expected: Mapping[str, torch.Tensor], headers: Mapping[str, Header], where: str) -> None:
+    """Raises where one fact explains why no weight fits: empty tensors, or a prefix before every name."""
+    if headers and all(0 in header.shape for header in headers.values()):
+        raise SourceError(
+            f"{where}: all {len(headers)} tensors are empty, as DeepSpeed ZeRO-3 saves them: gather the weights with "
+            "zero_to_fp32.py, which lies in the run's folder, or save with stage3_gather_16bit_weights_on_model_save"
+        )
+    for prefix in WRAPPERS:
+        rest = [name.removeprefix(prefix) for name in headers if name.startswith(prefix)]
+        if len(rest) == len(headers) and not set(rest).isdisjoint(expected):
+            raise SourceError(
+                f"{where}: the name of every tensor begins with {prefix!r}, put there by what wrapped the model in "
+                "training: save the model inside (its state_dict without this prefix)"
+            )
+
+
+def type_of(architectures: Any) -> str:
+    """Returns the model type whose class a config records, or examples of types."""
+    recorded = architectures[0] if isinstance(architectures, list) and architectures else None
+    tables = [table for name, table in vars(auto).items() if name.endswith("MAPPING_NAMES")]
+    for table in tables:
+        for kind, names in table.items():
+            if recorded is not None and recorded in ((names,) if isinstance(names, str) else names or ()):
+                return f'"model_type": "{kind}", to which {recorded} belongs'
+    return "bert or modernbert"
 
 
 def language_head(model: PreTrainedModel, headers: Mapping[str, Header], where: str) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -122,6 +123,7 @@ class Checkpoint:
             loaded = self.model_class.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
+        loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
         loaded.eval()
         return loaded
 
@@ -208,10 +210,17 @@ def _name(origin: str | Path, folder: Path) -> str:
     return folder.resolve().name if Path(origin).expanduser().is_dir() else str(origin).rpartition("/")[2]
 
 
+def _below(folder: Path) -> str:
+    """Returns a hint at checkpoints that lie one folder below, such as those of a training run."""
+    places = (file.parent for file in folder.glob("*/config.json"))
+    found = sorted(places, key=lambda place: [p.zfill(12) if p.isdecimal() else p for p in re.split(r"(\d+)", place.name)])
+    return f"; checkpoints lie below it: {listed(map(str, found), 5)}" if found else ""
+
+
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """Returns the configuration of a folder; code that it would load is refused unless trusted."""
     if not (folder / "config.json").is_file():
-        hint = instead(folder) if (folder / "adapter_config.json").is_file() else ""
+        hint = instead(folder) if (folder / "adapter_config.json").is_file() else _below(folder)
         raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:
@@ -221,9 +230,8 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             "trust_remote_code (--trust-remote-code) if you trust it"
         )
     if not raw.get("model_type") and not trust_remote_code:
-        raise SourceError(
-            f"{folder}: config.json names no model_type; expected one such as bert or modernbert"
-        )
+        expected = naming.type_of(raw.get("architectures"))
+        raise SourceError(f"{folder}: config.json names no model_type; expected one such as {expected}")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
 
 from plait.checkpoints import naming
+from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.files import SAFETENSORS
 from plait.checkpoints.tokenizers import tokenizer_files
 from plait.errors import SourceError, listed
@@ -72,8 +73,18 @@ def complete(folder: Path, tasks: Iterable[str]) -> None:
         elif not whole:
             _write_index(place, {links[file]: names for file, names in shared.items()}, own)
         links |= {file.name: file.name for file in tokenizer_files(folder)}
+        links |= {name: name for name in _modules(folder, own)}
         for target, name in links.items():
             _link(place / name, folder / target)
+
+
+def _modules(folder: Path, own: Collection[str]) -> list[str]:
+    """Returns the files of an embedding model's modules, which tasks without a head share."""
+    if own:
+        return []
+    settings = [name for name in SETTINGS if (folder / name).is_file()]
+    inside = [file for place in module_folders(folder) for file in (folder / place).iterdir()]
+    return [*settings, *(str(file.relative_to(folder)) for file in inside)]
 
 
 def _write_index(place: Path, shared: dict[str, dict[str, int]], own: dict[str, int]) -> None:
@@ -97,6 +108,7 @@ def _link(place: Path, target: Path) -> None:
     """Makes one file appear in two places: by a link that moves with the folder, or else by a second name."""
     if place.exists() or place.is_symlink():
         return
+    place.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):
         place.symlink_to(os.path.relpath(target, place.parent))
         return
@@ -112,6 +124,13 @@ def copy_generation(origin: Path, folder: Path) -> None:
     file = origin / "generation_config.json"
     if file.is_file():
         shutil.copyfile(file, folder / file.name)
+
+
+def copy_modules(origin: Path, folder: Path) -> None:
+    """Copies what an embedding model has beside its encoder."""
+    for name in _modules(origin, ()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin / name, folder / name)
 
 
 def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedModel | None:
@@ -137,5 +156,6 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
     model.tie_weights()
     if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
         raise SourceError(f"{folder} lacks {listed(missing)}: the merged checkpoint is incomplete, merge again")
+    model.config.return_dict = True
     model.eval()
     return model

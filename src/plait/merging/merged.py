@@ -191,6 +191,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     with quiet_loading():
         found = cls.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
     model: PreTrainedModel = whole(found, folder)
+    model.config.return_dict = True
     model.eval()
     return model
 
@@ -221,11 +222,14 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     setattr(model, model.base_model_prefix, with_modules(encoder, model.base_model, kept))
     model.load_state_dict(own, strict=False, assign=True)
     everything = chain(model.named_parameters(), model.named_buffers())
+    if odd := [name for name, tensor in own.items() if not bool(tensor.isfinite().all())]:
+        raise SourceError(f"{file}: {', '.join(odd)} contains NaN or Inf: the head is damaged, merge again")
     missing = [name for name, tensor in everything if tensor.is_meta]
     if missing:
         raise SourceError(
             f"{file} lacks {', '.join(missing)}: the merged checkpoint is incomplete, merge again"
         )
+    model.config.return_dict = True
     model.eval()
     return model
 

@@ -127,6 +127,7 @@ def open_with(
             model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
     except (OSError, ValueError) as error:
         raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {first_line(error)}") from error
+    model.config.return_dict = True
     _give_padding(base, model, tokenizer, head)
     return (_renewed(model) if head.differs(old, model) else model), tokenizer
 
