@@ -1,8 +1,9 @@
-# Two commands: `make demo` and `make test`. Both set up .venv on a fresh machine.
+# `make demo`, `make test` and `make docs`; each sets up .venv on a fresh machine.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS := $(VENV)/.docs-installed
 
 .PHONY: demo test lint docs clean
 
@@ -13,11 +14,18 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: $(STAMP)
-	$(BIN)/ruff check src tests benchmarks experiments examples
+	$(BIN)/ruff check src tests benchmarks experiments examples docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src docs README.md CHANGELOG.md
+	$(BIN)/codespell src docs examples README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/python -m pytest -n 2
+
+$(DOCS): $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict --quiet
 
 demo: $(STAMP)
 	$(BIN)/plait demo -o demo --overwrite

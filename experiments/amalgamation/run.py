@@ -39,7 +39,7 @@ from plait.amalgamation.routing import route
 from plait.amalgamation.targets import concat, hard, soft
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples
-from plait.data.streaming import Texts, open_texts
+from plait.data.texts import Texts, open_texts
 from plait.evaluation import predict_logits
 from plait.statistics.posteriors import Posterior, Settings, score_texts
 from plait.training.heads import Head, open_with

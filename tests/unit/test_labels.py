@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from plait.data import Examples, align_labels
-from plait.data.labels import names_in
+from plait.data.cells import Number
+from plait.data.labels import names_in, what_was_taken
 from plait.errors import DataError
+from plait.label_names import placeholders
 
 GENERIC = ("LABEL_0", "LABEL_1")
 
@@ -33,6 +37,19 @@ def labelled(labels, names=None, kind="sequence_classification"):
         ((2, 0), None, ("0", "1", "other"), (2, 0)),
         ((2001, 1984), None, ("1984", "2001"), (1, 0)),
         ((0, 1), GENERIC, ("1", "2"), (0, 1)),
+        ((0, 1), ("negative", "positive"), ("0", "1"), (0, 1)),
+        ((1, 0), ("0", "1"), ("neg", "pos"), (1, 0)),
+        ((0, "0", "1"), None, ("neg", "pos"), (0, 0, 1)),
+        (("LABEL_1", "label_0"), None, ("neg", "pos"), (1, 0)),
+        (("1", "0"), None, GENERIC, (1, 0)),
+        ((2, 1), None, ("LABEL_1", "LABEL_2"), (1, 0)),
+        ((0, 1), None, ("LABEL_1", "LABEL_0"), (1, 0)),
+        ((" pos", "ne\u0301g"), None, ("n\u00e9g", "pos"), (1, 0)),
+        ((True, False), None, ("True", "False"), (0, 1)),
+        ((True, False), None, ("neg", "pos"), (1, 0)),
+        ((Number("1.0"), Number("2.0")), None, ("2.0", "1.0"), (1, 0)),
+        ((Number("1.10"), Number("1.9")), None, ("1.10", "1.9"), (0, 1)),
+        (("0111",), None, ("0110", "0111"), (1,)),
     ],
 )
 def test_single_labels(labels, names, head, expected):
@@ -50,6 +67,11 @@ def test_single_labels(labels, names, head, expected):
         ((0, 1, 2), ("x", "y", "z"), GENERIC, r"labels x; y; z are not"),
         (("A",), None, ("aa", "á"), r"labels A are not"),
         ((1, 0), None, ("1", "2"), r"labels 0 are not the head's; expected 1, 2"),
+        (("1", "pos"), None, ("neg", "pos"), r"labels 1 are not the head's; expected 0 to 1 or neg, pos"),
+        (("neg ", "odd "), None, ("neg", "pos"), r"labels 'odd ' are not the head's"),
+        (("neg", "pos"), None, GENERIC, r"labels neg; pos are not .* what these stand for: labels \(--labels"),
+        ((0, None), None, ("a", "b"), r"data: 1 example has no label: example 1 \('w'\); label them"),
+        ((None, None, 1), None, ("a", "b"), r"data: 2 examples have no label: example 0 \('w'\); example 1"),
         ((0, "zero"), None, None, r"labels zero are not the head's; expected whole numbers from 0"),
     ],
 )
@@ -145,6 +167,12 @@ def test_data_for_another_head():
         ((0, 999), None, tuple(f"LABEL_{i}" for i in range(1000))),
         (("10", "2", "-1"), None, ("-1", "2", "10")),
         (("10", "2", "x"), None, ("10", "2", "x")),
+        ((1, 2, 5), None, ("1", "2", "5")),
+        ((1.0, 0.0), None, ("LABEL_0", "LABEL_1")),
+        ((1.0, 2.0), None, ("1", "2")),
+        ((-1, 1), None, ("-1", "1")),
+        ((True, False, True), None, ("False", "True")),
+        ((0, None, 1), None, ("LABEL_0", "LABEL_1")),
     ],
 )
 def test_names_of_a_new_head(labels, declared, names):
@@ -153,7 +181,7 @@ def test_names_of_a_new_head(labels, declared, names):
 
 def test_numbers_are_classes_where_that_is_chosen():
     floats = labelled((0.0, 2.0, 1.0))
-    assert names_in(floats) is None
+    assert names_in(floats, "regression") is None
     names = names_in(floats, "single_label_classification")
     assert names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert align_labels(floats, names, problem_type="single_label_classification").labels == (0, 2, 1)
@@ -163,3 +191,47 @@ def test_numbers_are_classes_where_that_is_chosen():
 def test_only_tags_may_be_ignored():
     with pytest.raises(DataError, match="labels -100 are not the head's"):
         align_labels(labelled((0, -100)), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (None, True),
+        (("LABEL_0", "LABEL_1"), True),
+        (("label_1", "LABEL_0"), True),
+        (("0", "1", "2"), True),
+        (("1", "0"), False),
+        (("1", "2", "3"), False),
+        (("neg", "LABEL_1"), False),
+        (("neg", "pos"), False),
+    ],
+)
+def test_placeholders_are_the_same_everywhere(names, expected):
+    assert placeholders(names) is expected
+
+
+def test_numbers_with_fractions_are_classes_where_that_is_chosen():
+    versions = labelled((Number("1.10"), Number("1.9")))
+    assert versions.problem_type == "regression"
+    assert names_in(versions, "single_label_classification") == ("1.10", "1.9")
+
+
+def test_texts_are_numbers_for_a_regression():
+    assert align_labels(labelled(("4.5", "1")), None, problem_type="regression").labels == (4.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "declared", "said"),
+    [
+        ((0.0, 1.0), None, r"labels are whole numbers: 2 classes \(LABEL_0, LABEL_1\); .*--problem-type"),
+        ((1, 5), None, r"labels are whole numbers: 2 classes \(1, 5\).*--labels"),
+        ((0.5, 1.0), None, r"labels are numbers with a fraction: a regression; for classes: .*--problem-type"),
+        ((("a",), ("b", "a")), None, r"labels are lists: several labels a text, of a, b"),
+        (("a", "b"), None, None),
+        ((0, 1), ("a", "b"), None),
+    ],
+)
+def test_what_was_decided_is_said_with_the_way_out(labels, declared, said):
+    examples = labelled(labels, declared)
+    found = what_was_taken(examples, names_in(examples))
+    assert found is None if said is None else re.match(said, found)

@@ -10,7 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import plait
+from plait.data import Examples
 from plait.errors import DataError, RecipeError, SourceError
+from plait.evaluation.evaluate import predict_answers
 from plait.merging.manifest import is_merged, read_manifest
 from tests.models import save, texts, tiny
 
@@ -118,3 +120,22 @@ def test_one_text_alone(folder: Path) -> None:
 def test_long_texts_are_cut(folder: Path) -> None:
     merged = plait.load(folder)
     assert merged.predict([" ".join(texts(60))], task="sequence")
+
+
+@pytest.mark.parametrize("unanswerable", [False, True])
+@pytest.mark.parametrize("task", ["qa", None])
+def test_answers_are_those_of_the_evaluation(folder: Path, task: str | None, unanswerable: bool) -> None:
+    merged = plait.load(folder)
+    lines = [" ".join(texts(40, seed=seed)) for seed in range(4)] + texts(3, seed=5)
+    asked = list(zip(texts(7, seed=9), lines, strict=True))
+    found = merged.predict(asked, task=task, batch_size=3, max_length=32, unanswerable=unanswerable)
+    answers = found if task else found["qa"]
+    examples = Examples(
+        tuple(q for q, _ in asked), tuple(c for _, c in asked), kind="question_answering"
+    )
+    wanted = predict_answers(
+        merged.task("qa"), merged.tokenizer, examples, max_length=32, unanswerable=unanswerable
+    )
+    assert [answer["answer"] for answer in answers] == wanted
+    assert all(c[a["start"] : a["end"]] == a["answer"] for a, c in zip(answers, lines, strict=True))
+    assert unanswerable or max(a["start"] for a in answers) > len(" ".join(lines[0].split()[:40]))

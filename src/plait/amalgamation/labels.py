@@ -10,8 +10,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from plait.data.labels import generic
 from plait.errors import RecipeError, did_you_mean, listed
+from plait.label_names import placeholders
 
 logger = logging.getLogger("plait")
 
@@ -104,11 +104,6 @@ def _unknown(key: str, labels: Mapping[str, Sequence[str]], known: Mapping[str, 
         return f"{key!r} names no teacher's label{did_you_mean(key, known)}"
     teacher = key.partition(".")[0]
     return f"{key!r}: unknown teacher {teacher!r}{did_you_mean(teacher, labels)}"
-
-
-def placeholders(names: Sequence[str]) -> bool:
-    """Says whether names say nothing: `LABEL_0`, `LABEL_1`, … or places (`0`, `1`, …); `1`, `2`, `3` may be ratings."""
-    return generic(names) or [name.strip() for name in names] == [str(at) for at in range(len(names))]
 
 
 def _anonymous(labels: Mapping[str, Sequence[str]], renamed: Mapping[Own, str]) -> list[str]:

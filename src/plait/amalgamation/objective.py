@@ -45,11 +45,15 @@ Features = Float[Tensor, "b d"]
 """One vector per text."""
 Layers = Float[Tensor, "b l d"]
 """One vector per text, for the embeddings and each layer."""
-Output = Float[Tensor, "b c"]
-"""One score per text and label of one teacher."""
+TeacherFeatures = Float[Tensor, "b _"]
+"""Of one teacher, whose width is its own."""
+TeacherLayers = Float[Tensor, "b _ _"]
+"""Of one teacher, whose depth and width are its own."""
+Output = Float[Tensor, "b _"]
+"""One score per text and label of one teacher, who has labels of its own."""
 Outputs = Sequence[Output]
 """Per teacher its logits."""
-Places = Int[Tensor, " c"]
+Places = Int[Tensor, " _"]
 """Positions of one teacher's labels in the union."""
 Columns = Sequence[Places]
 """Per teacher the positions of its labels in the union."""

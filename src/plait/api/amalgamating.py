@@ -58,8 +58,8 @@ def amalgamate(
         resume: go on with a training that was stopped. Posteriors are resumed in any case.
         options: all other fields of a recipe: `gate`, `base`, `temperature`, `target`, `margin`, `agreement`, `rounds`,
             `posterior`, `calibrate`, `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`,
-            `held_back`, `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `precision`, `seed`,
-            `report_to`, `store`, `trust_remote_code`.
+            `held_back`, `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`,
+            `seed`, `report_to`, `store`, `trust_remote_code`.
 
     Raises:
         PlaitError: anything a user can mend; no student has been written then.

@@ -12,7 +12,7 @@ import numpy as np
 from plait.amalgamation.labels import LabelSpace
 from plait.api.inputs import is_file, read
 from plait.data import Examples, align_labels, open_texts
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.errors import DataError
 from plait.recipe import AmalgamateRecipe, DataSpec
 from plait.statistics.posteriors.record import FILE, read_record

@@ -31,7 +31,7 @@ def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
     if not (recipe.open and has_texts(recipe, data)):
         return 0
     if find_spec("accelerate") is None:
-        logger.warning("accelerate is not installed: the merge is not refined (pip install 'plait[train]')")
+        logger.warning("accelerate is not installed: the merge is not refined (pip install accelerate)")
         return 0
     return PASSES
 

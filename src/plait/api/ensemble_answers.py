@@ -10,14 +10,14 @@ from torch import Tensor
 
 from plait.api.ensemble_scores import saved_logits
 from plait.api.ensembles import SavedEnsemble
-from plait.data import read_examples
+from plait.data.reading import one_text, to_predict
 
 
 def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
     """Returns per text a label with its probability, several, a value, or a label for each word."""
     tokens = saved.kind == "token_classification"
-    table = columns([texts] if isinstance(texts, str) else texts, tokens=tokens)
-    examples = replace(read_examples(table).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
+    table = columns([one_text(texts)] if isinstance(texts, str) else texts, tokens=tokens)
+    examples = replace(to_predict(table).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
     logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
     say = SAYINGS["token" if tokens else saved.problem]
     return [without_members(say(row, saved.labels or ()), saved) for row in logits]

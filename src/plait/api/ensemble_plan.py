@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from plait.api.ensemble_choices import (
@@ -24,16 +23,17 @@ from plait.api.ensemble_costs import costs_of, sizes_of
 from plait.api.ensemble_methods import choice_of, noise_of
 from plait.api.ensemble_teaching import check_taught, open_start, open_teachers, open_unlabelled, unlabelled
 from plait.api.inputs import read
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.writer import check_target
 from plait.data import Examples, align_labels, held_back
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import rate
 from plait.ensembles.method import ONE_BY_ONE, Build, Choice
 from plait.ensembles.perturbation import Place
 from plait.ensembles.training import Noise
-from plait.errors import DataError, OutputError, RecipeError, listed
+from plait.errors import DataError, RecipeError, listed
 from plait.recipe import EnsembleRecipe
 from plait.training.heads import Head, check_labelled
 from plait.training.loop import SEEDS, Schedule
@@ -154,20 +154,14 @@ class EnsemblePlan:
 def check_output(recipe: EnsembleRecipe, *, overwrite: bool) -> None:
     """Raises `OutputError` when the output exists or would replace what the ensemble is made from."""
     check_target(recipe.output, overwrite=overwrite)
+    read = [*recipe.starts, recipe.data, recipe.validation, *(recipe.text or ())]
+    check_apart(recipe.output, *read)
     if recipe.keep_members:
         check_target(recipe.beside, overwrite=overwrite)
-    target = Path(recipe.output).resolve()
-    data = [d.path for d in (recipe.data, recipe.validation, *(recipe.text or ())) if d is not None]
-    read_from = [*recipe.starts, *data, *([] if recipe.store is None else [recipe.store])]
-    for place in read_from:
-        found = Path(place).expanduser()
-        if found.exists() and (
-            target in {found.resolve(), *found.resolve().parents}
-            or (found.is_dir() and found.resolve() in target.parents)
-        ):
-            raise OutputError(
-                f"output {recipe.output} and {place}, which is read, overlap: choose another output"
-            )
+        check_apart(recipe.beside, *read)
+    if recipe.store is not None:
+        check_apart(recipe.output, recipe.store, kept=True)
+        check_apart(recipe.store, *read)
 
 
 def plan(

@@ -16,7 +16,7 @@ from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.vocabulary import tokenizer_problems
 from plait.data import Examples, open_texts
-from plait.data.streaming import Texts
+from plait.data.texts import Texts
 from plait.ensembles.building import check_sources
 from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble

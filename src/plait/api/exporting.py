@@ -6,11 +6,12 @@ import logging
 from pathlib import Path
 
 from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model, open_ensemble
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import quiet_loading
 from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer, keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, obstacles, one_member
-from plait.errors import OutputError, RecipeError, listed
+from plait.errors import RecipeError, listed
 from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.training.state import full_disk
@@ -70,13 +71,6 @@ def export(
         if has_tokenizer(source.folder):
             copy_tokenizer(source.folder, folder)
     return Path(out)
-
-
-def check_apart(out: Path, folder: Path) -> None:
-    """Raises `OutputError` where an output would replace or hold what it is made from."""
-    target, place = out.resolve(), folder.resolve()
-    if target in {place, *place.parents} or place in target.parents:
-        raise OutputError(f"output {out} and {folder}, which is read, overlap: choose another output")
 
 
 def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, overwrite: bool) -> Path:

@@ -21,6 +21,7 @@ from plait.errors import RecipeError, did_you_mean
 from plait.merging.manifest import is_merged, read_manifest
 from plait.merging.rule import RULES
 from plait.registry import Entry, Registry, canonical
+from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.posteriors import Store, open_store
 from plait.statistics.posteriors.record import read_record
 from plait.statistics.statistics import load_statistics
@@ -166,14 +167,17 @@ KINDS: dict[str, Registry[Any]] = {
     "ensemble": METHODS,
     "perturbation": PERTURBATIONS,
     "consistency": CONSISTENCIES,
+    "importance": ESTIMATORS,
 }
-"""What there is to choose from: merging methods, gates and objectives of an amalgamation, and what an ensemble has."""
+"""What there is to choose from: merging methods and the statistics they use, gates and objectives of an amalgamation,
+and what an ensemble has.
+"""
 
 
 def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
-    """Returns the merging methods, gates and objectives (or those of one name): what each does, needs and takes.
+    """Returns every method by name (or those of one name): what each does, needs and takes.
 
-    Gates and objectives stand under `gate muka` and `objective muka`.
+    Merging methods stand under their name, all others behind what they are: `gate muka`, `importance diagonal`.
 
     Raises:
         RecipeError: no such name (did you mean).
@@ -195,7 +199,7 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
 def describe_method(entry: Entry[Any]) -> dict[str, Any]:
     """Returns one method as plain data, read off its signature and docstring."""
     needs = {"importances": "data", "grams": "data", "base": "base", "labels": "labels"}
-    wanted = {needs[name] for name in entry.inputs if name in needs}
+    wanted = {needs[name] for name in entry.inputs if name in needs} | set(entry.facts.get("needs", ()))
     wanted |= {"passes"} if entry.facts.get("passes") else set()
     wanted |= {kept} if (kept := entry.facts.get("keep", "none")) != "none" else set()
     return {

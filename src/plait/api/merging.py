@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ def merge(
     base: str | Path | None = None,
     weights: Mapping[str, float] | None = None,
     tasks: Mapping[str, str] | None = None,
-    label_names: Mapping[str, Sequence[str]] | None = None,
     evaluate: Mapping[str, Any] | None = None,
     merge_pooler: bool = False,
     align_heads: str | None = None,
@@ -72,7 +71,6 @@ def merge(
         base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.
         weights: name -> λ, 1 where not given.
         tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
-        label_names: source name -> names of its head's labels in the order of its rows, where its config has none.
         evaluate: task -> labelled data to score the result and its sources on.
         merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
         align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`; default
@@ -93,7 +91,8 @@ def merge(
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a refinement that was stopped.
         options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`,
-            `max_length`, `seed`, and the options of the method.
+            `max_length`, `seed`, and the options of the method. A mapping `labels` says instead what the labels of a
+            source's head are called, in its order: `{"sst": ["negative", "positive"]}`.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
@@ -108,7 +107,6 @@ def merge(
         base=base,
         weights=weights,
         tasks=tasks,
-        label_names=label_names,
         evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
         merge_pooler=merge_pooler,
         align_heads=align_heads,
@@ -139,14 +137,14 @@ def merge_recipe(
     base: str | Path | None,
     weights: Mapping[str, float] | None,
     tasks: Mapping[str, str] | None,
-    label_names: Mapping[str, Sequence[str]] | None = None,
     evaluate: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     **settings: Any,
 ) -> tuple[MergeRecipe, dict[str, Any]]:
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
-    extras = {"statistics": statistics, "weights": weights, "tasks": tasks, "label_names": label_names}
-    described = describe_sources(sources, **extras)
+    named = options["labels"] if isinstance(options.get("labels"), Mapping) else None
+    options = {key: value for key, value in options.items() if key != "labels" or named is None}
+    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks, labels=named)
     strangers = [name for name in data or {} if name not in described]
     if strangers:
         problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
@@ -189,7 +187,7 @@ def describe_sources(
         raise RecipeError(f"{listed(odd)}: expected a folder or a Hub id; save a model in memory first")
     described = {n: dict(s) if isinstance(s, Mapping) else {"model": str(s)} for n, s in sources.items()}
     for kind, values in extras.items():
-        key = kind if kind in {"statistics", "label_names"} else kind.removesuffix("s")
+        key = kind if kind in {"statistics", "labels"} else kind.removesuffix("s")
         for name, value in (values or {}).items():
             if name not in described:
                 raise RecipeError(f"{key} for unknown source {name!r}{did_you_mean(name, described)}")

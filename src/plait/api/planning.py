@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from plait.api.defaults import align_of, method_of, refine_of, usable_base
 from plait.api.inputs import Inputs, read_inputs
 from plait.checkpoints.align import Alignment, align
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.topology import topology, topology_of
 from plait.checkpoints.writer import check_target, parse_size
-from plait.errors import MergeError, OutputError, RecipeError, did_you_mean, listed
+from plait.errors import MergeError, RecipeError, did_you_mean, listed
 from plait.merging.job import check_options
 from plait.merging.manifest import is_merged
 from plait.merging.rule import RULES
@@ -173,24 +173,9 @@ def estimator_of(rule: Entry[Any], method: MethodSpec) -> str | None:
 def check_output(recipe: MergeRecipe, *, overwrite: bool) -> None:
     """Raises `OutputError` when the output exists or would replace what the merge reads; nothing has been read yet."""
     check_target(recipe.output, overwrite=overwrite)
-    target = Path(recipe.output).resolve()
     sources = recipe.sources.values()
-    read = [
-        *(s.model for s in sources),
-        *(s.statistics for s in sources),
-        *(s.data.path for s in sources if s.data),
-    ]
-    for place in filter(None, (*read, recipe.base, *(d.path for d in recipe.evaluate.values()))):
-        found = Path(place).expanduser()
-        if found.exists() and target in {found.resolve(), *found.resolve().parents}:
-            raise OutputError(
-                f"output {recipe.output} holds {place}, which the merge reads: choose another output"
-            )
-    for source in sources:
-        if Path(source.model).is_dir() and Path(source.model).resolve() in target.parents:
-            raise OutputError(
-                f"output {recipe.output} lies inside the source {source.model}: choose another output"
-            )
+    read = [*(s.model for s in sources), *(s.statistics for s in sources), *(s.data for s in sources)]
+    check_apart(recipe.output, *read, recipe.base, *recipe.evaluate.values())
 
 
 def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
@@ -294,12 +279,12 @@ def check_order(source: Checkpoint, method: str) -> None:
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened sources in order."""
-    trust = recipe.trust_remote_code
-    opened = (
-        (open_checkpoint(s.model, name=name, revision=s.revision, trust_remote_code=trust), s.label_names)
+    sources = tuple(
+        open_checkpoint(
+            s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code, labels=s.labels
+        )
         for name, s in recipe.sources.items()
     )
-    sources = tuple(source.named(names) if names else source for source, names in opened)
     check_sources(sources)
     return sources
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,16 @@ from torch import Tensor
 from plait.api.corpus import open_corpus, warn_of_places, with_columns
 from plait.api.inputs import is_file
 from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, open_teachers
+from plait.checkpoints.places import check_apart
+from plait.checkpoints.source import Checkpoint
+from plait.data.texts import Texts
 from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.statistics.posteriors import Settings, Store, score_texts
-from plait.statistics.posteriors.record import OtherStoreError, read_record
+from plait.statistics.posteriors.ability import check_able
+from plait.statistics.posteriors.files import check_place
+from plait.statistics.posteriors.record import FILE, OtherStoreError, check_same, read_record
+from plait.statistics.posteriors.score import text_facts
+from plait.statistics.posteriors.teacher import teacher_of
 
 logger = logging.getLogger("plait")
 
@@ -52,6 +59,40 @@ def posteriors(
     Raises:
         PlaitError: anything a user can mend.
     """
+    job = scoring_of(
+        teachers, texts=texts, out=out, trust_remote_code=trust_remote_code, limit=limit, text=text,
+        text_pair=text_pair, **settings,
+    )  # fmt: skip
+    store = score_texts(Path(out), job.texts, job.teachers, job.settings, overwrite=overwrite)
+    logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
+    return store
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What `posteriors` was asked for, opened and checked."""
+
+    texts: Texts
+    teachers: tuple[Checkpoint, ...]
+    settings: Settings
+
+
+def scoring_of(
+    teachers: Mapping[str, Any],
+    *,
+    texts: Any,
+    out: str | Path,
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    **settings: Any,
+) -> Scoring:
+    """Returns what the arguments of `posteriors` spell.
+
+    Raises:
+        PlaitError: anything a user can mend.
+    """
     texts = with_columns(texts, text=text, text_pair=text_pair)
     recipe = amalgamation_recipe(
         teachers, out=out, texts=texts, student=None, validation=None,
@@ -63,11 +104,37 @@ def posteriors(
     known = [f.name for f in fields(Settings)]
     if unknown := [name for name in settings if name not in known]:
         raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    check_apart(out, *(teacher.model for teacher in recipe.sources.values()), recipe.text)
     chosen = Settings(**{"max_length": recipe.max_length, "keep": "features", **settings})
     opened, _ = open_corpus(recipe, None if is_file(texts) else texts)
-    store = score_texts(Path(out), opened, open_teachers(recipe), chosen, overwrite=overwrite)
-    logger.info("%d texts scored by %s", store.count, ", ".join(t.name for t in store.teachers))
-    return store
+    return Scoring(opened, open_teachers(recipe), chosen)
+
+
+def posteriors_plan(
+    teachers: Mapping[str, Any], *, out: str | Path, overwrite: bool = False, **asked: Any
+) -> dict[str, Any]:
+    """Returns what `posteriors` would do with the same arguments, as plain data; scores nothing.
+
+    Raises:
+        PlaitError: anything that would stop it before its first computation.
+    """
+    job, folder = scoring_of(teachers, out=out, **asked), Path(out)
+    check_able(job.teachers, job.settings)
+    check_place(folder, FILE)
+    if (folder / FILE).is_file() and not overwrite:
+        wanted = tuple(teacher_of(teacher) for teacher in job.teachers)
+        check_same(folder, read_record(folder), text_facts(job.texts), wanted, job.settings)
+    there = frozenset() if overwrite else finished(folder)
+    return {
+        "texts": job.texts.count(),
+        "skipped": job.texts.skipped,
+        "settings": asdict(job.settings),
+        "teachers": {
+            t.name: {"model": t.origin, "labels": list(t.labels or ()), "finished": t.digest in there}
+            for t in job.teachers
+        },
+        "output": str(out),
+    }
 
 
 def score(job: AmalgamationPlan, folder: Path, *, overwrite: bool) -> tuple[Store, float]:

@@ -16,15 +16,17 @@ import xxhash
 
 import plait
 from plait.api.inputs import read
-from plait.checkpoints.origin import TOKENIZER_FILES
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.data import Examples, align_labels, batches
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.evaluation import head_kind, head_labels, head_problem
-from plait.registry import canonical
+from plait.registry import Entry, canonical
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.likelihood import Cotangents
 from plait.statistics.statistics import Statistics, load_statistics
+from plait.statistics.sweep import Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from plait.api.planning import Plan
 
 logger = logging.getLogger("plait")
+PASSES = 16
+"""Backward passes per text at most, where the expectation over all labels is wanted."""
 
 
 def cache_folder() -> Path:
@@ -60,6 +64,7 @@ def of_source(job: Plan, source: Checkpoint) -> Statistics:
     settings = {
         "labels": method.labels,
         "per": method.per,
+        "passes": PASSES,
         "seed": method.seed,
         "batch_size": method.batch_size,
         "max_length": method.max_length,
@@ -67,32 +72,33 @@ def of_source(job: Plan, source: Checkpoint) -> Statistics:
     return cached(source, job.inputs.examples[source.name], job.estimator or "", settings)
 
 
-def circumstances(source: Checkpoint) -> dict[str, Any]:
-    """Returns what decides a source's statistics beside its weights: labels, settings, tokenizer, our version."""
-    settings = {
-        k: v
-        for k, v in source.config.to_diff_dict().items()
-        if k not in {"_name_or_path", "transformers_version"}
+def provenance_of(
+    source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns everything that decides a source's statistics."""
+    # Only the reproduction `per: batch` depends on the batch size, and only `exact` labels on the passes.
+    idle = {"batch_size"} if settings["per"] != "batch" else set()
+    idle |= {"passes"} if settings["labels"] != "exact" else set()
+    return {
+        "estimator": estimator,
+        "source": source.digest,
+        "circumstances": source.circumstances,
+        "plait": plait.__version__,
+        "data": examples.fingerprint,
+        "examples": len(examples),
+        **{k: v for k, v in settings.items() if k not in idle},
     }
-    files = [source.folder / name for name in sorted(TOKENIZER_FILES)]
-    tokenizer = xxhash.xxh3_128()
-    for file in files:
-        tokenizer.update(file.read_bytes() if file.is_file() else b"-")
-    return {"settings": key(settings), "tokenizer": tokenizer.hexdigest(), "plait": plait.__version__}
+
+
+def cache_file(provenance: Mapping[str, Any]) -> Path:
+    """Returns where statistics are kept for reuse."""
+    return cache_folder() / f"{key(provenance)}.safetensors"
 
 
 def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
     """Returns statistics from the cache when nothing that decides them has changed, else estimates and keeps them."""
-    provenance = {
-        "estimator": estimator,
-        "source": source.digest,
-        **circumstances(source),
-        "data": examples.fingerprint,
-        "examples": len(examples),
-        # Only the reproduction `per: batch` depends on the batch size.
-        **{k: v for k, v in settings.items() if k != "batch_size" or settings["per"] == "batch"},
-    }
-    file = cache_folder() / f"{key(provenance)}.safetensors"
+    provenance = provenance_of(source, examples, estimator, settings)
+    file = cache_file(provenance)
     if (kept := from_cache(file)) is not None:
         logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
         return kept
@@ -125,6 +131,24 @@ def from_cache(file: Path) -> Statistics | None:
         return None
 
 
+def usable(
+    examples: Examples, estimator: str, labels: str, architecture: str, head: tuple[Any, Any, Any]
+) -> Examples:
+    """Returns examples as an estimator takes them, labels aligned with the head (kind, problem type, label names).
+
+    Raises:
+        DataError: no head where one is needed, or no labels.
+    """
+    kind, problem, names = head
+    if estimator != "gram" and kind is None:
+        raise DataError(f"{architecture} has no head: only gram can be estimated without one")
+    if estimator == "gram" or labels != "given":
+        return examples.unlabelled()
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+    return align_labels(examples, names, kind=kind, problem_type=problem)
+
+
 def estimated(  # noqa: PLR0917 - all six decide the result
     model: PreTrainedModel,
     tokenizer: Any,
@@ -134,20 +158,11 @@ def estimated(  # noqa: PLR0917 - all six decide the result
     provenance: Mapping[str, Any],
 ) -> Statistics:
     """Returns statistics of a model on examples; labels are aligned with the head by name first."""
-    kind, problem = head_kind(model), None
-    if kind == "sequence_classification":
-        problem = head_problem(model)
+    kind = head_kind(model)
+    problem = head_problem(model) if kind == "sequence_classification" else None
     needs_labels = estimator != "gram" and settings["labels"] == "given"
-    if estimator != "gram" and kind is None:
-        raise DataError(f"{type(model).__name__} has no head: only gram can be estimated without one")
-    if needs_labels:
-        if examples.labels is None:
-            raise DataError(
-                f"{examples.source}: has no labels; give some, or choose --labels sampled or exact"
-            )
-        examples = align_labels(examples, head_labels(model), kind=kind, problem_type=problem)
-    else:
-        examples = examples.unlabelled()
+    names = head_labels(model) if needs_labels else None
+    examples = usable(examples, estimator, settings["labels"], type(model).__name__, (kind, problem, names))
     inputs = batches(
         examples,
         tokenizer,
@@ -163,6 +178,7 @@ def estimated(  # noqa: PLR0917 - all six decide the result
         estimator=estimator,
         labels=settings["labels"],
         per=settings["per"],
+        passes=settings["passes"],
         seed=settings["seed"],
         provenance=dict(provenance),
         total=ceil(len(examples) / settings["batch_size"]),
@@ -180,6 +196,7 @@ def estimate(
     examples: int | None = None,
     max_length: int | None = None,
     per: str = "example",
+    passes: int = PASSES,
     seed: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -198,7 +215,8 @@ def estimate(
         examples: a random subset of this size; default all.
         max_length: tokens a text is cut at.
         per: `example`; `batch` only to reproduce published numbers.
-        seed: of the subset and of sampled labels.
+        passes: `exact` labels take at most so many backward passes per text; beyond, one with random signs.
+        seed: of the subset, of sampled labels and of random signs.
         out: a `.safetensors` file to write as well.
         overwrite: whether an existing `out` is replaced.
         revision: of a Hub id.
@@ -207,19 +225,10 @@ def estimate(
     Raises:
         PlaitError: unknown importance or labels, unusable data or model, existing output.
     """
-    entry = ESTIMATORS[canonical(importance)]
-    if batch_size < 1:
-        raise RecipeError(f"batch_size is {batch_size} (expected 1 or more)")
-    if out is not None:
-        check_file(Path(out), overwrite=overwrite)
-    chosen = read(data, limit=examples, seed=seed)
-    settings = {
-        "labels": labels,
-        "per": per,
-        "seed": seed,
-        "batch_size": batch_size,
-        "max_length": max_length,
-    }
+    entry, chosen, settings = asked(
+        model, data, importance, examples, out, overwrite=overwrite, labels=labels, per=per, passes=passes, seed=seed,
+        batch_size=batch_size, max_length=max_length,
+    )  # fmt: skip
     if isinstance(model, str | Path):
         source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
         found = cached(source, chosen, entry.name, settings)
@@ -238,6 +247,72 @@ def estimate(
     if out is not None:
         found.save(out)
     return found
+
+
+def asked(
+    model: Any,
+    data: Any,
+    importance: str,
+    examples: int | None,
+    out: str | Path | None,
+    *,
+    overwrite: bool,
+    **settings: Any,
+) -> tuple[Entry[Any], Examples, dict[str, Any]]:
+    """Returns estimator, examples and settings of arguments of `estimate`, once they are checked.
+
+    Raises:
+        PlaitError: unknown importance or labels, unusable data, an output that exists or overlaps an input.
+    """
+    entry = ESTIMATORS[canonical(importance)]
+    Objective(Cotangents(settings["labels"], settings["passes"]), settings["per"])  # refuses what it does not know
+    for name in ("batch_size", "passes"):
+        if settings[name] < 1:
+            raise RecipeError(f"{name} is {settings[name]} (expected 1 or more)")
+    if out is not None:
+        check_file(Path(out), overwrite=overwrite)
+        check_apart(out, model, data)
+    return entry, read(data, limit=examples, seed=settings["seed"]), settings
+
+
+def estimate_plan(
+    model: str | Path,
+    data: Any,
+    *,
+    importance: str = "mask_nodes",
+    examples: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Returns what `estimate` would do with the same arguments, as plain data.
+
+    Weights are read only to tell whether there are statistics that can be reused.
+
+    Raises:
+        PlaitError: anything that would stop it before its first computation.
+    """
+    known: dict[str, Any] = {
+        "labels": "given", "per": "example", "passes": PASSES, "seed": 0, "batch_size": 16, "max_length": None,
+    }  # fmt: skip
+    entry, chosen, settings = asked(
+        model, data, importance, examples, out, overwrite=overwrite, **{**known, **settings}
+    )
+    source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
+    kind = None if source.kind == "body" else source.kind
+    head = (kind, source.problem_type, None if source.problem_type == "regression" else source.labels)
+    usable(chosen, entry.name, settings["labels"], source.architecture, head)
+    return {
+        "model": source.origin,
+        "architecture": source.architecture,
+        "estimator": entry.name,
+        "examples": len(chosen),
+        **settings,
+        "reused": cache_file(provenance_of(source, chosen, entry.name, settings)).is_file(),
+        "output": None if out is None else str(out),
+    }
 
 
 def check_file(file: Path, *, overwrite: bool) -> None:

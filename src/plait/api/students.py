@@ -13,7 +13,7 @@ from plait.checkpoints.files import read_json
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder
-from plait.data import read_examples
+from plait.data.reading import to_predict
 from plait.errors import OutputError, SourceError
 from plait.evaluation.predict import predict_logits
 from plait.report.student import student_card
@@ -64,8 +64,17 @@ class Student:
         return self.checkpoint.tokenizer()
 
     def predict(self, texts: Any, *, batch_size: int = 32) -> list[dict[str, Any]]:
-        """Returns per text its label and the label's probability."""
-        examples = read_examples(texts)
+        """Returns per text its label and the label's probability.
+
+        Args:
+            texts: A text, a list of texts, or what `read_examples` takes. A text is never taken for a file: name one by
+                a `Path`.
+            batch_size: Texts at a time.
+
+        Raises:
+            DataError: no text, or a text that is the name of a file.
+        """
+        examples = to_predict(texts)
         rows = predict_logits(self.model, self.tokenizer, examples, batch_size=batch_size)
         found = [row.softmax(-1).max(-1) for row in rows]
         return [{"label": self.labels[int(best.indices)], "score": float(best.values)} for best in found]

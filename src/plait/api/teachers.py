@@ -17,12 +17,13 @@ from plait.api.evidence import Bases, bases_of, check_bases, expected_passes
 from plait.api.inputs import is_file
 from plait.api.merging import describe_sources
 from plait.api.starting import Start, check_start, start_of
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
 from plait.data import Examples
-from plait.data.streaming import Texts
-from plait.errors import OutputError, RecipeError, SourceError, listed
+from plait.data.texts import Texts
+from plait.errors import RecipeError, SourceError, listed
 from plait.merging.manifest import is_merged
 from plait.recipe import AmalgamateRecipe, GateSpec, parse_as
 from plait.statistics.posteriors import Settings
@@ -127,19 +128,11 @@ class AmalgamationPlan:
 def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
     """Raises `OutputError` when the output exists, or it and what is read or kept beside it lie in one another."""
     check_target(recipe.output, overwrite=overwrite)
-    target = Path(recipe.output).resolve()
-    read_from = [*(t.model for t in recipe.sources.values()), recipe.student]
-    read_from += [] if recipe.base is None else [recipe.base]
-    read_from += [data.path for data in (recipe.text, recipe.validation) if data is not None]
-    places = {place: Path(place).expanduser() for place in read_from if place}
-    places = {place: path for place, path in places.items() if path.exists()}
-    places[str(recipe.store_folder())] = recipe.store_folder()
-    for place, path in places.items():
-        found = path.resolve()
-        if target in {found, *found.parents} or (not found.is_file() and found in target.parents):
-            raise OutputError(
-                f"output {recipe.output} and {place}, which is read or kept, overlap: choose another output"
-            )
+    models = [t.model for t in recipe.sources.values()]
+    read = [*models, recipe.student, recipe.base, recipe.text, recipe.validation]
+    check_apart(recipe.output, *read)
+    check_apart(recipe.store_folder(), *read)
+    check_apart(recipe.output, recipe.store_folder(), kept=True)
 
 
 def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) -> AmalgamationPlan:
@@ -219,7 +212,9 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
             one without a tokenizer.
     """
     found = tuple(
-        open_checkpoint(t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code)
+        open_checkpoint(
+            t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code, labels=t.labels
+        )
         for name, t in recipe.sources.items()
     )
     merged = [f"{t.name} ({t.origin})" for t in found if is_merged(t.folder)]
@@ -247,9 +242,10 @@ def amalgamation_recipe(
     options: Mapping[str, Any],
 ) -> AmalgamateRecipe:
     """Returns the recipe that these arguments of `amalgamate` spell; data in memory stays outside."""
+    named = options.get("labels")
     content = {
-        **options,
-        "sources": describe_sources(teachers),
+        **{name: value for name, value in options.items() if name != "labels"},
+        "sources": describe_sources(teachers, labels=named),
         "student": None if student is None else str(student),
         "output": str(out),
         **({"text": texts} if is_file(texts) else {}),

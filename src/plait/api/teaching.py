@@ -176,7 +176,7 @@ def open_pupil(
 def schedule_of(recipe: Any) -> Schedule:
     """Returns how long and how fast students learn."""
     return Schedule(
-        recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup,
+        recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.warmup, recipe.weight_decay,
         seed=recipe.seed, precision=recipe.precision, report_to=recipe.report_to,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> di
     """Returns the report of a fine-tuned checkpoint written to `out`; see `plait.training.finetune` for options.
 
     Raises:
-        PlaitError: unusable base or data, existing output, the `train` extra missing.
+        PlaitError: unusable base or data, existing output, accelerate missing.
     """
     from plait.evaluation import evaluate_model
     from plait.training import finetune as train

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError, did_you_mean, listed
+from plait.label_names import placeholders
 
 ALIKE = 0.9
 """Cosine above which rows of two heads began as one: those of heads drawn apart are near 0."""
@@ -65,11 +65,9 @@ def _label_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
     if set(mine) == set(theirs):
         return unproved_order(first, other)
     names = f"{first.name}: {', '.join(mine)}; {other.name}: {', '.join(theirs)}"
-    if len(mine) == len(theirs) and _generic(mine) != _generic(theirs):
-        return [
-            f"labels have no common names ({names}); write the real names into id2label, or give them by --label-names"
-        ]
-    return [f"labels differ ({names}); give them tasks of their own, or make the names in id2label agree"]
+    if len(mine) == len(theirs) and placeholders(mine) != placeholders(theirs):
+        return [f"labels have no common names ({names}); say the real ones with labels (--labels)"]
+    return [f"labels differ ({names}); give them tasks of their own, or make the names agree with labels (--labels)"]
 
 
 def unproved_order(first: Checkpoint, other: Checkpoint) -> list[str]:
@@ -78,11 +76,11 @@ def unproved_order(first: Checkpoint, other: Checkpoint) -> list[str]:
     Placeholders prove nothing. Heads that began as one do: their rows are still alike.
     """
     mine, theirs = first.labels or (), other.labels or ()
-    if not mine or not _generic(mine) or not _generic(theirs) or _rows_alike(first, other):
+    if not mine or not placeholders(mine) or not placeholders(theirs) or _rows_alike(first, other):
         return []
     return [
         f"{first.name} and {other.name} both call their labels {', '.join(mine)}, which does not say that they have "
-        f"them in one order; say it by --label-names {first.name}=…,… --label-names {other.name}=…,… (or write the "
+        f"them in one order; say it by --labels {first.name}=…,… --labels {other.name}=…,… (or write the "
         "names into id2label)"
     ]
 
@@ -97,12 +95,6 @@ def _rows_alike(first: Checkpoint, other: Checkpoint) -> bool:
         if a.shape != b.shape or bool((torch.cosine_similarity(a, b) < ALIKE).any()):
             return False
     return bool(names)
-
-
-def _generic(labels: Sequence[str]) -> bool:
-    """Tells names that stand for positions (`LABEL_0`, `0`) from real ones."""
-    numbered = all(re.fullmatch(r"LABEL_\d+", label.strip(), re.IGNORECASE) for label in labels)
-    return numbered or [label.strip() for label in labels] == [str(at) for at in range(len(labels))]
 
 
 def _head_shapes(first: Checkpoint, other: Checkpoint) -> list[str]:

@@ -9,13 +9,21 @@ from plait.checkpoints.files import PICKLE, SAFETENSORS, first_line
 from plait.errors import SourceError, did_you_mean
 from plait.hub import reach_hub
 
-TOKENIZER_FILES = (
+VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
+"""Files that hold a vocabulary: with one of them a folder has a tokenizer."""
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""All files that decide how a tokenizer reads a text."""
+_EMBEDDING_FILES = (
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "config_setfit.json",
+    "[0-9]_*/config.json", "[0-9]_*/model.safetensors",
+)  # fmt: skip
+"""What embedding models have beside their encoder."""
 _SMALL_FILES = (
-    "config.json", "plait.json", "README.md", "adapter_config.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", *TOKENIZER_FILES,
+    "config.json", "plait.json", "README.md", "adapter_config.json", "generation_config.json", "chat_template.jinja",
+    *TOKENIZER_FILES, *_EMBEDDING_FILES,
 )  # fmt: skip
 
 

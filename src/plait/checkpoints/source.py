@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.checkpoints import naming
 from plait.checkpoints.files import Header, TensorFiles, instead, one_line, read_headers, read_json
-from plait.checkpoints.origin import locate
+from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES, locate
 from plait.checkpoints.records import recorded_base
 from plait.checkpoints.tokenizers import open_tokenizer
 from plait.errors import SourceError, listed
@@ -50,6 +51,7 @@ class Checkpoint:
     recorded_base: str | None = None
     language_class: type[PreTrainedModel] | None = None
     left_out: tuple[str, ...] = ()
+    renamed: bool = False
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -80,22 +82,6 @@ class Checkpoint:
             name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
         )
 
-    def named(self, labels: Sequence[str]) -> Checkpoint:
-        """Returns the checkpoint with other names for its labels, in the order of its rows.
-
-        Raises:
-            SourceError: not one name for each of its labels.
-        """
-        if self.labels is None or len(labels) != len(self.labels) or len(set(labels)) != len(labels):
-            count = "no labels" if self.labels is None else f"{len(self.labels)} labels"
-            raise SourceError(
-                f"{self.name}: {len(labels)} label names are given ({', '.join(labels)}), its head has {count}: "
-                "expected a different name for each"
-            )
-        config = copy.deepcopy(self.config)
-        config.id2label, config.label2id = dict(enumerate(labels)), {name: row for row, name in enumerate(labels)}
-        return replace(self, labels=tuple(labels), config=config)
-
     def note_hash(self, stored: str, digest: str) -> None:
         """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""
         self._hashes[stored] = digest
@@ -111,6 +97,19 @@ class Checkpoint:
             total.update(f"{name} {header.dtype} {header.shape} {self._hash(stored)}\n".encode())
         return total.hexdigest()
 
+    @cached_property
+    def circumstances(self) -> str:
+        """Returns a hex digest of what decides its answers beside its weights: configuration and tokenizer."""
+        own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+        settings = {k: v for k, v in self.config.to_diff_dict().items() if k not in own}
+        total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name in sorted(TOKENIZER_FILES):
+            file = self.folder / name
+            # Stores of earlier versions know nothing of files that few tokenizers have.
+            absent = b"-" if name in {*VOCABULARIES, "tokenizer_config.json"} else b""
+            total.update(file.read_bytes() if file.is_file() else absent)
+        return total.hexdigest()
+
     def _hash(self, stored: str) -> str:
         if stored not in self._hashes:
             tensor = self.read(stored).contiguous().reshape(-1)
@@ -124,6 +123,8 @@ class Checkpoint:
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
         loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
+        if self.renamed:
+            loaded.config.id2label, loaded.config.label2id = self.config.id2label, self.config.label2id
         loaded.eval()
         return loaded
 
@@ -162,10 +163,12 @@ def open_checkpoint(
     name: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
 
-    Code that comes with a checkpoint runs only when `trust_remote_code` is set.
+    Code that comes with a checkpoint runs only when `trust_remote_code` is set. `labels` are the names of the head's
+    labels, in its order, instead of those in its configuration.
     """
     folder = locate(origin, revision, trust_remote_code)
     config = read_config(folder, trust_remote_code)
@@ -182,12 +185,14 @@ def open_checkpoint(
         names = naming.Names(names.body, more["head"])
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
+    if labels is not None:
+        rename_labels(config, labels, _labels(folder, config, kind, problem), name or str(origin))
     return Checkpoint(
         name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
         labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
-        recorded_base=recorded_base(folder),
+        recorded_base=recorded_base(folder), renamed=labels is not None,
     )  # fmt: skip
 
 
@@ -213,7 +218,8 @@ def _name(origin: str | Path, folder: Path) -> str:
 def _below(folder: Path) -> str:
     """Returns a hint at checkpoints that lie one folder below, such as those of a training run."""
     places = (file.parent for file in folder.glob("*/config.json"))
-    found = sorted(places, key=lambda place: [p.zfill(12) if p.isdecimal() else p for p in re.split(r"(\d+)", place.name)])
+    numbered = re.compile(r"(\d+)")
+    found = sorted(places, key=lambda place: [p.zfill(12) for p in numbered.split(place.name)])
     return f"; checkpoints lie below it: {listed(map(str, found), 5)}" if found else ""
 
 
@@ -281,6 +287,27 @@ def _labels(
     if twice:
         raise SourceError(f"{folder}: id2label gives several rows the names {listed(twice)}; rename them")
     return names
+
+
+def rename_labels(
+    config: PretrainedConfig, labels: Sequence[str], found: Sequence[str] | None, where: str
+) -> None:
+    """Gives a head's labels, in its order, the names that the user says they have.
+
+    Raises:
+        SourceError: the head has no labels, or other than as many, or two would have one name.
+    """
+    if found is None:
+        raise SourceError(f"{where}: labels {', '.join(labels)} are given, but the head tells no labels apart")
+    if len(labels) != len(found):
+        raise SourceError(
+            f"{where}: {len(labels)} labels are given ({', '.join(labels)}), the head has {len(found)} "
+            f"({listed(found)})"
+        )
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise SourceError(f"{where}: labels {', '.join(labels)}: expected a name of its own for each")
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: row for row, name in enumerate(labels)}
 
 
 def _refuse_integers(folder: Path, names: naming.Names, headers: Mapping[str, Header]) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from plait.checkpoints.files import first_line, read_json
-from plait.checkpoints.origin import TOKENIZER_FILES
+from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES
 from plait.errors import SourceError
 
 FILES = (
-    *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "chat_template.json", "vocab.bpe", "bpe.codes", "dict.txt", "source.spm", "target.spm", "spm_char.model",
+    *TOKENIZER_FILES, "chat_template.jinja", "chat_template.json", "vocab.bpe", "bpe.codes", "dict.txt", "source.spm",
+    "target.spm", "spm_char.model",
 )  # fmt: skip
 """What a tokenizer may consist of."""
 _OF_LOADING = {
@@ -25,7 +25,7 @@ _OF_LOADING = {
 
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether a folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from plait.cli.arguments import (
     DryRun,
     Epochs,
     Json,
+    LabelNames,
     LearningRate,
     Overwrite,
     PairColumn,
@@ -20,12 +21,15 @@ from plait.cli.arguments import (
     Quiet,
     ReportTo,
     Resume,
+    Revisions,
     Seed,
     StepSize,
     TextColumn,
     Trust,
     Warmup,
+    WeightDecay,
     pairs,
+    revised,
     spec,
 )
 from plait.cli.making import parse_yaml, show_plan
@@ -104,6 +108,7 @@ def amalgamate(
     rename: Annotated[
         list[str] | None, typer.Option("--rename", help="TEACHER.LABEL=NAME; equal names are one label.")
     ] = None,
+    labels: LabelNames = None,
     passes: Annotated[
         int | None, typer.Option("--passes", min=0, help="Monte Carlo passes; default 16 where needed.")
     ] = None,
@@ -131,12 +136,14 @@ def amalgamate(
     batch_size: StepSize = 16,
     max_length: Length = None,
     warmup: Warmup = 0.1,
+    weight_decay: WeightDecay = 0.01,
     precision: Precision = "float32",
     seed: Seed = 0,
     report_to: ReportTo = "none",
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelOfTexts = None,
+    revision: Revisions = None,
     trust_remote_code: Trust = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -156,14 +163,17 @@ def amalgamate(
         "temperature": temperature, "target": target, "margin": margin, "posterior": posterior, "base": base,
         "rounds": rounds, "agreement": agreement,
         "calibrate": calibrate, "objective": named(objective, options, "--set"),
-        "rename": pairs(rename, "--rename"), "passes": passes, "last_layers": last_layers, "stop": stop,
+        "rename": pairs(rename, "--rename"), "labels": pairs(labels, "--labels") or None,
+        "passes": passes, "last_layers": last_layers, "stop": stop,
         "dropout": dropout, "store": store, "limit": limit, "held_back": held_back, "epochs": epochs,
         "learning_rate": learning_rate, "batch_size": batch_size, "max_length": max_length, "warmup": warmup,
-        "precision": precision, "seed": seed, "report_to": report_to, "trust_remote_code": trust_remote_code,
+        "weight_decay": weight_decay, "precision": precision, "seed": seed, "report_to": report_to,
+        "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     held = spec(validation, validation_text_column, text_pair_column, validation_label_column)
     recipe = amalgamation_recipe(
-        pairs(teachers, "teachers"), out=output, texts=spec(text, text_column, text_pair_column, label_column),
+        revised(pairs(teachers, "teachers"), revision), out=output,
+        texts=spec(text, text_column, text_pair_column, label_column),
         student=student, validation=None if validation is None else held,
         # What is not said is left out: a store that exists then decides.
         options={name: value for name, value in fields.items() if value is not None},
@@ -246,25 +256,28 @@ def posteriors(
     seed: Seed = 0,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
+    revision: Revisions = None,
     trust_remote_code: Trust = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew where there is a store.")
     ] = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Let teachers score texts: the expensive stage of amalgamate alone; a stopped run goes on where it was."""
     from plait import api
     from plait.api.inspecting import describe_store
+    from plait.api.scoring import posteriors_plan
 
-    store = api.posteriors(
-        pairs(teachers, "teachers"), texts=spec(text, text_column, text_pair_column, None), out=output,
-        passes=passes, keep=keep, last_layers=last_layers, stop=stop or "never", dropout=dropout, limit=limit,
-        batch_size=batch_size, max_length=max_length or 128, seed=seed, trust_remote_code=trust_remote_code,
-        overwrite=overwrite,
-    )  # fmt: skip
-    about = describe_store(store)
-    if json:
-        render.as_json(about)
-    else:
-        render.facts(about)
+    given = revised(pairs(teachers, "teachers"), revision)
+    asked: dict[str, Any] = {
+        "texts": spec(text, text_column, text_pair_column, None), "out": output, "passes": passes, "keep": keep,
+        "last_layers": last_layers, "stop": stop or "never", "dropout": dropout, "limit": limit,
+        "batch_size": batch_size, "max_length": max_length or 128, "seed": seed,
+        "trust_remote_code": trust_remote_code, "overwrite": overwrite,
+    }  # fmt: skip
+    if dry_run:
+        show_plan(posteriors_plan(given, **asked), json=json)
+        return
+    show_plan(describe_store(api.posteriors(given, **asked)), json=json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from plait.errors import RecipeError
+from plait.errors import RecipeError, did_you_mean
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Quiet = Annotated[
@@ -21,6 +21,9 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a 
 MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
+Revisions = Annotated[
+    list[str] | None, typer.Option("--revision", help="NAME=REVISION: branch, tag or commit of a source's Hub id.")
+]
 TextColumn = Annotated[
     str | None, typer.Option("--text-column", help="Column with the text; default found by name.")
 ]
@@ -31,6 +34,7 @@ LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0)]
 StepSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")]
 CutAt = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
 Warmup = Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's.")]
 Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")]
 ProblemType = Annotated[
     str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
@@ -43,6 +47,27 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--data", help="NAME=FILE: texts of a source or task, with labels where they are needed."),
 ]
+
+
+LabelNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        help="NAME=LABEL,LABEL: what the labels of a head are called, in its order; for heads of LABEL_0, LABEL_1.",
+    ),
+]
+
+
+def label_names(values: Sequence[str] | None) -> Any:
+    """Returns the label names of each head, or those of the only one; None where none are given.
+
+    Raises:
+        RecipeError: names for one head among those of several.
+    """
+    every = list(values or ())
+    if len(every) == 1 and "=" not in every[0]:
+        return every[0]
+    return pairs(every, "--labels") or None
 
 
 def pairs(values: Sequence[str] | None, what: str, convert: Callable[[str], Any] = str) -> dict[str, Any]:
@@ -62,6 +87,20 @@ def pairs(values: Sequence[str] | None, what: str, convert: Callable[[str], Any]
             found[name] = convert(content)
         except ValueError:
             raise RecipeError(f"{what}: {content!r} is not a {convert.__name__} (in {value!r})") from None
+    return found
+
+
+def revised(sources: dict[str, Any], revisions: Sequence[str] | None) -> dict[str, Any]:
+    """Returns sources with the revisions of their Hub ids.
+
+    Raises:
+        RecipeError: a revision of a source that does not exist (did you mean).
+    """
+    found = dict(sources)
+    for name, revision in pairs(revisions, "--revision").items():
+        if name not in sources:
+            raise RecipeError(f"--revision for unknown source {name!r}{did_you_mean(name, sources)}")
+        found[name] = {"model": sources[name], "revision": revision}
     return found
 
 

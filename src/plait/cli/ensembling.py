@@ -30,6 +30,7 @@ from plait.cli.arguments import (
     TextColumn,
     Trust,
     Warmup,
+    WeightDecay,
     pairs,
     spec,
 )
@@ -75,6 +76,9 @@ def ensemble(
         str, typer.Option("--shared-layers", help="all, or how many from the bottom.")
     ] = "all",
     head: Annotated[str, typer.Option("--head", help="linear or tanh.")] = "linear",
+    classifier_dropout: Annotated[
+        float | None, typer.Option("--classifier-dropout", help="Before the head; default that of the encoder.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +134,7 @@ def ensemble(
         int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at, default 128.")
     ] = None,
     warmup: Warmup = 0.1,
-    weight_decay: Annotated[float, typer.Option("--weight-decay", min=0.0)] = 0.01,
+    weight_decay: WeightDecay = 0.01,
     precision: Precision = "float32",
     problem_type: ProblemType = None,
     seed: Seed = 0,
@@ -165,6 +169,7 @@ def ensemble(
     columns = (text_column, text_pair_column, label_column)
     fields: dict[str, Any] = {
         "members": members, "shared_layers": shared_layers, "head": head, "replay": replay,
+        "classifier_dropout": classifier_dropout,
         **chosen(options, method=named, perturbation=perturbation, consistency=consistency),
         "strength": strength, "replicate_at": replicate_at, "alpha": alpha, "accumulate": accumulate, "limit": limit,
         "held_back": held_back, "metric": metric, "epochs": epochs, "learning_rate": learning_rate,

@@ -12,6 +12,7 @@ from plait.cli.arguments import (
     BatchSize,
     Json,
     LabelColumn,
+    LabelNames,
     MaxLength,
     Names,
     PairColumn,
@@ -20,6 +21,7 @@ from plait.cli.arguments import (
     Seed,
     TextColumn,
     Trust,
+    label_names,
     named_or_alone,
     spec,
 )
@@ -40,6 +42,7 @@ def evaluate(
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
     ] = None,
+    labels: LabelNames = None,
     batch_size: BatchSize = 32,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -57,7 +60,7 @@ def evaluate(
     entry = spec(named_or_alone(data, "--data"), text_column, text_pair_column, label_column)
     found = api.evaluate(
         model, entry, sources=sources, examples=examples, batch_size=batch_size, max_length=max_length, seed=seed,
-        revision=revision, trust_remote_code=trust_remote_code,
+        revision=revision, trust_remote_code=trust_remote_code, labels=label_names(labels),
         out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
     )  # fmt: skip
     if json:
@@ -99,7 +102,7 @@ def methods(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the merging methods, gates and objectives, or explain one."""
+    """List what a recipe can name (merging methods, importances, gates, perturbations …), or explain one."""
     from plait import api
 
     found = api.methods(name)

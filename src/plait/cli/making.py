@@ -21,13 +21,15 @@ from plait.cli.arguments import (
     Quiet,
     Resume,
     Revision,
+    Revisions,
     Seed,
     TextColumn,
     Trust,
     pairs,
+    revised,
     spec,
 )
-from plait.errors import RecipeError
+from plait.errors import RecipeError, did_you_mean
 
 
 def parse_yaml(text: str) -> Any:
@@ -56,7 +58,14 @@ def merge(
         str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
     ] = None,
     mapping: Annotated[str | None, typer.Option("--mapping", help="paper or structural.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="given, sampled or exact.")] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            help="given, sampled or exact: whose labels statistics are of. NAME=LABEL,LABEL: what the labels of a "
+            "source's head are called, in its order.",
+        ),
+    ] = None,
     normalize: Annotated[str | None, typer.Option("--normalize", help="none, mean, l2 or tensor.")] = None,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="Examples per source for statistics.")
@@ -71,10 +80,6 @@ def merge(
     weights: Annotated[list[str] | None, typer.Option("--weight", help="NAME=λ, 1 where not given.")] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="NAME=TASK: sources that share one task and head.")
-    ] = None,
-    label_names: Annotated[
-        list[str] | None,
-        typer.Option("--label-names", help="NAME=LABEL,LABEL: what the rows of a source's head stand for."),
     ] = None,
     statistics: Annotated[
         list[str] | None, typer.Option("--statistics", help="NAME=FILE from `plait estimate`.")
@@ -132,6 +137,7 @@ def merge(
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    revision: Revisions = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     resume: Resume = False,
@@ -145,11 +151,14 @@ def merge(
     from plait.api.planning import check_output
 
     chosen = {
-        "importance": importance, "mapping": mapping, "labels": labels, "normalize": normalize, "examples": examples,
-        "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed, "forward": forward,
+        "importance": importance, "mapping": mapping, "labels": whose_labels(labels), "normalize": normalize,
+        "examples": examples, "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed,
+        "forward": forward,
     }  # fmt: skip
     recipe, _ = merge_recipe(
-        pairs(sources, "sources"),
+        named_sources(
+            revised(pairs(sources, "sources"), revision), [told for told in labels or () if "=" in told]
+        ),
         out=output,
         method=method,
         data=spec(pairs(data, "--data"), text_column, text_pair_column, label_column),
@@ -157,7 +166,6 @@ def merge(
         base=base,
         weights=pairs(weights, "--weight", float),
         tasks=pairs(tasks, "--task"),
-        label_names=pairs(label_names, "--label-names", lambda names: [name.strip() for name in names.split(",")]),
         evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
         merge_pooler=merge_pooler,
         align_heads=align_heads,
@@ -180,6 +188,35 @@ def merge(
         show_plan(api.check(recipe), json=json)
         return
     show_merged(api.run(recipe, overwrite=overwrite, resume=resume), json=json)
+
+
+def whose_labels(values: list[str] | None) -> str | None:
+    """Returns whose labels statistics are of, as opposed to names of labels.
+
+    Raises:
+        RecipeError: two answers.
+    """
+    every = [value for value in values or () if "=" not in value]
+    if len(every) > 1:
+        raise RecipeError(f"--labels: {' and '.join(every)} are given; expected one of given, sampled, exact")
+    return every[0] if every else None
+
+
+def named_sources(sources: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+    """Returns sources with the names of their labels.
+
+    Raises:
+        RecipeError: names for a source that is not there.
+    """
+    named = pairs(labels, "--labels")
+    if unknown := [name for name in named if name not in sources]:
+        raise RecipeError(f"--labels for unknown source {unknown[0]!r}{did_you_mean(unknown[0], sources)}")
+    return {
+        name: {**(model if isinstance(model, dict) else {"model": model}), "labels": named[name]}
+        if name in named
+        else model
+        for name, model in sources.items()
+    }
 
 
 def show_plan(plan: dict[str, Any], *, json: bool) -> None:
@@ -257,6 +294,12 @@ def estimate(
     per: Annotated[
         str, typer.Option("--per", help="example; batch to reproduce published numbers.")
     ] = "example",
+    passes: Annotated[
+        int,
+        typer.Option(
+            "--passes", min=1, help="Backward passes per text at most with --labels exact; beyond, one at random."
+        ),
+    ] = 16,
     batch_size: BatchSize = 16,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -266,22 +309,25 @@ def estimate(
     revision: Revision = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Estimate a checkpoint's statistics: share them instead of the data."""
     from plait import api
+    from plait.api.statistics import estimate_plan
 
-    found = api.estimate(
-        model, spec(data, text_column, text_pair_column, label_column), importance=importance, labels=labels,
-        examples=examples, per=per, batch_size=batch_size, max_length=max_length, seed=seed, out=output,
-        overwrite=overwrite, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    about = {"output": str(output), "estimator": found.estimator, **found.facts}
-    if json:
-        render.as_json(about)
-    else:
-        render.facts(about)
+    given = spec(data, text_column, text_pair_column, label_column)
+    asked: dict[str, Any] = {
+        "importance": importance, "labels": labels, "examples": examples, "per": per, "passes": passes,
+        "batch_size": batch_size, "max_length": max_length, "seed": seed, "out": output, "overwrite": overwrite,
+        "revision": revision, "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    if dry_run:
+        show_plan(estimate_plan(model, given, **asked), json=json)
+        return
+    found = api.estimate(model, given, **asked)
+    show_plan({"output": str(output), "estimator": found.estimator, **found.facts}, json=json)
 
 
 @app.command()

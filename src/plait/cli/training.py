@@ -11,19 +11,25 @@ from plait.cli import render
 from plait.cli.app import app
 from plait.cli.arguments import (
     CutAt,
+    DryRun,
     Epochs,
     Json,
     LabelColumn,
     LearningRate,
     Overwrite,
     PairColumn,
+    Precision,
     ProblemType,
     Quiet,
+    ReportTo,
     Resume,
+    Revision,
     Seed,
     StepSize,
     TextColumn,
+    Trust,
     Warmup,
+    WeightDecay,
     spec,
 )
 
@@ -41,27 +47,44 @@ def finetune(
     batch_size: StepSize = 16,
     max_length: CutAt = 128,
     warmup: Warmup = 0.1,
-    examples: Annotated[
-        int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
+    weight_decay: WeightDecay = 0.01,
+    precision: Precision = "float32",
+    limit: Annotated[
+        int | None, typer.Option("--limit", "--examples", min=1, help="A random subset of this size.")
     ] = None,
     problem_type: ProblemType = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--labels", help="LABEL,LABEL: names of the head's labels, in order. Default those of the data."),
+    ] = None,
     seed: Seed = 0,
+    report_to: ReportTo = "none",
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints/--no-checkpoints", help="Save the state after each epoch, for --resume.")
+    ] = True,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on labelled data: makes sources where there are none."""
     from plait import api
+    from plait.label_names import told
 
     report = api.finetune(
         base, spec(data, text_column, text_pair_column, label_column), output,
         validation=None if validation is None else spec(validation, text_column, text_pair_column, label_column),
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, max_length=max_length, warmup=warmup,
-        limit=examples, problem_type=problem_type, seed=seed, resume=resume, overwrite=overwrite,
+        weight_decay=weight_decay, precision=precision, limit=limit, problem_type=problem_type,
+        labels=[name for names in labels or () for name in told(names)] or None,
+        seed=seed, report_to=report_to, checkpoints=checkpoints, revision=revision,
+        trust_remote_code=trust_remote_code, resume=resume, overwrite=overwrite, dry_run=dry_run,
     )  # fmt: skip
     if json:
         render.as_json(report)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from plait.data.cells import Reader, label_reader, missing, words_of
 from plait.data.examples import Examples, Kind
 from plait.errors import DataError, did_you_mean, listed
 
@@ -46,16 +46,21 @@ PAIRS = (
 LABEL = ("label", "labels", "class", "target", "category", "score", "sentiment", "stars")
 WORDS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "pos_tags", "chunk_tags", "labels")
+KNOWN = frozenset({*TEXT, *(name for pair in PAIRS for name in pair), *LABEL, *WORDS, *TAGS, "answers"})
 UNLABELLED = -1
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length, the label names that each column declares, and where they came from."""
+    """Columns of equal length, the label names that each column declares, and where they came from.
+
+    `untyped` says that every value is a text, whatever it stands for: so it is in CSV and TSV.
+    """
 
     columns: Mapping[str, Sequence[Any]]
     names: Mapping[str, tuple[str, ...]]
     source: str
+    untyped: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,68 @@ def _texts(table: Table, wanted: Wanted) -> Examples:
     label = wanted.label or first_of(table, LABEL, but=text)
     given = {wanted.text, wanted.text_pair, wanted.label}
     say(table, {"text": text, "text_pair": pair, "label": label}, given)
+    table = with_texts(table, [name for name in (text, pair) if name is not None])
     return Examples(
-        _strings(table, text),
-        _strings(table, pair) if pair else None,
+        tuple(table.columns[text]),
+        tuple(table.columns[pair]) if pair else None,
         _labels(table, label) if label else None,
         table.names.get(label) if label else None,
         "sequence_classification",
         table.source,
     )
+
+
+def with_texts(table: Table, names: Sequence[str]) -> Table:
+    """Returns a table without the rows in which a text is missing or blank; says how many.
+
+    Raises:
+        DataError: When a row holds something else than text, or there is no text at all.
+    """
+    texts = {name: checked(table, name) for name in names}
+    return _without(table, [all(row) for row in zip(*texts.values(), strict=True)], names)
+
+
+def _without(table: Table, kept: Sequence[bool], names: Sequence[str]) -> Table:
+    if all(kept):
+        return table
+    if not any(kept):
+        raise DataError(none_left(table.source, len(kept), names))
+    say_skipped(table.source, len(kept) - sum(kept), len(kept))
+    columns = {
+        name: [value for value, keep in zip(values, kept, strict=True) if keep]
+        for name, values in table.columns.items()
+    }
+    return replace(table, columns=columns)
+
+
+def none_left(source: str, rows: int, names: Sequence[str]) -> str:
+    """Returns the error of data in which no row has its texts."""
+    where = f"column{'' if len(names) == 1 else 's'} {' and '.join(map(repr, names))}"
+    return f"{source}: no text in {counted(rows, 'row')}; expected at least one text in {where}"
+
+
+def say_skipped(source: str, skipped: int, rows: int) -> None:
+    """Warns of rows that are left out for want of a text."""
+    logger.warning("%s: %s of %d without a text, skipped", source, counted(skipped, "row"), rows)
+
+
+def checked(table: Table, column: str, before: int = 0) -> list[str | None]:
+    """Returns a column of texts, None for those that are missing or blank; `before` is the number of rows before it.
+
+    Raises:
+        DataError: When there is something else.
+    """
+    values = table.columns[column]
+    bad = [
+        f"row {before + row} ({shown(value)})"
+        for row, value in enumerate(values)
+        if not isinstance(value, str) and not missing(value)
+    ]
+    if bad:
+        raise DataError(
+            f"{table.source}: column {column!r} must hold text; found something else in {listed(bad, 5)}"
+        )
+    return [None if missing(value) else str(value) for value in values]
 
 
 def say(table: Table, taken: Mapping[str, str | None], given: Collection[str | None]) -> None:
@@ -148,33 +207,45 @@ def _with_text(table: Table, but: Sequence[str | None]) -> dict[str, str]:
 
 
 def _tagged(table: Table, words: str, wanted: Wanted) -> Examples:
-    texts = tuple(tuple(row) if row is not None else () for row in table.columns[words])
-    bad = [f"row {i}" for i, row in enumerate(texts) if not row or not all(isinstance(w, str) for w in row)]
-    if bad:
-        raise DataError(f"{table.source}: column {words!r} needs a non-empty list of words in {listed(bad)}")
     tags = wanted.label or first_of(table, TAGS)
     say(table, {"tokens": words, "tags": tags}, {wanted.label})
+    lists = {name: words_of(table.columns[name]) for name in (words, tags) if name is not None}
+    table = replace(table, columns={**table.columns, **lists})
+    table = _without(table, [row is not None and row != () for row in lists[words]], [words])
+    texts = tuple(table.columns[words])
+    bad = [
+        f"row {i} ({shown(row)})"
+        for i, row in enumerate(texts)
+        if not isinstance(row, tuple) or not all(isinstance(w, str) for w in row)
+    ]
+    if bad:
+        raise DataError(f"{table.source}: column {words!r} needs a list of words in {listed(bad, 5)}")
     labels = _tags(table, tags) if tags else None
     if labels is not None:
         pairs = zip(texts, labels, strict=True)
         uneven = [
-            f"row {i} ({len(t)} words, {len(y)} tags)" for i, (t, y) in enumerate(pairs) if len(t) != len(y)
+            f"row {i} ({len(t)} words, {len(y)} tags)"
+            for i, (t, y) in enumerate(pairs)
+            if y is not None and len(t) != len(y)
         ]
         if uneven:
             raise DataError(f"{table.source}: words and tags differ in number in {listed(uneven)}")
     return Examples(texts, None, labels, table.names.get(tags or ""), "token_classification", table.source)
 
 
-def _tags(table: Table, column: str) -> tuple[tuple[Any, ...], ...]:
-    rows = tuple(as_label(row) for row in table.columns[column])
-    if bad := [f"row {i} ({shown(row)})" for i, row in enumerate(rows) if not isinstance(row, tuple)]:
+def _tags(table: Table, column: str) -> tuple[Any, ...] | None:
+    rows = tuple(table.columns[column])
+    if bad := [
+        f"row {i} ({shown(row)})" for i, row in enumerate(rows) if not isinstance(row, tuple | None)
+    ]:
         raise DataError(f"{table.source}: column {column!r} needs a list of labels in {listed(bad, 5)}")
-    return rows
+    return None if all(row is None for row in rows) else rows
 
 
 def _questions(table: Table) -> Examples:
     kind: Kind = "question_answering"
-    questions, contexts = _strings(table, "question"), _strings(table, "context")
+    table = with_texts(table, ["question", "context"])
+    questions, contexts = tuple(table.columns["question"]), tuple(table.columns["context"])
     if "answers" not in table.columns:
         return Examples(questions, contexts, None, None, kind, table.source)
     answers = tuple(_answers(row, i, table.source) for i, row in enumerate(table.columns["answers"]))
@@ -194,46 +265,24 @@ def _answers(row: Any, index: int, source: str) -> tuple[tuple[str, int], ...]:
         ) from error
 
 
-def _strings(table: Table, column: str) -> tuple[str, ...]:
-    values = table.columns[column]
-    bad = [f"row {i} ({shown(v)})" for i, v in enumerate(values) if not isinstance(v, str)]
-    if bad:
-        raise DataError(
-            f"{table.source}: column {column!r} must hold text; found something else in {listed(bad, 5)}"
-        )
-    return tuple(map(str, values))
-
-
 def _labels(table: Table, column: str) -> tuple[Any, ...] | None:
-    """Returns the labels, or None where no row has one (missing, or -1 as in published test splits)."""
-    named = column in table.names
-    values = [as_label(value) for value in table.columns[column]]
-    empty = [value is None or (named and value == UNLABELLED) for value in values]
-    if all(empty):
-        return None
-    if any(empty):
-        rows = [str(i) for i, missing in enumerate(empty) if missing]
-        raise DataError(
-            f"{table.source}: column {column!r} has no label in {counted(len(rows), 'row')} "
-            f"({'row' if len(rows) == 1 else 'rows'} {listed(rows, 5)}); "
-            "label them or leave them out"
-        )
-    return tuple(values)
+    """Returns the labels, None for a row without one; None where no row has one, as in published test splits."""
+    read = label_of(table.columns[column], untyped=table.untyped, named=column in table.names)
+    values = tuple(map(read, table.columns[column]))
+    return None if all(value is None for value in values) else values
 
 
-def as_label(value: Any) -> Any:
-    """Returns a label as a plain Python value."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, bool):
-        return int(value)
-    if _is_nan(value):
-        return None
-    return tuple(as_label(v) for v in value) if isinstance(value, list | tuple) else value
+def label_of(values: Iterable[Any], *, untyped: bool, named: bool) -> Reader:
+    """Returns what gives a column's labels; where the column names them, -1 stands for none."""
+    read = label_reader(values, untyped=untyped)
+    if not named:
+        return read
 
+    def declared(value: Any) -> Any:
+        label = read(value)
+        return None if label == UNLABELLED else label
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return declared
 
 
 def first_of(table: Table, names: Sequence[str], but: str | None = None) -> str | None:
@@ -264,4 +313,4 @@ def _found(table: Table) -> str:
 
 def shown(value: Any) -> str:
     """Returns a value for a message: its type and its beginning."""
-    return "missing" if value is None or _is_nan(value) else f"{type(value).__name__} {value!r:.40}"
+    return "missing" if missing(value) else f"{type(value).__name__} {value!r:.40}"

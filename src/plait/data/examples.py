@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 Kind = Literal["sequence_classification", "token_classification", "question_answering"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -21,7 +22,7 @@ class Examples:
         texts: One text per example; a tuple of words for token classification; the question for answers.
         pairs: The second text of each example (the context of a question), or None.
         labels: One per example, or None: a class's name or index, a number for regression, a tuple of several
-            labels, one label per word, or a tuple of (answer, first character).
+            labels, one label per word, or a tuple of (answer, first character); None for an example without one.
         label_names: The names that label indices stand for, where the data says so.
         kind: What the data can train: sequence classification, token classification or question answering.
         source: Where it was read from, for messages.
@@ -50,11 +51,11 @@ class Examples:
 
     @property
     def problem_type(self) -> ProblemType:
-        """Returns what the labels look like: one class, several classes, or a number."""
+        """Returns what the labels look like: several classes, a number (one at least has a fraction), or one class."""
         labels = self.labels or ()
         if self.kind == "sequence_classification" and any(isinstance(label, tuple) for label in labels):
             return "multi_label_classification"
-        if any(isinstance(label, float) for label in labels):
+        if any(isinstance(label, float) and not label.is_integer() for label in labels):
             return "regression"
         return "single_label_classification"
 
@@ -81,3 +82,10 @@ class Examples:
     def unlabelled(self) -> Examples:
         """Returns the same texts without labels."""
         return replace(self, labels=None, label_names=None)
+
+
+def held_back(count: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the rows to train on and those held back to judge on, in order; none are held back for a share of 0."""
+    held = 0 if share == 0 or count < 2 else min(max(1, round(share * count)), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from plait.data.cells import Number
 from plait.data.examples import Examples, Kind, ProblemType
 from plait.errors import DataError, listed
+from plait.label_names import numbered, placeholders
 
 logger = logging.getLogger("plait")
 
@@ -27,9 +30,10 @@ def align_labels(
 ) -> Examples:
     """Returns the examples with labels as the head counts them.
 
-    Names map to the head's names (exactly, else whatever the casing). Indices map through the names that
-    the data declares; where either side has none (`LABEL_0`, …) they are positions of the head. Regression
-    wants numbers.
+    Names map to the head's names (exactly, else whatever the casing, the spaces around them and the Unicode form).
+    Indices map through the names that the data declares; where either side has none (`LABEL_0`, `0`, …) they are
+    positions of the head. A number in a file without types is a name where the head has it as one. Regression wants
+    numbers.
 
     Args:
         examples: Examples with or without labels (without, they come back as they are).
@@ -38,7 +42,7 @@ def align_labels(
         problem_type: What a sequence head is trained for; what the labels look like by default.
 
     Raises:
-        DataError: When labels are not the head's, naming the first of them.
+        DataError: When labels are missing or not the head's, naming the first of them.
     """
     if kind is not None and kind != examples.kind:
         raise DataError(
@@ -46,6 +50,7 @@ def align_labels(
         )
     if examples.labels is None or examples.kind == "question_answering":
         return examples
+    check_complete(examples)
     if examples.kind == "token_classification":
         return _aligned(examples, labels, flat=False)
     problem = problem_type or examples.problem_type
@@ -56,39 +61,91 @@ def align_labels(
     return _aligned(examples, labels, flat=True)
 
 
+def check_complete(examples: Examples) -> None:
+    """Raises `DataError` where some examples have no label."""
+    rows = [i for i, label in enumerate(examples.labels or ()) if label is None]
+    if rows:
+        count = "1 example has" if len(rows) == 1 else f"{len(rows)} examples have"
+        where = listed((f"example {i} ({_beginning(examples.texts[i])})" for i in rows), 5)
+        raise DataError(f"{examples.source}: {count} no label: {where}; label them or leave them out")
+
+
+def _beginning(text: Any) -> str:
+    return f"{text if isinstance(text, str) else ' '.join(text)!r:.40}"
+
+
 def names_in(examples: Examples, problem_type: ProblemType | None = None) -> tuple[str, ...] | None:
     """Returns a new head's label names: declared, else the sorted values, else None (numbers).
 
-    With `problem_type`, it decides whether numbers are classes, not whether they look like them.
+    Numbers from 0 are positions (`LABEL_0`, …); others, such as 1 to 5, are names. With `problem_type`, it decides
+    whether numbers are classes, not whether they look like them.
     """
     if examples.label_names is not None:
         return examples.label_names
-    if (
-        examples.labels is None
-        or (problem_type or examples.problem_type) == "regression"
-        or examples.kind == "question_answering"
-    ):
+    problem = problem_type or examples.problem_type
+    if examples.labels is None or problem == "regression" or examples.kind == "question_answering":
         return None
-    values = {v for v in _values(examples) if v != IGNORED}
-    if all(isinstance(v, str) for v in values):
-        whole = all(_is_whole(v) for v in values)
-        return tuple(sorted(values, key=lambda v: (int(v), v) if whole else (0, v)))
-    several = examples.problem_type == "multi_label_classification"
-    if several and _is_multi_hot(examples, None):
-        count = len(_rows(examples)[0])
-    else:
-        numbers = {int(v) for v in values if isinstance(v, int | float) and math.isfinite(v)}
-        count = max(numbers, default=-1) + 1
-        if count > max(
-            FAR, 10 * len(numbers)
-        ):  # such as years: a head for all that lie between would teach nothing
-            return tuple(map(str, sorted(numbers)))
+    if examples.problem_type == "multi_label_classification" and _is_multi_hot(examples, None):
+        return tuple(f"LABEL_{i}" for i in range(len(_rows(examples)[0])))
+    values = [v for v in _values(examples) if v is not None and v != IGNORED]
+    if values and all(isinstance(v, bool) for v in values):
+        return ("False", "True")
+    if any(isinstance(v, str) for v in values):
+        return _sorted(v if isinstance(v, str) else _written(v) for v in values)
+    return _numbered(values)
+
+
+def _numbered(values: Iterable[float]) -> tuple[str, ...]:
+    """Returns the names of labels that are numbers."""
+    numbers = {v for v in values if math.isfinite(v)}
+    if any(v != int(v) for v in numbers):
+        return _sorted(map(_written, numbers))
+    count = int(max(numbers, default=-1)) + 1
+    # Such as years: a head for all that lie between would teach nothing.
+    sparse = count > max(FAR, 10 * len(numbers))
+    if sparse or min(numbers, default=0) != 0:
+        return tuple(str(int(v)) for v in sorted(numbers))
     return tuple(f"LABEL_{i}" for i in range(count))
 
 
-def generic(labels: Sequence[str] | None) -> bool:
-    """Says whether a head's names are the placeholders that transformers writes when nobody gave any."""
-    return labels is None or all(name.upper() == f"LABEL_{i}" for i, name in enumerate(labels))
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names in order: that of numbers where all are some."""
+    every = list(dict.fromkeys(names))
+    if all(_is_whole(name) for name in every):
+        return tuple(sorted(every, key=lambda name: (int(name), name)))
+    return tuple(sorted(every))
+
+
+def _written(value: Any) -> str:
+    """Returns a number as its file has it."""
+    return value.text if isinstance(value, Number) else str(value)
+
+
+def what_was_taken(examples: Examples, names: Sequence[str] | None) -> str | None:
+    """Returns what a new head makes of labels that could mean something else, and how to say that they do.
+
+    None where the data name their labels, so that there is nothing to decide.
+    """
+    values = [v for v in _values(examples) if v is not None]
+    if examples.label_names is not None or examples.kind != "sequence_classification":
+        return None
+    if examples.problem_type == "multi_label_classification":
+        return f"labels are lists: several labels a text, of {_few(names or ())}"
+    if not values or not all(isinstance(v, int | float) for v in values):
+        return None
+    if names is None:
+        return (
+            "labels are numbers with a fraction: a regression; for classes: "
+            "problem_type (--problem-type) single_label_classification"
+        )
+    return (
+        f"labels are whole numbers: {len(names)} classes ({_few(names)}); for a regression: "
+        "problem_type (--problem-type) regression; to name the classes: labels (--labels)"
+    )
+
+
+def _few(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")
 
 
 def _aligned(examples: Examples, labels: Sequence[str] | None, *, flat: bool) -> Examples:
@@ -134,50 +191,107 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
         DataError: Naming the values that have none, and the head's range.
     """
     ignored = {IGNORED} if examples.kind == "token_classification" else set()
-    said = {value: value for value in set(_values(examples)) - ignored}
-    if _by_name(examples.label_names, labels):
-        said = {value: _name_of(value, examples.label_names or ()) for value in said}
-    exact = {name: at for at, name in enumerate(labels or ())}
-    if examples.label_names is None:
-        said = {value: _called(value, labels or (), exact) for value in said}
-    found = {value: _position(name, labels, exact) for value, name in said.items()}
+    values = set(_values(examples)) - ignored
+    declared = examples.label_names or ()
+    by_name = _by_name(examples.label_names, labels)
+    said = {value: _name_of(value, declared) if by_name else value for value in values}
+    head = _Names(labels)
+    places = all(_place(name) is not None for name in said.values())
+    found = {
+        value: head.position(name, named=by_name or not declared, places=places) for value, name in said.items()
+    }
     if unknown := sorted(str(said[value]) for value, at in found.items() if at is None):
+        told = listed((repr(name) if name != name.strip() else name for name in unknown), 5)
         raise DataError(
-            f"{examples.source}: labels {listed(unknown, 5)} are not the head's; expected {_range(labels)}"
+            f"{examples.source}: labels {told} are not the head's; expected {_range(labels)}{_remedy(said, labels)}"
         )
     return {**dict.fromkeys(ignored, IGNORED), **{v: at for v, at in found.items() if at is not None}}
+
+
+def _remedy(said: Mapping[Any, Any], labels: Sequence[str] | None) -> str:
+    """Returns how a head without names is told them, where the data have names."""
+    if labels is None or not placeholders(labels) or not any(isinstance(name, str) for name in said.values()):
+        return ""
+    return "; say what these stand for: labels (--labels NAME,NAME,…), in the head's order"
 
 
 def _by_name(names: Sequence[str] | None, labels: Sequence[str] | None) -> bool:
     """Says whether the data's indices stand for names: both sides have real ones, or no room for indices."""
     if names is None or labels is None:
         return False
-    return len(names) > len(labels) or not (generic(names) or generic(labels))
+    return len(names) > len(labels) or not (placeholders(names) or placeholders(labels))
 
 
 def _name_of(value: Any, names: Sequence[str]) -> Any:
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
-def _called(value: Any, labels: Sequence[str], exact: Mapping[str, int]) -> Any:
-    """Returns a number as a name where the head has it as one, such as "10", or names its position by another."""
-    if not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
-        return value
-    taken = 0 <= value < len(labels) and _is_whole(labels[int(value)])
-    return str(int(value)) if taken or str(int(value)) in exact else value
-
-
-def _position(value: Any, labels: Sequence[str] | None, exact: Mapping[str, int]) -> int | None:
+def _place(value: Any) -> int | None:
+    """Returns the place that a label without a name stands for: 1, 1.0, "1" or `LABEL_1`."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
+        return int(value)
     if isinstance(value, int):
-        return value if value >= 0 and (labels is None or value < len(labels)) else None
-    if labels is None:
-        return None
-    if value in exact:
-        return exact[value]
-    folded = [i for i, name in enumerate(labels) if name.casefold() == str(value).casefold()]
-    return folded[0] if len(folded) == 1 else None
+        return int(value)
+    if isinstance(value, str):
+        bare = value.strip().upper().removeprefix("LABEL_") if numbered(value) else value.strip()
+        return int(bare) if _is_whole(bare) and str(int(bare)) == bare else None
+    return None
+
+
+class _Names:
+    """A head's names, to find labels among."""
+
+    def __init__(self, labels: Sequence[str] | None) -> None:
+        self.labels = labels
+        self.exact = {name: at for at, name in enumerate(labels or ())}
+        self.folded: dict[str, list[int]] = {}
+        for at, name in enumerate(labels or ()):
+            self.folded.setdefault(_folded(name), []).append(at)
+        # LABEL_1 and LABEL_2 count from one: then 1 is the first.
+        self.counted = labels is not None and all(map(numbered, labels))
+
+    def position(self, value: Any, *, named: bool, places: bool) -> int | None:
+        """Returns where a label is: by its name, else as a place where it may be one.
+
+        Args:
+            value: The label.
+            named: Whether a number may be a name such as "10".
+            places: Whether texts such as "1" may be places, because all labels of the data could.
+        """
+        if isinstance(value, str | bool) and (at := self._named(str(value))) is not None:
+            return at
+        if isinstance(value, str):
+            return self._at(value) if places else None
+        return self._number(value) if named or self.counted else self._at(value)
+
+    def _number(self, value: Any) -> int | None:
+        """Returns where a number is: that of a name if it is written as one, or names its place by another."""
+        place, written = _place(value), _written(value)
+        if written in self.exact:
+            return self.exact[written]
+        if place is None or self.labels is None:
+            return self._at(value)
+        taken = 0 <= place < len(self.labels) and _is_whole(self.labels[place])
+        return self.exact.get(str(place)) if taken or str(place) in self.exact else self._at(value)
+
+    def _named(self, name: str) -> int | None:
+        if name in self.exact:
+            return self.exact[name]
+        found = self.folded.get(_folded(name), [])
+        return found[0] if len(found) == 1 else None
+
+    def _at(self, value: Any) -> int | None:
+        place = _place(value)
+        if place is not None and self.counted:
+            return self._named(f"LABEL_{place}")
+        return place if place is not None and place >= 0 and self._has(place) else None
+
+    def _has(self, place: int) -> bool:
+        return self.labels is None or place < len(self.labels)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def _is_whole(name: str) -> bool:
@@ -187,8 +301,9 @@ def _is_whole(name: str) -> bool:
 def _numbers(examples: Examples) -> tuple[float, ...]:
     numbers, bad = [], []
     for row, value in enumerate(examples.labels or ()):
-        if isinstance(value, int | float) and math.isfinite(value):
-            numbers.append(float(value))
+        number = _number(value)
+        if math.isfinite(number):
+            numbers.append(number)
         else:
             bad.append(f"row {row} ({value!r})")
     if bad:
@@ -196,6 +311,14 @@ def _numbers(examples: Examples) -> tuple[float, ...]:
             f"{examples.source}: a regression head needs finite numbers; found others in {listed(bad, 5)}"
         )
     return tuple(numbers)
+
+
+def _number(value: Any) -> float:
+    """Returns a number, or NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        return math.nan
 
 
 def _rows(examples: Examples) -> tuple[tuple[Any, ...], ...]:
@@ -212,7 +335,7 @@ def _range(labels: Sequence[str] | None) -> str:
         return "whole numbers from 0"
     if any(_is_whole(name) for name in labels):
         return ", ".join(labels[:20])
-    return f"0 to {len(labels) - 1}" + ("" if generic(labels) else f" or {', '.join(labels[:20])}")
+    return f"0 to {len(labels) - 1}" + ("" if placeholders(labels) else f" or {', '.join(labels[:20])}")
 
 
 def _said(kind: str) -> str:

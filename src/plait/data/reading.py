@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plait.data.columns import LABEL, Table, Wanted, counted, examples_from
+from plait.data.columns import Table, Wanted, counted, examples_from
 from plait.data.examples import Examples
+from plait.data.files import (
+    FORMATS,
+    Feed,
+    batches_of,
+    declared,
+    is_data,
+    kind_of,
+    one_line,
+    open_file,
+    sliced,
+)
+from plait.data.folders import matching, split_of, splits_in
+from plait.data.objects import as_list, from_mapping, from_rows
 from plait.errors import DataError, did_you_mean
 from plait.hub import reach_hub
 
-FIELD_LIMIT = 1 << 27
+CHUNK = 4096
+"""Rows that are read at a time."""
+ENTRIES = ("path", "split", "text", "text_pair", "label")
+"""What a mapping that describes data may say."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from, for messages, and the rows in small tables."""
+
+    name: str
+    tables: Feed
+
+    def whole(self) -> Table:
+        """Returns all rows as one table; a column that some rows lack holds None in them."""
+        parts = list(self.tables(None))
+        if len(parts) < 2:
+            return replace(parts[0], source=self.name) if parts else Table({}, {}, self.name)
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        sizes = [len(next(iter(part.columns.values()), ())) for part in parts]
+        columns = {
+            name: list(
+                itertools.chain.from_iterable(
+                    part.columns.get(name, [None] * size) for part, size in zip(parts, sizes, strict=True)
+                )
+            )
+            for name in names
+        }
+        declared_names = {name: labels for part in parts for name, labels in part.names.items()}
+        return Table(columns, declared_names, self.name, all(part.untyped for part in parts))
 
 
 def read_examples(
@@ -28,17 +69,18 @@ def read_examples(
     limit: int | None = None,
     seed: int = 0,
 ) -> Examples:
-    """Returns the examples of `data`.
+    """Returns the examples of `data`. Rows without a text are left out, and a warning says how many.
 
     Args:
-        data: A file (parquet, csv, tsv, json, jsonl, txt), a folder with one file a split or one written by
-            `Dataset.save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a `datasets.Dataset`,
-            a dict of columns, a list of rows, a list of texts, a (texts, labels) tuple, a mapping of a `path`
-            and the names below, or examples already read. A path or Hub id may end in `@split`.
+        data: A file (parquet, arrow, csv, tsv, json, jsonl, txt, those of text perhaps packed as gz), a glob of files,
+            a folder of splits or one written by `save_to_disk`, a Hub data set (`owner/name`, `owner/name:config`), a
+            `datasets.Dataset`, a DataFrame or arrow table, a dict of columns, rows or texts (a list, a Series, an
+            array, a generator), a (texts, labels) tuple, a mapping of a `path` and the names below, or examples
+            already read. A path or Hub id may end in `@split`.
         split: Which split, where there are several.
         text: Name of the text column; it and its pair are found by themselves where they have usual names.
         text_pair: Name of the second text column; without it, a named text stands alone.
-        label: Name of the label column.
+        label: Name of the label column. A row without a label has None.
         limit: Keep a random subset of this size (fixed by `seed`, in the data's order).
         seed: Decides the subset.
 
@@ -47,90 +89,172 @@ def read_examples(
     """
     if isinstance(data, Examples):
         return data.sample(limit, seed)
-    if isinstance(data, Mapping) and isinstance(data.get("path"), str | Path):
-        given = {"split": split, "text": text, "text_pair": text_pair, "label": label}
-        told = {**data, **{name: value for name, value in given.items() if value is not None}}
-        return _read_described(told, limit, seed)
-    examples = examples_from(table_of(data, split, label), Wanted(text, text_pair, label))
+    if is_described(data):
+        told = described(data, split=split, text=text, text_pair=text_pair, label=label)
+        return read_examples(told.pop("path"), limit=limit, seed=seed, **told)
+    examples = examples_from(source_of(data, split).whole(), Wanted(text, text_pair, label))
     return examples.sample(limit, seed)
 
 
-def _read_described(told: Mapping[str, Any], limit: int | None, seed: int) -> Examples:
-    """Returns the examples that a mapping of a path and column names describes."""
-    known = ("path", "split", "text", "text_pair", "label")
-    if unknown := [name for name in told if name not in known]:
-        raise DataError(f"{told['path']}: unknown entry {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    options = {name: value for name, value in told.items() if name != "path"}
-    return read_examples(told["path"], limit=limit, seed=seed, **options)
+def to_predict(texts: Any) -> Examples:
+    """Returns the texts to predict on: one, a list, or what `read_examples` takes but for a file's name as a str.
+
+    Raises:
+        DataError: When a row in memory has no text, since predictions answer row by row, or a text is a file's name.
+    """
+    data: Any = [one_text(texts)] if isinstance(texts, str) else texts
+    if isinstance(data, Examples):
+        return data
+    if isinstance(data, list | tuple) and data and all(isinstance(text, str) for text in data):
+        return Examples(tuple(data))
+    told: dict[str, Any] = described(data) if is_described(data) else {"path": data}
+    origin, split = told.pop("path"), told.pop("split", None)
+    table = source_of(origin, split).whole()
+    examples = examples_from(table, Wanted(**told))
+    lost = len(next(iter(table.columns.values()), ())) - len(examples)
+    if lost and not isinstance(origin, str | Path):
+        raise DataError(f"{examples.source}: {counted(lost, 'row')} without a text; expected one to predict on in each")
+    return examples
 
 
-def table_of(data: Any, split: str | None, label: str | None = None) -> Table:
-    """Returns data of any kind as columns; `label` names a column whose texts may be numbers."""
+def one_text(text: str) -> str:
+    """Returns a text that is given alone.
+
+    Raises:
+        DataError: When it is the name of a file: whether the file is meant is not guessed.
+    """
+    try:
+        is_file = Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with what no name has
+        is_file = False
+    if is_file:
+        raise DataError(f"{text}: is a file; give Path({text!r}) for the texts in it, or [{text!r}] for this text")
+    return text
+
+
+def is_described(data: Any) -> bool:
+    """Says whether data is a mapping of a path and of what is wanted there."""
+    return isinstance(data, Mapping) and isinstance(data.get("path"), str | Path)
+
+
+def described(data: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """Returns what a mapping says of data, and what is given beside it.
+
+    Raises:
+        DataError: When it says something else.
+    """
+    told = {**data, **{name: value for name, value in given.items() if value is not None}}
+    if unknown := [name for name in told if name not in ENTRIES]:
+        raise DataError(f"{told['path']}: unknown entry {unknown[0]!r}{did_you_mean(unknown[0], ENTRIES)}")
+    return told
+
+
+def source_of(data: Any, split: str | None = None, chunk: int = CHUNK) -> Source:
+    """Returns where the rows of data of any kind come from.
+
+    Raises:
+        DataError: When there is nothing, or nothing that has rows.
+    """
     if isinstance(data, str | Path):
-        return _from_origin(str(data), split, label)
+        return _of_origin(str(data), split, chunk)
     if _is_dataset(data):
-        return _from_dataset(data, split, type(data).__name__)
+        return _of_dataset(data, split, type(data).__name__, chunk)
+    table = _of_examples(data) if isinstance(data, Examples) else _in_memory(data)
+    return Source(table.source, lambda _: sliced(table, chunk))
+
+
+def _in_memory(data: Any) -> Table:
     if isinstance(data, Mapping):
-        return _from_columns(data)
-    if hasattr(data, "columns") and hasattr(data, "to_dict"):
-        return _from_columns(data.to_dict("list"))
+        return from_mapping(data, "data")
+    if type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
+        return from_mapping(data.to_dict("list"), "data")
+    if hasattr(data, "__arrow_c_stream__") and (hasattr(data, "columns") or hasattr(data, "schema")):
+        return _of_arrow(data)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str | Mapping):
-        return _from_columns({"text": data[0], "label": data[1]})
-    if isinstance(data, Sequence):
-        return from_rows(list(data), "list")
+        return from_mapping({"text": data[0], "label": data[1]}, "data")
+    if isinstance(data, Iterable) and not isinstance(data, bytes | bytearray):
+        return from_rows(as_list(data, "data"), "list" if isinstance(data, list | tuple) else "data")
     raise DataError(
         f"data is a {type(data).__name__}; expected a path, a Hub data set, a Dataset, a dict of columns, "
         "a list of rows or texts, or (texts, labels)"
     )
 
 
-def _from_origin(origin: str, split: str | None, label: str | None) -> Table:
+def _of_arrow(data: Any) -> Table:
+    import pyarrow as pa
+
+    table = pa.table(data)
+    batches = table.combine_chunks().to_batches()
+    parts = list(batches_of(table.schema, iter(batches), "data"))
+    return Source("data", lambda _: iter(parts)).whole()
+
+
+def _of_examples(examples: Examples) -> Table:
+    columns: dict[str, Sequence[Any]] = {"text": examples.texts}
+    if examples.pairs is not None:
+        columns["text_pair"] = examples.pairs
+    if examples.labels is not None:
+        columns["label"] = examples.labels
+    names = {"label": examples.label_names} if examples.label_names else {}
+    return Table(columns, names, examples.source)
+
+
+def _of_origin(origin: str, split: str | None, chunk: int) -> Source:
     path = Path(origin).expanduser()
     if not path.exists() and "@" in origin:
         origin, _, split = origin.rpartition("@")
         path = Path(origin).expanduser()
     if path.is_dir():
-        return _from_folder(path, split, label)
+        return _of_folder(path, split, chunk)
     if path.is_file():
-        return _from_file(path, label)
-    if (
-        path.suffix.lower() in READERS
-        or path.is_absolute()
-        or origin.startswith(".")
-        or origin.count("/") > 1
-    ):
+        if split is not None and split_of(path) != split:
+            raise DataError(f"{path}: is one file, without the split {split!r}; leave out @{split}")
+        return Source(str(path), open_file(path, chunk))
+    if files := matching(path):
+        return _of_files(splits_in(files, origin), split, origin, chunk)
+    _check_local(origin, path)
+    return _of_hub(origin, split, chunk)
+
+
+def _check_local(origin: str, path: Path) -> None:
+    """Raises `DataError` where a name can only be that of a file, or is nearly that of one."""
+    outright = kind_of(path) in FORMATS or path.is_absolute() or origin.startswith((".", "~"))
+    if outright or origin.count("/") > 1 or set(origin) & set("*?["):
         raise DataError(f"{origin}: no such file or folder")
     if path.parent.name and path.parent.is_dir():
         near = did_you_mean(path.name, [other.name for other in path.parent.iterdir()])
         raise DataError(f"{origin}: no such file or folder{near}")
-    return _from_hub(origin, split)
 
 
-def _from_file(path: Path, label: str | None) -> Table:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}; expected {', '.join(READERS)}")
-    try:
-        table = reader(path)
-    except (OSError, ValueError, csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {one_line(error)}") from error
-    return _typed(table, label) if reader is _read_csv else table
-
-
-def _from_folder(folder: Path, split: str | None, label: str | None) -> Table:
+def _of_folder(folder: Path, split: str | None, chunk: int) -> Source:
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         import datasets
 
-        return _from_dataset(datasets.load_from_disk(str(folder)), split, str(folder))
+        try:
+            loaded = datasets.load_from_disk(str(folder))
+        except Exception as error:
+            raise DataError(f"{folder}: cannot be read as a saved data set: {one_line(error)}") from error
+        return _of_dataset(loaded, split, str(folder), chunk)
     if (folder / "config.json").is_file() and any(
         path.suffix in {".safetensors", ".bin"} for path in folder.iterdir()
     ):
         raise DataError(f"{folder}: is a checkpoint, not data; expected a file of texts, such as train.csv")
-    files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in READERS}
-    return _from_file(files[_split(list(files), split, str(folder))], label)
+    found = splits_in([path for path in folder.rglob("*") if path.is_file() and is_data(path)], str(folder))
+    return _of_files(found, split, str(folder), chunk)
 
 
-def _from_hub(name: str, split: str | None) -> Table:
+def _of_files(found: Mapping[str, list[Path]], split: str | None, source: str, chunk: int) -> Source:
+    files = found[_split(list(found), split, source)]
+    feeds = [open_file(path, chunk) for path in files]
+    name = str(files[0]) if len(files) == 1 else f"{source}@{split}" if split else source
+
+    def feed(wanted: Sequence[str] | None) -> Iterator[Table]:
+        return itertools.chain.from_iterable(one(wanted) for one in feeds)
+
+    return Source(name, feed)
+
+
+def _of_hub(name: str, split: str | None, chunk: int) -> Source:
     import datasets
 
     repository, _, config = name.partition(":")
@@ -146,13 +270,13 @@ def _from_hub(name: str, split: str | None) -> Table:
                 f"{name}: no such file or folder here, and no data set of this name could be loaded from the Hub: "
                 f"{one_line(error)}"
             ) from error
-    return _from_dataset(loaded, split, name)
+    return _of_dataset(loaded, split, name, chunk)
 
 
 def _split(found: Sequence[str], wanted: str | None, source: str) -> str:
     if not found:
         raise DataError(
-            f"{source}: no data files; expected files such as train.parquet ({', '.join(READERS)})"
+            f"{source}: no data files; expected files such as train.parquet ({', '.join(FORMATS)})"
         )
     if wanted is None and len(found) == 1:
         return found[0]
@@ -168,127 +292,31 @@ def _split(found: Sequence[str], wanted: str | None, source: str) -> str:
 def _is_dataset(data: Any) -> bool:
     """Says whether data is a `datasets` object, without importing a library that nobody has used so far."""
     module = sys.modules.get("datasets")
-    return module is not None and isinstance(data, module.Dataset | module.DatasetDict)
-
-
-def _from_dataset(data: Any, split: str | None, source: str) -> Table:
-    if isinstance(data, Mapping):
-        chosen = _split(list(data), split, source)
-        return _from_dataset(data[chosen], None, f"{source}@{chosen}")
-    columns = {name: data[name][:] for name in data.column_names}
-    return Table(columns, declared(data.features), source)
-
-
-def declared(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Returns the label names that the columns declare, lists of labels included."""
-    inner = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: tuple(feature.names) for name, feature in inner.items() if hasattr(feature, "names")}
-
-
-def _from_columns(columns: Mapping[str, Any]) -> Table:
-    lists = {str(name): list(values) for name, values in columns.items() if values is not None}
-    sizes = {name: len(values) for name, values in lists.items()}
-    if len(set(sizes.values())) > 1:
-        raise DataError(f"columns differ in length: {', '.join(f'{n} {s}' for n, s in sizes.items())}")
-    return Table(lists, {}, "data")
-
-
-def from_rows(rows: list[Any], source: str) -> Table:
-    """Returns rows, texts or dictionaries, as columns."""
-    if all(isinstance(row, str) or row is None for row in rows) and any(row is not None for row in rows):
-        return Table({"text": rows}, {}, source)
-    bad = next((i for i, row in enumerate(rows) if not isinstance(row, Mapping)), None)
-    if bad is not None:
-        raise DataError(
-            f"{source}: row {bad} is a {type(rows[bad]).__name__}; expected texts alone, or one dict a row"
-        )
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return Table({name: [row.get(name) for row in rows] for name in names}, {}, source)
-
-
-def _read_parquet(path: Path) -> Table:
-    import datasets
-    from pyarrow import parquet
-
-    table = parquet.read_table(path)
-    features = datasets.Features.from_arrow_schema(table.schema)
-    return Table(
-        {name: table[name].to_pylist() for name in table.column_names}, declared(features), str(path)
+    return module is not None and isinstance(
+        data, module.Dataset | module.DatasetDict | module.IterableDataset | module.IterableDatasetDict
     )
 
 
-def _read_csv(path: Path) -> Table:
-    csv.field_size_limit(FIELD_LIMIT)
-    dialect = "excel-tab" if path.suffix.lower() == ".tsv" else "excel"
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, dialect=dialect)
-        rows = list(reader)
-        names = list(reader.fieldnames or ())
-    ragged = [str(i + 2) for i, row in enumerate(rows) if None in row or None in row.values()]
-    if ragged:
-        lack = f"{counted(len(ragged), 'row')} {'does' if len(ragged) == 1 else 'do'} not have"
-        raise ValueError(f"{lack} {len(names)} columns, first near line {ragged[0]}")
-    return Table({name: [row[name] for row in rows] for name in names}, {}, str(path))
+def _of_dataset(data: Any, split: str | None, source: str, chunk: int) -> Source:
+    if isinstance(data, Mapping):
+        chosen = _split(list(data), split, source)
+        return _of_dataset(data[chosen], None, f"{source}@{chosen}", chunk)
+    names = declared(data.features or {})
+    if not hasattr(data, "__len__"):
+        return Source(source, lambda _: _streamed(data, names, source, chunk))
+    if data.format["type"] != "custom":
+        data = data.with_format(None)
+
+    def feed(wanted: Sequence[str] | None) -> Iterator[Table]:
+        chosen = data if wanted is None or data.format["type"] else data.select_columns(list(wanted))
+        for start in range(0, len(data), chunk):
+            yield Table(dict(chosen[start : start + chunk]), names, source)
+
+    return Source(source, feed)
 
 
-def _typed(table: Table, label: str | None) -> Table:
-    """Returns a table of texts with numbers for labels where every one is a number; texts stay texts, even "1984"."""
-    chosen = [name for name in table.columns if name == label or name.lower() in LABEL]
-    return replace(table, columns={**table.columns, **{n: _numbers(table.columns[n]) for n in chosen}})
-
-
-def _numbers(values: Sequence[str]) -> list[Any]:
-    for convert in (int, float):
-        try:
-            return [convert(value) for value in values]
-        except ValueError:
-            continue
-    return [value or None for value in values]
-
-
-def _read_json(path: Path) -> Table:
-    loaded = json.loads(path.read_text(encoding="utf-8-sig"))
-    if isinstance(loaded, Mapping) and "data" in loaded:
-        loaded = loaded["data"]
-    if isinstance(loaded, Mapping):
-        return Table(_from_columns(loaded).columns, {}, str(path))
-    if isinstance(loaded, list):
-        return from_rows(loaded, str(path))
-    raise ValueError(f"holds a {type(loaded).__name__}; expected a list of rows or a dict of columns")
-
-
-def _read_jsonl(path: Path) -> Table:
-    rows = []
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: {error}") from error
-    return from_rows(rows, str(path))
-
-
-def _read_text(path: Path) -> Table:
-    return Table({"text": [line for line in _lines(path) if line.strip()]}, {}, str(path))
-
-
-def _lines(path: Path) -> list[str]:
-    """Returns lines as files are cut into them: at line feeds alone, not at U+2028 or U+0085 inside a text."""
-    return path.read_text(encoding="utf-8-sig").split("\n")
-
-
-def one_line(error: BaseException) -> str:
-    """Returns what an error says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
-    ".txt": _read_text,
-}
+def _streamed(data: Any, names: Mapping[str, tuple[str, ...]], source: str, chunk: int) -> Iterator[Table]:
+    """Yields the rows of a data set that can only be gone through."""
+    rows = iter(data)
+    while block := list(itertools.islice(rows, chunk)):
+        yield replace(from_rows(block, source), names=names)

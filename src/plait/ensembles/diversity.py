@@ -14,11 +14,11 @@ from torch import Tensor
 from plait.data import ProblemType
 from plait.ensembles.consistency import ensemble
 from plait.ensembles.outputs import SINGLE, divergence, entropy, means, read
-from plait.ensembles.shapes import Mask, MemberLogits, PerRow, Values
+from plait.ensembles.shapes import Counted, Mask, MemberLogits, PerRow, Values
 from plait.errors import DataError
 
 
-def rows(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> MemberLogits:
+def rows(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> Counted:
     """Returns the logits [M, N, C] of the rows that count, in float64."""
     z = read(logits, problem).double()
     return z.flatten(1, -2) if mask is None else z[:, mask.bool()]

@@ -17,5 +17,7 @@ Hidden = Float[Tensor, "*rows T H"]
 """Hidden states after replication, [M, B, T, H] or [M·B, T, H], the members one after another."""
 Ids = Int[Tensor, "B T"]
 """Rows of the embedding table."""
-Mask = Bool[Tensor, "*rows"]
-"""True where something counts."""
+Mask = Bool[Tensor, "*rows"] | Int[Tensor, "*rows"]
+"""True, or 1 as tokenizers write it, where something counts."""
+Counted = Float[Tensor, "M N K"]
+"""Logits of all members for the rows that count; a regression has its last axis here, K = 1."""

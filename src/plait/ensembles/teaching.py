@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from plait.data import Examples, ProblemType
-from plait.data.labels import IGNORED, generic
+from plait.data.labels import IGNORED
 from plait.ensembles.answers import task_loss
 from plait.ensembles.method import Choice, Terms
 from plait.ensembles.outputs import SINGLE, at_least_float32
 from plait.ensembles.training import INPUTS, Noise, unwrapped
 from plait.errors import MergeError, listed
+from plait.label_names import placeholders
 
 UNPERTURBED = Noise("none")
 
@@ -80,7 +81,7 @@ def columns(name: str, labels: Sequence[str] | None, wanted: Sequence[str] | Non
     """
     if labels is None or wanted is None:
         return [0]
-    if len(labels) == len(wanted) and (generic(labels) or generic(wanted)):
+    if len(labels) == len(wanted) and (placeholders(labels) or placeholders(wanted)):
         return list(range(len(wanted)))
     exact = {label: at for at, label in enumerate(labels)}
     folded: dict[str, list[int]] = {}

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait.data import Encoded, Examples, Kind, ProblemType, align_labels, encode
+from plait.data import Examples, Kind, ProblemType, align_labels, encode
+from plait.data.answers import best_answers
 from plait.data.labels import IGNORED
 from plait.errors import DataError
 from plait.evaluation import metrics
@@ -26,7 +27,6 @@ PRIMARY = {
     "token_classification": "accuracy",
     "question_answering": "f1",
 }
-LONGEST_ANSWER = 30
 
 
 def evaluate_model(
@@ -119,30 +119,7 @@ def predict_answers(
     """
     encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
     outputs = predict_encoded(model, encoded, batch_size=batch_size)
-    best: list[tuple[float, str]] = [(0.0 if unanswerable else -np.inf, "")] * len(examples)
-    for i, row in enumerate(encoded.rows):
-        found = _best_span(outputs["start_logits"][i], outputs["end_logits"][i], encoded, i)
-        if found is not None and found[0] > best[row][0]:
-            begin, end = found[1]
-            best[row] = (found[0], (examples.pairs or ())[row][begin:end])
-    return [text for _, text in best]
-
-
-def _best_span(
-    start: Tensor, end: Tensor, encoded: Encoded, index: int
-) -> tuple[float, tuple[int, int]] | None:
-    """Returns the score of the best span of one window, less that of `no answer`, and its characters."""
-    spans = (encoded.offsets or ())[index]
-    inside = torch.tensor([span is not None for span in spans])
-    if not inside.any():
-        return None
-    allowed = torch.ones(len(spans), len(spans), dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)
-    allowed &= inside[:, None] & inside[None, :]
-    pairs = (start[:, None] + end[None, :]).masked_fill(~allowed, -torch.inf)
-    first, last = divmod(int(pairs.argmax()), pairs.shape[1])
-    # Windows of one context compete by how far they beat their own "no answer".
-    margin = float(pairs[first, last] - start[0] - end[0])
-    return margin, (spans[first][0], spans[last][1])  # type: ignore[index]
+    return [answer.text for answer in best_answers(examples, encoded, outputs, unanswerable=unanswerable)]
 
 
 def head_kind(model: PreTrainedModel) -> Kind | None:

@@ -134,6 +134,7 @@ class Merged:
         task: str | None = None,
         batch_size: int = 32,
         max_length: int | None = None,
+        unanswerable: bool = False,
     ) -> Any:
         """Returns predictions for texts (or pairs of texts), in their order.
 
@@ -141,7 +142,10 @@ class Merged:
             texts: one text, a list of texts, or a list of `(text, text_pair)`.
             task: one task; None computes all tasks from one encoder pass over the texts.
             batch_size: texts at a time.
-            max_length: tokens a text is cut at; default what the model can take.
+            max_length: tokens a text is cut at; default what the model can take. The context of a question is read
+                to its end, in windows of this length.
+            unanswerable: whether a question may have no answer; then it is empty where no span beats that, as in
+                SQuAD 2.
 
         Returns:
             With `task`, a list with one prediction a text; without, such a list per task name. A prediction is
@@ -155,7 +159,14 @@ class Merged:
         """
         from plait.merging.predictions import predict
 
-        return predict(self, texts, task=task, batch_size=batch_size, max_length=max_length)
+        return predict(
+            self,
+            texts,
+            task=task,
+            batch_size=batch_size,
+            max_length=max_length,
+            unanswerable=unanswerable,
+        )
 
 
 def on_encoder(model: PreTrainedModel, encoder: nn.Module) -> PreTrainedModel:

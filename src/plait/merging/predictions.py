@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from plait.data import collate, length_limit
+from plait.data import Examples, collate, encode, length_limit, plan
+from plait.data.answers import best_answers
 from plait.data.batching import UNKNOWN, padding_for, without_padding
+from plait.data.reading import one_text
 from plait.errors import DataError
 from plait.merging.manifest import Task
 from plait.merging.merged import Merged
@@ -18,22 +21,40 @@ from plait.progress import track
 
 logger = logging.getLogger("plait")
 Prediction = Any
+Logits = tuple[Tensor, ...]
 
 
-def predict(merged: Merged, texts: Any, *, task: str | None, batch_size: int, max_length: int | None) -> Any:
+def predict(
+    merged: Merged,
+    texts: Any,
+    *,
+    task: str | None,
+    batch_size: int,
+    max_length: int | None,
+    unanswerable: bool = False,
+) -> Any:
     """Returns predictions in the order of the texts; see `Merged.predict`."""
-    firsts, seconds = split_pairs([texts] if isinstance(texts, str) else texts)
+    firsts, seconds = split_pairs([one_text(texts)] if isinstance(texts, str) else texts)
     names = answerable(merged, task, paired=seconds is not None)
+    asked = tuple(name for name in names if merged.about(name).kind == "question_answering")
+    questions = Questions(merged, asked, firsts, seconds, max_length) if asked and seconds else None
     results: dict[str, list[Prediction]] = {name: [None] * len(firsts) for name in names}
-    for rows, encoding in track(encoded(merged, firsts, seconds, batch_size, max_length), "predict"):
+    # Questions alone need no pass beside that over their windows.
+    passes = encoded(merged, firsts, seconds, batch_size, max_length) if names != asked else ()
+    for rows, encoding in track(passes, "predict"):
         with torch.inference_mode():
             outputs = forward(merged, names, encoding.tensors)
         for name in names:
             about = merged.about(name)
+            if questions is not None and name in asked:
+                questions.note(name, rows, outputs[name], encoding)
+                continue
             for row, prediction in zip(
                 rows, DECODERS[about.kind](about, outputs[name], encoding), strict=True
             ):
                 results[name][row] = prediction
+    if questions is not None:
+        results |= questions.answers(batch_size, unanswerable=unanswerable)
     return results if task is None else results[task]
 
 
@@ -106,6 +127,68 @@ def encoded(
         yield rows, Encoded(table, firsts, seconds, collate(features, padding))
 
 
+class Questions:
+    """Questions about contexts, which may need several windows, with the logits found so far."""
+
+    def __init__(
+        self,
+        merged: Merged,
+        names: tuple[str, ...],
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        max_length: int | None,
+    ) -> None:
+        """Tokenises as for training and evaluation: the context in windows that overlap."""
+        self.merged = merged
+        self.names = names
+        self.examples = Examples(tuple(questions), tuple(contexts), kind="question_answering")
+        self.windows = encode(
+            self.examples, merged.tokenizer, max_length=max_length, config=merged.encoder.config
+        )
+        self.logits: dict[str, dict[int, Logits]] = {name: {} for name in names}
+
+    def note(self, name: str, rows: Sequence[int], output: Any, encoding: Encoded) -> None:
+        """Keeps a task's logits of contexts that are one window, in a pass that all tasks share."""
+        for at, row in enumerate(rows):
+            window = bisect_left(self.windows.rows, row)
+            ids = self.windows.features[window]["input_ids"]
+            if encoding.tensors["attention_mask"][at].sum() == len(ids) and (
+                encoding.tensors["input_ids"][at, : len(ids)].tolist() == ids
+                and self.windows.rows.count(row) == 1
+            ):
+                self.logits[name][window] = logits_of(output, at, len(ids))
+
+    def answers(self, batch_size: int, *, unanswerable: bool) -> dict[str, list[Prediction]]:
+        """Returns each task's answers, after a pass over the windows that are left."""
+        left = {w for w in range(len(self.windows)) if any(w not in self.logits[n] for n in self.names)}
+        batches = [[w for w in rows if w in left] for rows in plan(self.windows, batch_size)]
+        for rows in track([rows for rows in batches if rows], "predict"):
+            self._fill(rows)
+        results = {}
+        for name, found in self.logits.items():
+            table = [found[window] for window in range(len(self.windows))]
+            outputs = {"start_logits": [row[0] for row in table], "end_logits": [row[1] for row in table]}
+            best = best_answers(self.examples, self.windows, outputs, unanswerable=unanswerable)
+            results[name] = [
+                {"answer": a.text, "start": a.start, "end": a.end, "score": a.score} for a in best
+            ]
+        return results
+
+    def _fill(self, windows: Sequence[int]) -> None:
+        features = [self.windows.features[window] for window in windows]
+        with torch.inference_mode():
+            outputs = forward(self.merged, self.names, self.windows.collate(features))
+        for name in self.names:
+            for at, window in enumerate(windows):
+                length = len(features[at]["input_ids"])
+                self.logits[name][window] = logits_of(outputs[name], at, length)
+
+
+def logits_of(output: Any, row: int, length: int) -> Logits:
+    """Returns one row's start and end logits without those of the padding."""
+    return tuple(table[row, :length].float().cpu() for table in (output.start_logits, output.end_logits))
+
+
 def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns each task's output; with several tasks the encoder runs once."""
     device = merged.encoder.device
@@ -167,29 +250,7 @@ def decode_tokens(about: Task, output: Any, encoded: Encoded) -> list[Prediction
     return results
 
 
-def decode_answers(_: Task, output: Any, encoded: Encoded) -> list[Prediction]:
-    """Returns the likeliest span of each context, at most 30 tokens long."""
-    begin, end = output.start_logits.float(), output.end_logits.float()
-    results = []
-    for row, context in enumerate(encoded.pairs or ()):
-        inside = torch.tensor([s == 1 for s in encoded.encoding.sequence_ids(row)], device=begin.device)
-        if not inside.any():
-            results.append({"answer": "", "start": 0, "end": 0, "score": 0.0})
-            continue
-        p = begin[row].masked_fill(~inside, -torch.inf).softmax(-1)
-        q = end[row].masked_fill(~inside, -torch.inf).softmax(-1)
-        joint = torch.outer(p, q).triu().tril(29)
-        first, last = divmod(int(joint.argmax()), joint.shape[1])
-        start = encoded.encoding.token_to_chars(row, first).start
-        stop = encoded.encoding.token_to_chars(row, last).end
-        results.append(
-            {"answer": context[start:stop], "start": start, "end": stop, "score": float(joint.max())}
-        )
-    return results
-
-
 DECODERS: dict[str, Callable[[Task, Any, Encoded], list[Prediction]]] = {
     "sequence_classification": decode_sequence,
     "token_classification": decode_tokens,
-    "question_answering": decode_answers,
 }

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
-from plait.recipe.fields import Data, Name, PlainName, Strict, Text, number
+from plait.recipe.fields import Data, LabelNames, Name, PlainName, Strict, Text, number
 
 
 class TeacherSpec(Strict):
     """One classifier with labels of its own."""
 
     model: Text
+    labels: LabelNames | None = None
     revision: str | None = None
 
 
@@ -84,6 +85,7 @@ class AmalgamateRecipe(Strict):
     batch_size: int = Field(default=16, ge=1)
     max_length: int = Field(default=128, ge=4)
     warmup: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(default=0, ge=0, lt=2**32)
     report_to: str = "none"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
+from plait.label_names import told
 from plait.registry import canonical
 
 Name = Annotated[str, BeforeValidator(lambda value: canonical(value) if isinstance(value, str) else value)]
@@ -42,6 +43,11 @@ class DataSpec(Strict):
         """Returns the given column names and split, ready as keyword arguments of `plait.data.read_examples`."""
         return self.model_dump(exclude_none=True, exclude={"path"})
 
+
+LabelNames = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: told(value) if isinstance(value, str) else value)
+]
+"""Names of a head's labels, in its order: a list, or `negative,positive`."""
 
 Data = Annotated[DataSpec, BeforeValidator(lambda v: {"path": v} if isinstance(v, str | Path) else v)]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from plait.recipe.fields import Data, Name, PlainName, Strict, Text, number
+from plait.recipe.fields import Data, LabelNames, Name, PlainName, Strict, Text, number
 
 
 class SourceSpec(Strict):
@@ -18,7 +18,7 @@ class SourceSpec(Strict):
     data: Data | None = None
     statistics: Text | None = None
     task: PlainName | None = None
-    label_names: tuple[Text, ...] | None = None
+    labels: LabelNames | None = None
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     revision: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -16,11 +17,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.errors import OutputError, RecipeError, did_you_mean
-from plait.training.heads import Head, check_labelled, head_for, open_with, quiet
+from plait.training.heads import Head, check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.loop import Objective, Schedule, train
 from plait.training.state import check_accelerate, check_state, seeded, training_state
 
@@ -51,7 +53,9 @@ def finetune(
     checkpoints: bool = True,
     resume: bool = False,
     overwrite: bool = False,
+    revision: str | None = None,
     trust_remote_code: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes an encoder on labelled data, writes an ordinary checkpoint, returns the run's report.
 
@@ -78,14 +82,16 @@ def finetune(
         checkpoints: Save the state after each epoch beside `out`, for `resume`.
         resume: Go on from that state.
         overwrite: Replace `out` where it exists.
+        revision: Branch, tag or commit of a `base` on the Hub.
         trust_remote_code: Run model code that comes with `base`.
+        dry_run: Check everything, train and write nothing; the report says what would be trained.
 
     Raises:
         PlaitError: For data, base or output that cannot be used.
     """
     started, out = time.monotonic(), Path(os.path.realpath(out))
     _check_problem(problem_type)
-    _check_places(out, base, data, validation)
+    check_apart(out, base, data, validation)
     check_target(out, overwrite=overwrite)
     check_accelerate()
     schedule = Schedule(epochs, learning_rate, batch_size, warmup, weight_decay, seed, precision, report_to)
@@ -96,8 +102,11 @@ def finetune(
     if held_out is not None:
         check_labelled(held_out, "validate")
         align_labels(held_out, head.names, kind=head.kind, problem_type=head.problem_type)
+    if dry_run:
+        check_openable(base, revision, trust_remote_code)
+        return _plan(base, aligned, held_out, head, {**asdict(schedule), "max_length": max_length}, out)
     with training_state(out, keep=checkpoints, resume=resume) as state, seeded(seed):
-        model, tokenizer = open_with(base, head, trust_remote_code)
+        model, tokenizer = open_with(base, head, trust_remote_code, revision)
         keep = length_limit(tokenizer, model.config, max_length)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
@@ -122,17 +131,26 @@ def _check_problem(problem_type: str | None) -> None:
         raise RecipeError(f"unknown problem_type {problem_type!r}{did_you_mean(problem_type, known)}")
 
 
-def _check_places(out: Path, base: str | Path, *data: Any) -> None:
-    """Raises `OutputError` where writing `out` would replace, hold or change what it is made from."""
-    source = Path(os.path.realpath(Path(base).expanduser()))
-    if source.is_dir() and (out == source or out in source.parents or source in out.parents):
-        raise OutputError(f"{out} is, holds or lies in the base {base}; choose another output")
-    for given in data:
-        told = given.get("path") if isinstance(given, Mapping) else given
-        for name in {str(told), str(told).rpartition("@")[0]} if isinstance(told, str | Path) else ():
-            place = Path(os.path.realpath(Path(name).expanduser()))
-            if name and place.exists() and (out == place or out in place.parents):
-                raise OutputError(f"{out} holds the data {told}; choose another output")
+def _plan(  # noqa: PLR0917 - all that a training needs
+    base: str | Path,
+    examples: Examples,
+    held_out: Examples | None,
+    head: Head,
+    options: Mapping[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    steps = math.ceil(math.ceil(len(examples) / options["batch_size"]) * options["epochs"])
+    return {
+        "base": str(base),
+        "head": head.kind,
+        "labels": list(head.names or ()),
+        "problem_type": head.problem_type,
+        "examples": len(examples),
+        "validation": None if held_out is None else len(held_out),
+        "steps": steps,
+        "options": dict(options),
+        "output": str(out),
+    }
 
 
 def _loss(

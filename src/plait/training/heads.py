@@ -26,7 +26,7 @@ from plait.checkpoints.source import quiet_loading, read_config
 from plait.checkpoints.tokenizers import misfit, open_tokenizer
 from plait.data import Examples, Kind, ProblemType
 from plait.data.batching import without_padding
-from plait.data.labels import names_in
+from plait.data.labels import check_complete, names_in, what_was_taken
 from plait.errors import DataError, SourceError
 
 HEADS = {
@@ -67,6 +67,7 @@ def check_labelled(examples: Examples, purpose: str) -> None:
         raise DataError(f"{examples.source}: has no labels; expected a label column to {purpose} on")
     if not len(examples):
         raise DataError(f"{examples.source}: no examples; expected at least one to {purpose} on")
+    check_complete(examples)
 
 
 def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: ProblemType | None) -> Head:
@@ -83,6 +84,8 @@ def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: Pro
     found = set(examples.labels or ())
     if problem == "single_label_classification" and len(names or ()) < 2 and len(found) == 1:
         raise DataError(f"{examples.source}: all labels are {found.pop()!r}; a classifier needs two or more")
+    if problem_type is None and labels is None and (taken := what_was_taken(examples, names)) is not None:
+        logging.getLogger("plait").info("%s: %s", examples.source, taken)
     return Head(examples.kind, names, problem)
 
 

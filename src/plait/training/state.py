@@ -97,7 +97,7 @@ def check_accelerate() -> None:
     from importlib.util import find_spec
 
     if find_spec("accelerate") is None:
-        raise PlaitError("training needs accelerate, which is not installed; run: pip install 'plait[train]'")
+        raise PlaitError("training needs accelerate, which is not installed; run: pip install accelerate")
 
 
 @contextmanager

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.amalgamation.adapters import CommonSpace
-from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Columns, Features, Logits, Outputs, Terms
+from plait.amalgamation.objective import (
+    OBJECTIVES,
+    TEMPERATURES,
+    Columns,
+    Features,
+    Logits,
+    Outputs,
+    TeacherFeatures,
+    Terms,
+)
 from plait.amalgamation.objectives.vkd import vkd
 
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -29,7 +38,7 @@ def cfl(  # noqa: PLR0917 (inputs by name)
     teacher_logits: Outputs,
     columns: Columns,
     student_features: Features,
-    teacher_features: Sequence[Features],
+    teacher_features: Sequence[TeacherFeatures],
     adapters: nn.Module,
     *,
     temperature: float = 1.0,

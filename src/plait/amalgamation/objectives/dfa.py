@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plait.amalgamation.adapters import Alignment, same_depth
-from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Columns, Layers, Logits, Outputs, Terms
+from plait.amalgamation.objective import (
+    OBJECTIVES,
+    TEMPERATURES,
+    Columns,
+    Layers,
+    Logits,
+    Outputs,
+    TeacherLayers,
+    Terms,
+)
 from plait.amalgamation.objectives.vkd import vkd
 
 
@@ -27,7 +36,7 @@ def dfa(  # noqa: PLR0917 (inputs by name)
     teacher_logits: Outputs,
     columns: Columns,
     student_layers: Layers,
-    teacher_layers: Sequence[Layers],
+    teacher_layers: Sequence[TeacherLayers],
     adapters: nn.Module,
     *,
     temperature: float = 1.0,

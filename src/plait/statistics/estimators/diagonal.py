@@ -47,7 +47,7 @@ class Diagonal:
         self._gradients.close()
 
 
-@ESTIMATORS.register("diagonal", paper="arXiv:2111.09832")
+@ESTIMATORS.register("diagonal", needs=("data",), paper="arXiv:2111.09832")
 def diagonal(model: PreTrainedModel, objective: Objective) -> Diagonal:
     """Returns the exact diagonal of the Fisher information, per example.
 

@@ -106,7 +106,7 @@ class MaskNodes:
             nodes.handle.remove()
 
 
-@ESTIMATORS.register("mask_nodes", paper="arXiv:2403.09891")
+@ESTIMATORS.register("mask_nodes", needs=("data",), paper="arXiv:2403.09891")
 def mask_nodes(model: PreTrainedModel, objective: Objective) -> MaskNodes:
     """Returns the Fisher information of masks on attention heads and FFN neurons.
 

@@ -15,6 +15,10 @@ PerText = Float[Tensor, " n"]
 """One number per text."""
 PerPass = Float[Tensor, "n k"]
 """One number per text and pass."""
+Distributions = Float[Tensor, "*rows C"]
+"""Rows that sum to 1, one per text or one per text and pass."""
+PerDistribution = Float[Tensor, " *rows"]
+"""One number per row."""
 Counts = Int[Tensor, " n"]
 """One whole number per text."""
 Chosen = Bool[Tensor, " n"]

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from plait.statistics.posteriors.shapes import Passes, PerPass, PerText, Probabilities
+from plait.statistics.posteriors.shapes import (
+    Distributions,
+    Passes,
+    PerDistribution,
+    PerPass,
+    PerText,
+    Probabilities,
+)
 
 
 @dataclass(frozen=True)
@@ -19,9 +26,9 @@ class Summary:
     spread: PerText
 
 
-def entropy(probabilities: Probabilities) -> PerText:
+def entropy(probabilities: Distributions) -> PerDistribution:
     """Returns H(p) = −Σ_c p_c log p_c over the last axis in nats, with 0 log 0 = 0."""
-    found: PerText = torch.special.entr(probabilities).sum(-1)
+    found: PerDistribution = torch.special.entr(probabilities).sum(-1)
     return found
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-import xxhash
-
 from plait.checkpoints.beside import FOREIGN
-from plait.checkpoints.origin import TOKENIZER_FILES
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError, SourceError, listed
 
@@ -61,20 +57,10 @@ def teacher_of(checkpoint: Checkpoint) -> Teacher:
         checkpoint.name,
         checkpoint.origin,
         checkpoint.digest,
-        _circumstances(checkpoint),
+        checkpoint.circumstances,
         checkpoint.labels or (),
         checkpoint.architecture,
     )
-
-
-def _circumstances(checkpoint: Checkpoint) -> str:
-    own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-    settings = {k: v for k, v in checkpoint.config.to_diff_dict().items() if k not in own}
-    total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name in sorted((*TOKENIZER_FILES, "tokenizer_config.json")):
-        file = checkpoint.folder / name
-        total.update(file.read_bytes() if file.is_file() else b"-")
-    return total.hexdigest()
 
 
 def check_teachers(teachers: Sequence[Checkpoint], *, logits_only: bool = False) -> None:

@@ -207,14 +207,14 @@ class TestBadInput:
         path = tmp_path / "rows.csv"
         path.write_text("text,label\na,1\nb\n", encoding="utf-8")
         assert complaint(path) == (
-            f"{path}: cannot be read as csv: a row does not have 2 columns, near line 3"
+            f"{path}: cannot be read as csv: 1 row does not have 2 columns, first near line 3"
         )
 
     def test_not_in_utf8(self, tmp_path):
         path = tmp_path / "rows.txt"
         path.write_bytes("f\u00fcr".encode("latin-1"))
-        assert complaint(path).startswith(
-            f"{path}: cannot be read as txt: 'utf-8' codec can't decode byte 0xfc"
+        assert complaint(path) == (
+            f"{path}: cannot be read as txt: byte 0xfc in line 1 is not UTF-8; save the file as UTF-8"
         )
 
     def test_chunks_of_nothing(self):
