@@ -238,3 +238,11 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: bool = True, **o
     if tokenizer:
         tiny_tokenizer(model.config.model_type).save_pretrained(folder)
     return folder
+
+
+def body(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Returns the encoder's parameters at the top of a merged checkpoint, by names that begin at the encoder."""
+    from plait.checkpoints.source import open_checkpoint
+
+    found = open_checkpoint(folder)
+    return {name: found.read(stored) for name, stored in found.body.items()}

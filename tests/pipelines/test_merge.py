@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import plait
 from plait.cli import invoke
-from tests.models import texts
+from tests.models import body, texts
 
 Paths = dict[str, str]
 
@@ -35,7 +35,7 @@ def body_of(path: str) -> dict[str, torch.Tensor]:
 
 def test_average_is_the_mean_of_the_bodies(sources: Paths, tmp_path: Path) -> None:
     assert invoke(command(sources, None, tmp_path / "m", "--method", "average")) == 0
-    found = load_file(tmp_path / "m" / "model.safetensors")
+    found = body(tmp_path / "m")
     bodies = [body_of(path) for path in sources.values()]
     for name, tensor in found.items():
         torch.testing.assert_close(
@@ -47,7 +47,7 @@ def test_average_is_the_mean_of_the_bodies(sources: Paths, tmp_path: Path) -> No
 def test_weights_decide(sources: Paths, tmp_path: Path) -> None:
     two = {name: sources[name] for name in ("mood", "type")}
     plait.merge(two, method="average", weights={"mood": 3, "type": 1}, out=tmp_path / "m")
-    found = load_file(tmp_path / "m" / "model.safetensors")
+    found = body(tmp_path / "m")
     first, second = (body_of(path) for path in two.values())
     name = "encoder.layer.0.output.dense.weight"
     torch.testing.assert_close(found[name], 0.75 * first[name] + 0.25 * second[name])
@@ -58,9 +58,9 @@ def test_informed_methods_run_from_the_command_line(
     sources: Paths, data: Paths, tmp_path: Path, method: str
 ) -> None:
     assert invoke(command(sources, data, tmp_path / "m", "--method", method, "--quiet")) == 0
-    body = load_file(tmp_path / "m" / "model.safetensors")
-    average = {n: torch.stack([body_of(p)[n] for p in sources.values()]).mean(0) for n in body}
-    assert any(not torch.allclose(body[n], average[n], atol=1e-4) for n in body)
+    found = body(tmp_path / "m")
+    average = {n: torch.stack([body_of(p)[n] for p in sources.values()]).mean(0) for n in found}
+    assert any(not torch.allclose(found[n], average[n], atol=1e-4) for n in found)
 
 
 @pytest.mark.parametrize("importance", ["mask-nodes", "diagonal", "block-traces"])

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import plait
 from plait.checkpoints.source import open_checkpoint
 from plait.cli import invoke
 from plait.merging.rule import RULES
-from tests.models import save, texts, tiny
+from tests.models import body, save, texts, tiny
 
 WITHOUT_DATA = [
     name
@@ -31,7 +30,7 @@ def test_every_rule_without_data_from_the_command_line(
     out = tmp_path / "m"
     assert invoke(["merge", *named, "-o", str(out), "--method", method.replace("_", "-"), *given, "--quiet"]) == 0
     assert set(plait.load(str(out)).predict(texts(2))) == set(sources)
-    merged = load_file(out / "model.safetensors")
+    merged = body(out)
     start = open_checkpoint(base)
     bodies = [open_checkpoint(path) for path in sources.values()]
     name = "encoder.layer.1.intermediate.dense.weight"
@@ -61,9 +60,9 @@ def test_options_reach_the_rule_alike_from_command_line_python_and_recipe(
                    "method: {name: actmerge, ridge: 0.5}", ""])
     )  # fmt: skip
     assert invoke(["run", str(recipe), "--quiet"]) == 0
-    found = [load_file(tmp_path / way / "model.safetensors") for way in ("line", "python", "recipe")]
+    found = [body(tmp_path / way) for way in ("line", "python", "recipe")]
     plait.merge(sources, base=str(base), method="actmerge", out=tmp_path / "default")
-    default = load_file(tmp_path / "default" / "model.safetensors")
+    default = body(tmp_path / "default")
     name = "encoder.layer.0.output.dense.weight"
     assert all(torch.equal(one[key], found[0][key]) for one in found for key in one)
     assert not torch.equal(default[name], found[0][name])

@@ -20,7 +20,7 @@ POOLED = {"bert": "bert.pooler.dense.weight", "albert": "albert.pooler.weight"}
 
 
 def kept(folder: Path, task: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / "tasks" / task / "model.safetensors")
+    return load_file(folder / "tasks" / task / "head.safetensors")
 
 
 @pytest.mark.parametrize("family", POOLED)

@@ -100,7 +100,7 @@ def test_mixed_dtypes_have_one_output_dtype(tmp_path: Path, order: tuple[str, st
     merged = plait.merge({n: str(tmp_path / n) for n in order}, method="average", out=tmp_path / "m")
     assert merged.encoder.dtype == torch.float32
     for name in order:
-        with safe_open(tmp_path / "m" / "tasks" / name / "model.safetensors", "pt") as file:
+        with safe_open(tmp_path / "m" / "tasks" / name / "head.safetensors", "pt") as file:
             assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32}  # noqa: SIM118
     assert set(merged.predict(texts(2))) == set(order)
 

@@ -272,17 +272,31 @@ class TestLabels:
             in message
         )
 
-    def test_generic_names_match_by_position_among_themselves(self, tmp_path):
-        a, b = (
-            relabel(opened(tmp_path, n, seed=i), "LABEL_0", "LABEL_1", "LABEL_2") for i, n in enumerate("ab")
-        )
+    @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2")])
+    def test_placeholders_prove_no_order(self, names, tmp_path):
+        a, b = (relabel(opened(tmp_path, n, seed=i), *names) for i, n in enumerate("ab"))
+        message = refusal(a, b, tasks={"a": "t", "b": "t"})
+        assert f"a and b both call their labels {', '.join(names)}" in message
+        assert "--labels a=…,… --labels b=…,…" in message
+        assert len(align([a, b]).tasks) == 2, "each a task of its own"
+
+    @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2")])
+    def test_placeholders_of_heads_that_began_as_one_match_by_position(self, names, tmp_path):
+        a, b = (relabel(opened(tmp_path, n, seed=1), *names) for n in "ab")
         assert align([a, b], tasks={"a": "t", "b": "t"}).head_rows == {"a": None, "b": None}
+
+    def test_names_that_are_given_say_the_order(self, tmp_path):
+        folders = [relabel(opened(tmp_path, n, seed=i), "LABEL_0", "LABEL_1", "LABEL_2") for i, n in enumerate("ab")]
+        names = [("x", "y", "z"), ("z", "x", "y")]
+        a, b = (open_checkpoint(c.folder, name=c.name, labels=n) for c, n in zip(folders, names, strict=True))
+        found = align([a, b], tasks={"a": "t", "b": "t"})
+        assert found.head_rows == {"a": None, "b": (1, 2, 0)}
 
     def test_generic_names_do_not_match_real_ones(self, tmp_path):
         a, b = opened(tmp_path, "a"), relabel(opened(tmp_path, "b", seed=1), "LABEL_0", "LABEL_1", "LABEL_2")
         message = refusal(a, b, tasks={"a": "t", "b": "t"})
         assert "task t: labels have no common names (a: sequence-0" in message
-        assert "write the real names into id2label" in message
+        assert "say the real ones with labels (--labels)" in message
 
     @pytest.mark.parametrize(
         ("head", "said"),

@@ -179,7 +179,10 @@ def test_a_language_model_counts_as_its_body(family, tmp_path):
     language = AutoModelForMaskedLM.from_config(body.config)
     getattr(language, language.base_model_prefix).load_state_dict(body.state_dict(), strict=False)
     checkpoint = open_checkpoint(save(language, tmp_path))
-    assert (checkpoint.kind, dict(checkpoint.head)) == ("body", {})
+    assert (checkpoint.kind, checkpoint.language_class, checkpoint.left_out) == ("body", type(language), ())
+    tied = set(language.all_tied_weights_keys)
+    own = {n for n, _ in language.named_parameters() if not n.startswith(f"{language.base_model_prefix}.")}
+    assert set(checkpoint.head) == own - tied
     weights = dict(body.named_parameters())
     assert {name for name in weights if not name.startswith("pooler")} <= set(checkpoint.body)
     assert all(

@@ -62,17 +62,17 @@ def test_manifest_of_the_future(copy: Path) -> None:
 
 
 def test_missing_head(copy: Path) -> None:
-    (copy / "tasks" / "sequence" / "model.safetensors").unlink()
+    (copy / "tasks" / "sequence" / "head.safetensors").unlink()
     with pytest.raises(SourceError, match="is missing: the merged checkpoint is incomplete"):
         plait.load(copy).task("sequence")
 
 
 def test_missing_weights_of_the_encoder(copy: Path) -> None:
-    file, name = copy / "model.safetensors", "encoder.layer.0.output.dense.bias"
+    file, name = copy / "model.safetensors", "bert.encoder.layer.0.output.dense.bias"
     kept = load_file(file)
     del kept[name]
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(SourceError, match=f"the weights do not fit BertModel: lack {name}"):
+    with pytest.raises(SourceError, match=f"the weights do not fit BertModel: lack {name.removeprefix('bert.')}"):
         plait.load(copy).encoder  # noqa: B018
 
 

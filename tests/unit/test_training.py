@@ -275,7 +275,7 @@ def test_a_failed_write_leaves_the_old_output(base, tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     with pytest.raises(OutputError, match="out: cannot be written: No space left on device"):
         finetune(base, DATA["sequence"], out, overwrite=True, **QUICK)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "out"]

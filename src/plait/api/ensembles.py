@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from plait.checkpoints.files import first_line, read_json
 from plait.checkpoints.source import Checkpoint, open_checkpoint, quiet_loading, whole
-from plait.checkpoints.tokenizers import open_tokenizer
+from plait.checkpoints.tokenizers import keep_tokenizer, open_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import one_member
@@ -245,7 +245,7 @@ def write_ensemble(
         for number, model in enumerate(models):
             place = folder if len(models) == 1 else folder / MEMBERS / str(number)
             (one_member(model, 0) if plain else model).save_pretrained(place)
-            limited(tokenizer, report).save_pretrained(place)
+            keep_tokenizer(limited(tokenizer, report), place)
         record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         (folder / "plait.json").write_text(record, encoding="utf-8")
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")

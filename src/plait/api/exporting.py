@@ -8,10 +8,11 @@ from pathlib import Path
 from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model, open_ensemble
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.source import quiet_loading
-from plait.checkpoints.tokenizers import has_tokenizer
+from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer, keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, obstacles, one_member
 from plait.errors import RecipeError, listed
+from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.training.state import full_disk
 
@@ -58,13 +59,17 @@ def export(
         raise RecipeError(
             f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
         )
-    model = source.task(task or source.tasks[0])
+    name = task or source.tasks[0]
+    model = source.task(name)
     check_apart(Path(out), source.folder)
     with full_disk(Path(out)), atomic_folder(Path(out), overwrite=overwrite) as folder:
         with quiet_loading():
             model.save_pretrained(folder, state_dict=plain_state(model))
+            copy_generation(source.folder / TASKS / name, folder)
+        if source.about(name).kind == "body":
+            copy_modules(source.folder, folder)
         if has_tokenizer(source.folder):
-            source.tokenizer.save_pretrained(folder)
+            copy_tokenizer(source.folder, folder)
     return Path(out)
 
 
@@ -101,7 +106,7 @@ def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, over
         )
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         plain.save_pretrained(folder)
-        saved.tokenizer.save_pretrained(folder)
+        keep_tokenizer(saved.tokenizer, folder)
     return out
 
 
@@ -110,7 +115,7 @@ def export_plain(saved: SavedEnsemble, out: Path, *, overwrite: bool) -> Path:
     check_apart(out, saved.folder)
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         saved.model.save_pretrained(folder)
-        saved.tokenizer.save_pretrained(folder)
+        keep_tokenizer(saved.tokenizer, folder)
     return out
 
 

@@ -18,8 +18,10 @@ from plait.api.statistics import gather
 from plait.api.writing import write_checkpoint
 from plait.checkpoints.writer import atomic_folder, writing
 from plait.errors import RecipeError, did_you_mean, listed
+from plait.merging.folders import complete
 from plait.merging.manifest import BASE, Manifest, Task
 from plait.merging.merged import Merged
+from plait.merging.refinement.files import agree
 from plait.recipe import AUTO, MergeRecipe, parse_as
 from plait.report.card import model_card
 from plait.statistics.statistics import Statistics
@@ -243,6 +245,8 @@ def _merged(job: Plan, *, overwrite: bool, resume: bool) -> Merged:
         manifest = describe_result(job, statistics, digests)
         manifest.write(folder)
         manifest = improve(job, manifest, folder, state, resume=resume)
+        agree(folder, manifest.tasks)
+        complete(folder, manifest.tasks)
         finish(job, manifest, folder)
     shutil.rmtree(state, ignore_errors=True)
     return Merged(recipe.output)
@@ -299,7 +303,7 @@ def describe_task(job: Plan, task: str) -> Task:
     members = [job.sources[i] for i in job.alignment.tasks[task]]
     first = members[0]
     names = tuple(s.name for s in members)
-    return Task(task, first.architecture, first.kind, first.problem_type, first.labels, names)
+    return Task(task, first.carried_as, first.kind, first.problem_type, first.labels, names)
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data.reading import to_predict
 from plait.errors import OutputError, SourceError
@@ -95,7 +96,7 @@ def write_student(
     try:
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            keep_tokenizer(tokenizer, folder)
             record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
             (folder / "plait.json").write_text(record, encoding="utf-8")
             (folder / "README.md").write_text(student_card(report), encoding="utf-8")

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from transformers import PretrainedConfig
 
 from plait.api.forwarding import merge_forward
 from plait.api.planning import Plan
+from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.topology import topology, topology_of
 from plait.checkpoints.writer import save_tensors
 from plait.merging import parts
 from plait.merging.engine import combine, write_jobs
+from plait.merging.folders import HEAD, TASKS, copy_generation
 from plait.merging.job import Job, prepare
-from plait.merging.merged import TASKS
 from plait.merging.parts import Held
 from plait.merging.rule import RULES
 from plait.statistics.statistics import Statistics
+
+PLAIN = frozenset({"params", "weights", "base", "thresholds", "ceilings", "draws", "depth"})
+"""Inputs of rules that a parameter outside the encoder can be merged by as well."""
 
 
 def write_checkpoint(
@@ -29,14 +35,45 @@ def write_checkpoint(
 ) -> dict[str, str]:
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
     dtype = output_dtype(job)
-    merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weigh(job, statistics), dtype)
-    write_jobs(folder, merges, max_shard_size=job.recipe.max_shard_size)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
-    body_config(job).save_pretrained(folder)
+    merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weigh(job, statistics), dtype)
+    merges += [*language_jobs(job, dtype), *head_jobs(job, folder)]
+    write_jobs(folder, merges, rename=stored_names(job), max_shard_size=job.recipe.max_shard_size)
+    whole_config(job).save_pretrained(folder)
+    carry_beside(job, folder)
+    if is_language_model(job):
+        copy_generation(job.sources[0].folder, folder)
     if job.alignment.tokenizer_source is not None:
-        job.alignment.tokenizer_source.tokenizer().save_pretrained(folder)
+        copy_tokenizer(job.alignment.tokenizer_source.folder, folder)
     return {source.name: source.digest for source in job.sources}
+
+
+def carry_beside(job: Plan, folder: Path) -> None:
+    """Writes pooling, layers and prompts of embedding models into the result, see `checkpoints.beside`."""
+    every = job.recipe.weights()
+    having = [i for i, source in enumerate(job.sources) if (source.folder / MODULES).is_file()]
+    weights = None if every is None or not any(every[i] for i in having) else [every[i] for i in having]
+    carry(job.sources, folder, weights)
+
+
+def stored_names(job: Plan) -> Callable[[str], str]:
+    """Returns what the result calls a parameter: that of the body as models with a head do, if there are any."""
+    headed = any(s.kind != "body" or s.language_class is not None for s in job.sources)
+    prefix = f"{job.sources[0].prefix}." if headed else ""
+    return lambda name: f"{prefix}{name}" if name in job.alignment.owners else name
+
+
+def only_task(job: Plan) -> str | None:
+    """Returns the task of a merge that has one, with a head: the result is an ordinary model for it."""
+    alone = len(job.alignment.tasks) == 1 and job.sources[0].kind != "body"
+    return next(iter(job.alignment.tasks)) if alone else None
+
+
+def is_language_model(job: Plan) -> bool:
+    """Returns whether all sources are language models of one class, as the result is then."""
+    classes = {source.language_class for source in job.sources}
+    return len(classes) == 1 and None not in classes
 
 
 def output_dtype(job: Plan) -> torch.dtype:
@@ -61,20 +98,27 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
     return [as_importance(statistics[s.name], places, **options) for s in job.sources]
 
 
+def bodies(job: Plan) -> dict[str, tuple[int, ...]]:
+    """Returns the owners of the body's parameters; a merge with one task has the pooler of its head instead."""
+    own = job.alignment.poolers if only_task(job) else ()
+    return {name: owners for name, owners in job.alignment.owners.items() if name not in own}
+
+
 def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype) -> list[Job]:
     """Returns one merge for each group of parameters that the same sources have (not all have a pooler)."""
     groups: dict[tuple[int, ...], list[str]] = {}
-    for parameter, owners in job.alignment.owners.items():
+    for parameter, owners in bodies(job).items():
         groups.setdefault(tuple(owners), []).append(parameter)
     return [group_job(job, owners, names, weightings, dtype) for owners, names in groups.items()]
 
 
 def forward_jobs(job: Plan, dtype: torch.dtype, state: Path) -> list[Job]:
     """Returns what a merge in forward order gave, and the averages of parameters that not all sources have."""
-    merged = Held("merged", merge_forward(job, state))
+    kept = bodies(job)
+    merged = Held("merged", {name: tensor for name, tensor in merge_forward(job, state).items() if name in kept})
     found = [prepare([merged], list(merged.tensors), RULES["average"], dtype=dtype)]
     rest: dict[tuple[int, ...], list[str]] = {}
-    for parameter, owners in job.alignment.owners.items():
+    for parameter, owners in kept.items():
         if parameter not in merged:
             rest.setdefault(tuple(owners), []).append(parameter)
     average = RULES["average"]
@@ -116,6 +160,42 @@ def group_job(
     )
 
 
+def language_jobs(job: Plan, dtype: torch.dtype) -> list[Job]:
+    """Returns the merges of language models' heads: by the rule of the body where that needs weights alone."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for parameter, owners in job.alignment.language.items():
+        groups.setdefault(owners, []).append(parameter)
+    every = job.recipe.weights()
+    base = job.alignment.base
+    merges = []
+    for owners, names in groups.items():
+        rule = job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners))
+        rule = rule if set(rule.inputs) <= PLAIN and not job.forward else RULES["average"]
+        weights = None if every is None or not any(every[i] for i in owners) else [every[i] for i in owners]
+        merges.append(
+            prepare(
+                [parts.head(job.sources[i]) for i in owners],
+                names,
+                rule,
+                weights=weights,
+                base=parts.head(base) if base is not None and "base" in rule.inputs else None,
+                options=job.method.options if rule is job.rule else {},
+                dtype=dtype,
+                seed=job.method.seed,
+            )
+        )
+    return merges
+
+
+def head_jobs(job: Plan, folder: Path) -> list[Job]:
+    """Returns what copies the head of a merge with one task to its encoder, so that the two are one file."""
+    task = only_task(job)
+    if task is None or not (file := folder / TASKS / task / HEAD).is_file():
+        return []
+    held = Held(task, load_file(file))
+    return [prepare([held], list(held.tensors), RULES["average"])]
+
+
 def shrunk(job: Plan, count: int) -> Any:
     """Returns the plan's rule where it can merge `count` sources, else the average."""
     wanted = job.rule.facts.get("sources")
@@ -134,8 +214,25 @@ def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
     heads = [parts.head(s, rows.get(s.name), stored) for s, stored in zip(sources, own, strict=True)]
     names = list(own[0])
     if names:
-        save_tensors(folder, dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype)))
-    with_dtype(sources[0].config, dtype).save_pretrained(folder)
+        merged = dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype))
+        save_tensors(folder, merged, stem=HEAD.removesuffix(".safetensors"))
+    own_config(sources[0], dtype).save_pretrained(folder)
+    if sources[0].language_class is not None:
+        copy_generation(sources[0].folder, folder)
+
+
+def own_config(source: Checkpoint, dtype: torch.dtype) -> PretrainedConfig:
+    """Returns the config of a source's class, which is the bare encoder where its head cannot be carried."""
+    config = with_dtype(source.config, dtype)
+    config.architectures = [source.carried_as]
+    return config
+
+
+def whole_config(job: Plan) -> PretrainedConfig:
+    """Returns the config of the result's top: that of its only task, of the language model, or of the encoder."""
+    if only_task(job) is not None or is_language_model(job):
+        return own_config(job.sources[0], output_dtype(job))
+    return body_config(job)
 
 
 def body_config(job: Plan) -> PretrainedConfig:
@@ -154,7 +251,16 @@ def body_config(job: Plan) -> PretrainedConfig:
         content.pop(key, None)
     config = type(source.config)(**content)
     config.architectures = [base_class_name(source)]
+    if named := [f"untrained head: open tasks/{task}" for task in headed_tasks(job)][:2]:
+        # Who opens the encoder as a classifier gets a head drawn at random; its answers say so.
+        config.id2label = dict(enumerate(named * 2 if len(named) == 1 else named))
+        config.label2id = {label: row for row, label in config.id2label.items()}
     return with_dtype(config, output_dtype(job))
+
+
+def headed_tasks(job: Plan) -> list[str]:
+    """Returns the tasks that have a head."""
+    return [task for task, members in job.alignment.tasks.items() if job.sources[members[0]].kind != "body"]
 
 
 def with_dtype(config: PretrainedConfig, dtype: torch.dtype) -> PretrainedConfig:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from plait.checkpoints.beside import beside_problems, warn_of_what_lies_beside
 from plait.checkpoints.compare import config_differences, shape_differences
 from plait.checkpoints.heads import group_tasks, label_rows
 from plait.checkpoints.kinship import base_problems, warn_of_bases
+from plait.checkpoints.language import language_owners, language_problems, warn_of_losses
 from plait.checkpoints.source import Checkpoint
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.topology import pooler_parameters
@@ -30,6 +32,8 @@ class Alignment:
         tasks: for each task the indices of its sources.
         head_rows: for each source the rows of its head in the order of its task's first source; None as is.
         poolers: the body parameters that each task also keeps for itself, because only its head reads them.
+        language: for each parameter of language models' heads the indices of the sources that have it; they are merged
+            like the body, and lie beside it.
     """
 
     sources: tuple[Checkpoint, ...]
@@ -39,6 +43,7 @@ class Alignment:
     tasks: Mapping[str, tuple[int, ...]]
     head_rows: Mapping[str, tuple[int, ...] | None]
     poolers: tuple[str, ...] = ()
+    language: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def own(self, source: Checkpoint) -> dict[str, str]:
         """Returns what a source's task keeps beside the encoder: head and pooler, full name -> stored name."""
@@ -92,12 +97,16 @@ def align(
         *config_differences(everyone),
         *shape_differences(everyone),
         *tokenizer_problems(everyone),
+        *language_problems(sources),
+        *beside_problems(sources),
         *disagreements,
     ]
     problems = problems or base_problems(sources, base)
     if problems:
         raise MergeError(f"cannot merge {_names(sources)}: {listed(problems, limit=len(problems))}")
     warn_of_bases(sources, base)
+    warn_of_losses(sources)
+    warn_of_what_lies_beside(sources)
     return Alignment(
         sources=tuple(sources),
         base=base,
@@ -106,6 +115,7 @@ def align(
         tasks=MappingProxyType(groups),
         head_rows=MappingProxyType(rows),
         poolers=() if merge_pooler else pooler_parameters(sources[0].config, _owners(sources)),
+        language=MappingProxyType(language_owners(sources)),
     )
 
 

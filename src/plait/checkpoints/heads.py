@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.label_names import placeholders
 
+ALIKE = 0.9
+"""Cosine above which rows of two heads began as one: those of heads drawn apart are near 0."""
 Rows = tuple[int, ...] | None
 
 
@@ -59,11 +63,38 @@ def _head_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
 def _label_differences(first: Checkpoint, other: Checkpoint) -> list[str]:
     mine, theirs = first.labels or (), other.labels or ()
     if set(mine) == set(theirs):
-        return []
+        return unproved_order(first, other)
     names = f"{first.name}: {', '.join(mine)}; {other.name}: {', '.join(theirs)}"
     if len(mine) == len(theirs) and placeholders(mine) != placeholders(theirs):
         return [f"labels have no common names ({names}); say the real ones with labels (--labels)"]
     return [f"labels differ ({names}); give them tasks of their own, or make the names agree with labels (--labels)"]
+
+
+def unproved_order(first: Checkpoint, other: Checkpoint) -> list[str]:
+    """Returns why two heads whose labels are placeholders may mean different things by one row.
+
+    Placeholders prove nothing. Heads that began as one do: their rows are still alike.
+    """
+    mine, theirs = first.labels or (), other.labels or ()
+    if not mine or not placeholders(mine) or not placeholders(theirs) or _rows_alike(first, other):
+        return []
+    return [
+        f"{first.name} and {other.name} both call their labels {', '.join(mine)}, which does not say that they have "
+        f"them in one order; say it by --labels {first.name}=…,… --labels {other.name}=…,… (or write the "
+        "names into id2label)"
+    ]
+
+
+def _rows_alike(first: Checkpoint, other: Checkpoint) -> bool:
+    """Says whether each row of one head is nearly parallel to that of the other, as after one initialisation."""
+    if first.head.keys() != other.head.keys() or first.label_parameters != other.label_parameters:
+        return False
+    names = [name for name in first.label_parameters if len(first.header(first.head[name]).shape) == 2]
+    for name in names:
+        a, b = (c.read(c.head[name]).double() for c in (first, other))
+        if a.shape != b.shape or bool((torch.cosine_similarity(a, b) < ALIKE).any()):
+            return False
+    return bool(names)
 
 
 def _head_shapes(first: Checkpoint, other: Checkpoint) -> list[str]:

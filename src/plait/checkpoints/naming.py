@@ -27,6 +27,8 @@ _HEADS = {
     "question_answering": "QUESTION_ANSWERING",
 }
 _LANGUAGE = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.", "_orig_mod.module.")
+"""What wrappers put before the names of what they wrap: data parallelism, compilation, Lightning, PEFT."""
 _PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 ModelClass = type[PreTrainedModel]
 
@@ -102,6 +104,16 @@ def model_class(
     return found
 
 
+def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | None:
+    """Returns the class of a language model that a checkpoint records, None for a bare encoder or code of its own."""
+    for head in _LANGUAGE:
+        found = getattr(transformers, f"MODEL_FOR_{head}_MAPPING").get(type(config), None)
+        for cls in found if isinstance(found, tuple) else (found,):
+            if cls is not None and cls.__name__ == architecture:
+                return cls  # type: ignore[no-any-return]
+    return None
+
+
 def skeleton(cls: ModelClass, config: PretrainedConfig, where: str, **options: Any) -> PreTrainedModel:
     """Returns the model on the meta device: names and shapes without memory or random draws."""
     try:
@@ -126,6 +138,7 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         *_misshapen(stored, expected, headers),
     ]
     if problems:
+        _explain(expected, headers, where)
         raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
     names = [name for name in expected if name in parameters and name in stored]
     if kind == "body":
@@ -134,6 +147,66 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         {name.removeprefix(prefix): stored[name] for name in names if name.startswith(prefix)},
         {name: stored[name] for name in names if not name.startswith(prefix)},
     )
+
+
+def _explain(expected: Mapping[str, torch.Tensor], headers: Mapping[str, Header], where: str) -> None:
+    """Raises where one fact explains why no weight fits: empty tensors, or a prefix before every name."""
+    if headers and all(0 in header.shape for header in headers.values()):
+        raise SourceError(
+            f"{where}: all {len(headers)} tensors are empty, as DeepSpeed ZeRO-3 saves them: gather the weights with "
+            "zero_to_fp32.py, which lies in the run's folder, or save with stage3_gather_16bit_weights_on_model_save"
+        )
+    for prefix in WRAPPERS:
+        rest = [name.removeprefix(prefix) for name in headers if name.startswith(prefix)]
+        if len(rest) == len(headers) and not set(rest).isdisjoint(expected):
+            raise SourceError(
+                f"{where}: the name of every tensor begins with {prefix!r}, put there by what wrapped the model in "
+                "training: save the model inside (its state_dict without this prefix)"
+            )
+
+
+def type_of(architectures: Any) -> str:
+    """Returns the model type whose class a config records, or examples of types."""
+    recorded = architectures[0] if isinstance(architectures, list) and architectures else None
+    tables = [table for name, table in vars(auto).items() if name.endswith("MAPPING_NAMES")]
+    for table in tables:
+        for kind, names in table.items():
+            if recorded is not None and recorded in ((names,) if isinstance(names, str) else names or ()):
+                return f'"model_type": "{kind}", to which {recorded} belongs'
+    return "bert or modernbert"
+
+
+def language_head(model: PreTrainedModel, headers: Mapping[str, Header], where: str) -> dict[str, str] | None:
+    """Returns the parameters of a language model's head by the names they are stored under, without tied ones.
+
+    None where the files lack a part of it, which transformers would draw at random, or no body can be told from it.
+
+    Raises:
+        SourceError: a part of another shape than the config's.
+    """
+    expected = model.state_dict()
+    stored, _ = _stored_names(model, headers, expected)
+    names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+    names = [n for n in names if not n.startswith(f"{model.base_model_prefix}.")]
+    if model.base_model is model or _absent(model, stored, names):
+        return None
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    body = {f"{model.base_model_prefix}.{n}" for n in stored}  # a file of the bare body has no prefix
+    kept = {n: stored[n] for n in names if n in stored and tied.get(n) not in stored and tied.get(n) not in body}
+    if problems := _misshapen(kept, expected, headers):
+        raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
+    return kept
+
+
+def left_out(model: PreTrainedModel, headers: Mapping[str, Header], taken: Iterable[str]) -> tuple[str, ...]:
+    """Returns the stored tensors that are no part of what is opened: neither taken, nor a buffer, nor tied to one."""
+    expected, used = model.state_dict(), set(taken)
+    stored, _ = _stored_names(model, headers, expected)
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"(^|\.)position_ids$", r"rotary_emb\.inv_freq"]
+    pattern = re.compile("|".join(f"({p})" for p in ignored))
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    extra = [file for name, file in stored.items() if file not in used and name not in tied]
+    return tuple(name for name in extra if not pattern.search(name) and name not in expected)
 
 
 def _stored_names(

@@ -16,7 +16,15 @@ VOCABULARIES = (
 """Files that hold a vocabulary: with one of them a folder has a tokenizer."""
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """All files that decide how a tokenizer reads a text."""
-_SMALL_FILES = ("config.json", "plait.json", "README.md", "adapter_config.json", *TOKENIZER_FILES)
+_EMBEDDING_FILES = (
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "config_setfit.json",
+    "[0-9]_*/config.json", "[0-9]_*/model.safetensors",
+)  # fmt: skip
+"""What embedding models have beside their encoder."""
+_SMALL_FILES = (
+    "config.json", "plait.json", "README.md", "adapter_config.json", "generation_config.json", "chat_template.jinja",
+    *TOKENIZER_FILES, *_EMBEDDING_FILES,
+)  # fmt: skip
 
 
 def _weights(name: str) -> list[str]:

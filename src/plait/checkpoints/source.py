@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,11 @@ from plait.errors import SourceError, listed
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies."""
+    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies.
+
+    A language model is a body: its head is that of no task. `head` holds what its `language_class` has beside the body;
+    `left_out` names stored tensors that are part of neither.
+    """
 
     name: str
     origin: str
@@ -44,9 +49,17 @@ class Checkpoint:
     model_class: type[PreTrainedModel]
     trust_remote_code: bool = False
     recorded_base: str | None = None
+    language_class: type[PreTrainedModel] | None = None
+    left_out: tuple[str, ...] = ()
     renamed: bool = False
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def carried_as(self) -> str:
+        """Returns the class whose whole is in body and head: the bare encoder's where a language head is left out."""
+        bare = self.kind == "body" and self.language_class is None
+        return naming.bare_class_name(self.config) if bare else self.architecture
 
     def header(self, stored: str) -> Header:
         """Returns dtype, shape and place of a stored tensor, known since opening."""
@@ -109,6 +122,7 @@ class Checkpoint:
             loaded = self.model_class.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
+        loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
         if self.renamed:
             loaded.config.id2label, loaded.config.label2id = self.config.id2label, self.config.label2id
         loaded.eval()
@@ -164,8 +178,11 @@ def open_checkpoint(
     cls = naming.model_class(architecture, kind, config, folder, trust_remote_code)
     model = naming.skeleton(cls, config, str(folder))
     names = naming.match(model, headers, kind, str(folder))
+    more: dict[str, Any] = {"head": names.head}
     if kind == "body":
         naming.refuse_lost_head(architecture, config, headers, names, str(folder))
+        more = _language(architecture, model, headers, names, folder)
+        names = naming.Names(names.body, more["head"])
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     if labels is not None:
@@ -173,20 +190,43 @@ def open_checkpoint(
     return Checkpoint(
         name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
-        labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, head=names.head,
+        labels=_labels(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
         recorded_base=recorded_base(folder), renamed=labels is not None,
     )  # fmt: skip
+
+
+def _language(
+    architecture: str,
+    body: PreTrainedModel,
+    headers: Mapping[str, Header],
+    names: naming.Names,
+    folder: Path,
+) -> dict[str, Any]:
+    """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
+    cls = naming.language_class(architecture, body.config)
+    model = body if cls is None else naming.skeleton(cls, body.config, str(folder))
+    head = None if cls is None else naming.language_head(model, headers, str(folder))
+    left_out = naming.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
+    return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out}
 
 
 def _name(origin: str | Path, folder: Path) -> str:
     return folder.resolve().name if Path(origin).expanduser().is_dir() else str(origin).rpartition("/")[2]
 
 
+def _below(folder: Path) -> str:
+    """Returns a hint at checkpoints that lie one folder below, such as those of a training run."""
+    places = (file.parent for file in folder.glob("*/config.json"))
+    numbered = re.compile(r"(\d+)")
+    found = sorted(places, key=lambda place: [p.zfill(12) for p in numbered.split(place.name)])
+    return f"; checkpoints lie below it: {listed(map(str, found), 5)}" if found else ""
+
+
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """Returns the configuration of a folder; code that it would load is refused unless trusted."""
     if not (folder / "config.json").is_file():
-        hint = instead(folder) if (folder / "adapter_config.json").is_file() else ""
+        hint = instead(folder) if (folder / "adapter_config.json").is_file() else _below(folder)
         raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:
@@ -196,9 +236,8 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
             "trust_remote_code (--trust-remote-code) if you trust it"
         )
     if not raw.get("model_type") and not trust_remote_code:
-        raise SourceError(
-            f"{folder}: config.json names no model_type; expected one such as bert or modernbert"
-        )
+        expected = naming.type_of(raw.get("architectures"))
+        raise SourceError(f"{folder}: config.json names no model_type; expected one such as {expected}")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True

@@ -2,19 +2,79 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from plait.checkpoints.files import first_line
-from plait.checkpoints.origin import VOCABULARIES
+from plait.checkpoints.files import first_line, read_json
+from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES
 from plait.errors import SourceError
+
+FILES = (
+    *TOKENIZER_FILES, "chat_template.jinja", "chat_template.json", "vocab.bpe", "bpe.codes", "dict.txt", "source.spm",
+    "target.spm", "spm_char.model",
+)  # fmt: skip
+"""What a tokenizer may consist of."""
+_OF_LOADING = {
+    "name_or_path", "local_files_only", "is_local", "trust_remote_code", "_from_auto", "backend", "model_max_length",
+}  # fmt: skip
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Returns whether a folder holds a tokenizer."""
     return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Returns the files of a folder's tokenizer."""
+    return [folder / name for name in FILES if (folder / name).is_file()]
+
+
+def copy_tokenizer(origin: Path, folder: Path) -> None:
+    """Copies a tokenizer byte for byte: what opened it before opens it again, whatever its version."""
+    for file in tokenizer_files(origin):
+        shutil.copyfile(file, folder / file.name)
+
+
+def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer into a folder, as the files it was opened from where it is what they hold.
+
+    Another length limit is written over theirs.
+    """
+    origin = Path(tokenizer.name_or_path)
+    found = _again(tokenizer, origin) if origin.is_dir() and has_tokenizer(origin) else None
+    if found is None or _facts(tokenizer) != _facts(found):
+        tokenizer.save_pretrained(folder)
+        return
+    copy_tokenizer(origin, folder)
+    if tokenizer.model_max_length != found.model_max_length:
+        file = folder / "tokenizer_config.json"
+        content = read_json(file) if file.is_file() else {}
+        content["model_max_length"] = tokenizer.model_max_length
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _again(tokenizer: PreTrainedTokenizerBase, origin: Path) -> PreTrainedTokenizerBase | None:
+    try:
+        found: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(origin, local_files_only=True)
+    except Exception:  # what cannot be opened like this, such as code of its own, is written anew
+        return None
+    return found
+
+
+def _facts(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Returns what tells tokenizers apart; truncation and padding are set by each call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    stages = {} if backend is None else json.loads(backend.to_str())
+    stages.pop("truncation", None)
+    stages.pop("padding", None)
+    said = {key: str(value) for key, value in tokenizer.init_kwargs.items() if key not in _OF_LOADING}
+    specials = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    sides = (tokenizer.padding_side, tokenizer.truncation_side)
+    return type(tokenizer), stages, said, specials, sides, tokenizer.get_vocab()
 
 
 def open_tokenizer(

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST = 512
 STRIDE = 128
+UNKNOWN = -1
+"""The padding of inputs where neither model nor tokenizer has any: no row of an embedding, so it cannot pass unseen."""
 # Their positions start behind the padding id.
 OFFSET_POSITIONS = {
     "camembert",
@@ -41,7 +43,8 @@ class Encoded:
     Attributes:
         features: Per feature its model inputs as lists, and its labels where wanted.
         rows: Per feature the example it came from (a long context becomes several features).
-        padding: The inputs with one value per token, and what pads each.
+        padding: The inputs with one value per token, and what pads each (`UNKNOWN` where nothing can).
+        alone: Whether the model takes one text at a time, for want of padding by which it would find a text's end.
         offsets: For question answering, per feature and token the characters of the context, None elsewhere.
         words: For token classification, per feature and token the word it begins, None elsewhere.
     """
@@ -51,6 +54,7 @@ class Encoded:
     padding: Mapping[str, int]
     offsets: tuple[tuple[tuple[int, int] | None, ...], ...] | None = None
     words: tuple[tuple[int | None, ...], ...] | None = None
+    alone: bool = False
 
     def __len__(self) -> int:
         return len(self.features)
@@ -64,7 +68,16 @@ class Encoded:
         return [len(feature["input_ids"]) for feature in self.features]
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Returns some of the features as one batch."""
+        """Returns some of the features as one batch.
+
+        Raises:
+            DataError: When the model cannot take them together.
+        """
+        if self.alone and len(features) > 1:
+            raise DataError(
+                "texts cannot share a batch: the model finds a text's last token by its padding and its config has no "
+                "pad_token_id; set it in config.json, to that of the tokenizer"
+            )
         return collate(features, self.padding)
 
 
@@ -103,9 +116,9 @@ def encode(
     limit = length_limit(tokenizer, config, max_length)
     if max_length is not None and limit < max_length:
         logger.warning("the model takes at most %d tokens: max_length %d is cut to that", limit, max_length)
-    job = _Job(
-        examples, tokenizer, limit, _padding(tokenizer, config), labels and examples.labels is not None
-    )
+    fills = padding_for(tokenizer, config)
+    alone = examples.kind == "sequence_classification" and without_padding(config)
+    job = _Job(examples, tokenizer, limit, fills, labels and examples.labels is not None, alone)
     if examples.kind == "question_answering":
         return _encode_questions(job)
     if examples.kind == "token_classification":
@@ -114,11 +127,26 @@ def encode(
 
 
 def plan(encoded: Encoded, batch_size: int, *, bucket: bool = True) -> list[list[int]]:
-    """Returns each batch's features; bucketed, the longest come first: memory runs out at once or never."""
+    """Returns each batch's features; bucketed, the longest come first: memory runs out at once or never.
+
+    Where nothing can pad, a batch holds texts of one length.
+    """
+    lengths = encoded.lengths
     order = list(range(len(encoded)))
     if bucket:
-        order.sort(key=lambda i: -len(encoded.features[i]["input_ids"]))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        order.sort(key=lambda i: -lengths[i])
+    if encoded.alone:
+        batch_size = 1
+    if encoded.padding.get("input_ids") != UNKNOWN:
+        return _cut_up(order, batch_size)
+    groups: dict[int, list[int]] = {}
+    for row in order:
+        groups.setdefault(lengths[row], []).append(row)
+    return [batch for group in groups.values() for batch in _cut_up(group, batch_size)]
+
+
+def _cut_up(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def collate(features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -> dict[str, Tensor]:
@@ -126,8 +154,17 @@ def collate(features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -
 
     Padding goes behind the text, whatever the tokenizer's side: encoders read their first token, and
     labels and answers count from it.
+
+    Raises:
+        DataError: When lengths differ and nothing can pad.
     """
-    longest = max(len(feature["input_ids"]) for feature in features)
+    sizes = [len(feature["input_ids"]) for feature in features]
+    longest = max(sizes)
+    if padding.get("input_ids") == UNKNOWN and min(sizes) < longest:
+        raise DataError(
+            "texts of different length cannot share a batch: neither the model's config nor its tokenizer has a "
+            "pad token; set pad_token_id in config.json, or take a batch size of 1"
+        )
 
     def column(name: str) -> list[Any]:
         values = [feature[name] for feature in features]
@@ -166,6 +203,7 @@ class _Job:
     limit: int
     padding: dict[str, int]
     labelled: bool
+    alone: bool
 
     def tokens(self, *texts: Any, truncation: Any = True, **options: Any) -> BatchEncoding:
         table: BatchEncoding = self.tokenizer(*texts, truncation=truncation, max_length=self.limit, **options)
@@ -177,14 +215,43 @@ class _Job:
         return [dict(zip(names, row, strict=True)) for row in zip(*(table[n] for n in names), strict=True)]
 
     def encoded(self, features: list[dict[str, Any]], **more: Any) -> Encoded:
-        return Encoded(tuple(features), padding=self.padding, **more)
+        return Encoded(tuple(features), padding=self.padding, alone=self.alone, **more)
 
 
-def _padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> dict[str, int]:
-    """Returns the fill of each input with one value per token; token types only where a model has several."""
+def padding_for(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> dict[str, int]:
+    """Returns the fill of each input with one value per token; token types only where a model has several.
+
+    The model's pad token counts before the tokenizer's: decoders look for it to find the last token of a text, and
+    some encoders count positions by it.
+    """
     types = config is None or (getattr(config, "type_vocab_size", 0) or 0) > 1
-    fills = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
+    fills = {"input_ids": _pad_id(tokenizer, config), "attention_mask": 0}
     return fills | ({"token_type_ids": tokenizer.pad_token_type_id} if types else {})
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig | None) -> int:
+    wanted = _wanted_padding(config)
+    if wanted is None:
+        return UNKNOWN if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    rows = getattr(_text_config(config), "vocab_size", None)
+    # Such as the -1 of early LLaMA: the model looks for what no text can hold.
+    return wanted if 0 <= wanted < (rows or wanted + 1) else UNKNOWN
+
+
+def without_padding(config: PreTrainedConfig | None) -> bool:
+    """Says whether a model that looks for padding has none to look for: its class then takes single texts alone."""
+    return config is not None and _wanted_padding(config) is None
+
+
+def _wanted_padding(config: PreTrainedConfig | None) -> int | None:
+    found = getattr(_text_config(config), "pad_token_id", None)
+    return found if found is None else int(found)
+
+
+def _text_config(config: PreTrainedConfig | None) -> Any:
+    # An ensemble pads as its encoder does.
+    config = getattr(config, "encoder", None) or config
+    return config.get_text_config() if isinstance(config, PreTrainedConfig) else config
 
 
 def _encode_texts(job: _Job, problem: ProblemType) -> Encoded:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plait.checkpoints.compare import config_differences, shape_differences, titles
+from plait.checkpoints.heads import unproved_order
 from plait.checkpoints.source import Checkpoint
 from plait.ensembles.configuration import EnsembleConfig, HeadKind
 from plait.ensembles.folding import configuration, labelled, projection
@@ -215,6 +216,11 @@ def _differences(one: tuple[str, Checkpoint], two: tuple[str, Checkpoint]) -> It
     if set(first.labels or ()) != set(other.labels or ()):
         said = f"{mine_is}: {', '.join(first.labels or ())}; {theirs_is}: {', '.join(other.labels or ())}"
         yield f"labels differ ({said}); expected the same names in any order"
+    elif unproved_order(first, other):
+        yield (
+            f"{mine_is} and {theirs_is} both call their labels {', '.join(first.labels or ())}, which does not "
+            "say that they have them in one order; write the real names into id2label of both"
+        )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A merged checkpoint: one encoder, a head per task; each task is an ordinary transformers model sharing the encoder.
 
-On disk: `config.json` and `model.safetensors` are an ordinary base-model checkpoint (`AutoModel.from_pretrained` reads
-it); `tasks/<name>/` holds a task's config, its head and, where the family has one, its pooler; `plait.json` says what
-it was made of.
+On disk: `config.json` and `model.safetensors` are an ordinary checkpoint of the encoder (`AutoModel.from_pretrained`
+reads it); `tasks/<name>/` holds a task's config, its head and, where the family has one, its pooler, see `folders`;
+`plait.json` says what it was made of.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from plait.checkpoints import naming
 from plait.checkpoints.source import quiet_loading, whole
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.errors import RecipeError, SourceError, did_you_mean
+from plait.merging.folders import TASKS, head_file, language_model, names_in, weight_files
 from plait.merging.manifest import Manifest, Task, read_manifest
 
-TASKS = "tasks"
-HEAD = "model.safetensors"
 logger = logging.getLogger("plait")
 
 
@@ -107,12 +107,13 @@ class Merged:
             RecipeError: no such task (did you mean).
         """
         about = self.about(name)
-        if about.kind == "body":
-            return self.encoder
         if name not in self._models:
             # A prediction may be what asks first; tensors made in its mode could never be trained.
             with torch.inference_mode(False):
-                self._models[name] = assemble(self.folder, about, self.encoder)
+                if about.kind == "body":
+                    self._models[name] = language_model(self.folder, about, self.encoder) or self.encoder
+                else:
+                    self._models[name] = assemble(self.folder, about, self.encoder)
         return self._models[name]
 
     def replayed(self, output: Any) -> dict[str, PreTrainedModel]:
@@ -191,28 +192,24 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
     config = AutoConfig.from_pretrained(folder)
     stored = stored_names(folder)
-    cls: Any = getattr(transformers, config.architectures[0])
+    cls: Any = naming.model_class("", "body", config, folder, False)
     with torch.device("meta"):
         wanted = cls(config).state_dict().keys()
-    poolerless = any(n.startswith("pooler.") for n in wanted) and not any(
-        n.startswith("pooler.") for n in stored
-    )
+    poolers = ("pooler.", f"{cls.base_model_prefix}.pooler.")
+    poolerless = any(n.startswith("pooler.") for n in wanted) and not any(n.startswith(poolers) for n in stored)
     options = {"add_pooling_layer": False} if poolerless else {}
     # The dtype that was written, whatever the library's default is.
     with quiet_loading():
         found = cls.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
     model: PreTrainedModel = whole(found, folder)
+    model.config.return_dict = True
     model.eval()
     return model
 
 
 def stored_names(folder: Path) -> frozenset[str]:
     """Returns the parameter names in the safetensors files at the top of a folder, from headers alone."""
-    names: set[str] = set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as handle:
-            names.update(handle.keys())
-    return frozenset(names)
+    return frozenset(name for file in weight_files(folder) for name in names_in(file))
 
 
 def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedModel:
@@ -222,7 +219,7 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
         SourceError: the head's file is missing, damaged or incomplete.
     """
     place = folder / TASKS / about.name
-    file = place / HEAD
+    file = head_file(folder, about.name)
     if not file.is_file():
         raise SourceError(f"{file} is missing: the merged checkpoint is incomplete, merge again")
     config = AutoConfig.from_pretrained(place)
@@ -236,11 +233,14 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     setattr(model, model.base_model_prefix, with_modules(encoder, model.base_model, kept))
     model.load_state_dict(own, strict=False, assign=True)
     everything = chain(model.named_parameters(), model.named_buffers())
+    if odd := [name for name, tensor in own.items() if not bool(tensor.isfinite().all())]:
+        raise SourceError(f"{file}: {', '.join(odd)} contains NaN or Inf: the head is damaged, merge again")
     missing = [name for name, tensor in everything if tensor.is_meta]
     if missing:
         raise SourceError(
             f"{file} lacks {', '.join(missing)}: the merged checkpoint is incomplete, merge again"
         )
+    model.config.return_dict = True
     model.eval()
     return model
 

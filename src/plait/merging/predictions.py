@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.data import Examples, encode, length_limit
+from plait.data import Examples, collate, encode, length_limit, plan
 from plait.data.answers import best_answers
+from plait.data.batching import UNKNOWN, padding_for, without_padding
 from plait.data.reading import one_text
 from plait.errors import DataError
 from plait.merging.manifest import Task
@@ -96,31 +97,34 @@ def answerable(merged: Merged, task: str | None, *, paired: bool) -> tuple[str, 
 class Encoded:
     """One tokenised batch: tensors for the model, and the tokenizer's own view for words and offsets."""
 
-    def __init__(self, encoding: Any, texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    def __init__(
+        self, encoding: Any, texts: Sequence[str], pairs: Sequence[str] | None, tensors: dict[str, Tensor]
+    ) -> None:
         """Keeps the encoding beside the texts it came from."""
         self.encoding = encoding
         self.texts = texts
         self.pairs = pairs
-        self.tensors: dict[str, Tensor] = dict(encoding)
+        self.tensors: dict[str, Tensor] = tensors
 
 
 def encoded(
     merged: Merged, texts: list[str], pairs: list[str] | None, batch_size: int, max_length: int | None
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Yields row numbers and their tokenised batch, similar lengths together so that little is padding."""
-    options = {
-        "truncation": True,
-        "max_length": length_limit(merged.tokenizer, merged.encoder.config, max_length),
-        "padding": True,
-        "padding_side": "right",
-        "return_tensors": "pt",
-    }
+    config = merged.encoder.config
+    longest = length_limit(merged.tokenizer, config, max_length)
+    padding = padding_for(merged.tokenizer, config)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(pairs[i]) if pairs else 0))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    # Where nothing can pad, texts go one by one: what is said of one does not depend on its company.
+    size = 1 if without_padding(config) or padding["input_ids"] == UNKNOWN else batch_size
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         firsts = [texts[i] for i in rows]
         seconds = [pairs[i] for i in rows] if pairs else None
-        yield rows, Encoded(merged.tokenizer(firsts, seconds, **options), firsts, seconds)
+        table = merged.tokenizer(firsts, seconds, truncation=True, max_length=longest)
+        names = [name for name in table if name in padding]
+        features = [dict(zip(names, row, strict=True)) for row in zip(*(table[n] for n in names), strict=True)]
+        yield rows, Encoded(table, firsts, seconds, collate(features, padding))
 
 
 class Questions:
@@ -156,10 +160,10 @@ class Questions:
 
     def answers(self, batch_size: int, *, unanswerable: bool) -> dict[str, list[Prediction]]:
         """Returns each task's answers, after a pass over the windows that are left."""
-        left = [w for w in range(len(self.windows)) if any(w not in self.logits[n] for n in self.names)]
-        left.sort(key=lambda w: -len(self.windows.features[w]["input_ids"]))
-        for start in track(range(0, len(left), batch_size), "predict"):
-            self._fill(left[start : start + batch_size])
+        left = {w for w in range(len(self.windows)) if any(w not in self.logits[n] for n in self.names)}
+        batches = [[w for w in rows if w in left] for rows in plan(self.windows, batch_size)]
+        for rows in track([rows for rows in batches if rows], "predict"):
+            self._fill(rows)
         results = {}
         for name, found in self.logits.items():
             table = [found[window] for window in range(len(self.windows))]

@@ -30,13 +30,27 @@ def prepared(model: PreTrainedModel) -> Iterator[None]:
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), _any_batch(model):
             yield
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _any_batch(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a decoder without a pad token take copies of one text, which its class refuses."""
+    config = model.config.get_text_config()
+    lacking = getattr(config, "pad_token_id", 0) is None
+    if lacking:
+        config.pad_token_id = -1  # what no text holds: its last token is the last one
+    try:
+        yield
+    finally:
+        if lacking:
+            config.pad_token_id = None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.checkpoints.files import read_json
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.sealed import digest
+from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target, writing
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
 from plait.errors import OutputError, RecipeError, did_you_mean
@@ -253,7 +254,7 @@ def _write(
     try:
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            keep_tokenizer(tokenizer, folder)
             (folder / RECORD).write_text(record, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

@@ -25,6 +25,7 @@ from plait.checkpoints.origin import locate
 from plait.checkpoints.source import quiet_loading, read_config
 from plait.checkpoints.tokenizers import misfit, open_tokenizer
 from plait.data import Examples, Kind, ProblemType
+from plait.data.batching import without_padding
 from plait.data.labels import check_complete, names_in, what_was_taken
 from plait.errors import DataError, SourceError
 
@@ -129,7 +130,23 @@ def open_with(
             model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
     except (OSError, ValueError) as error:
         raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {first_line(error)}") from error
+    model.config.return_dict = True
+    _give_padding(base, model, tokenizer, head)
     return (_renewed(model) if head.differs(old, model) else model), tokenizer
+
+
+def _give_padding(
+    base: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: Head
+) -> None:
+    """Records the tokenizer's pad token with a model that has none and will look for it behind every text."""
+    if head.kind != "sequence_classification" or not hasattr(model, "score") or not without_padding(model.config):
+        return
+    if tokenizer.pad_token_id is None:
+        raise SourceError(
+            f"{base}: neither its config nor its tokenizer has a pad token, by which a decoder's head finds the last "
+            "token of a text; set pad_token_id in config.json (that of the end-of-text token will do)"
+        )
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def _renewed(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.data import collate, held_back
+from plait.data import held_back
 from plait.errors import MergeError
 from plait.merging.merged import Merged
 from plait.merging.refinement.answers import (
@@ -218,7 +218,7 @@ class Texts:
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Returns some of the texts as one batch."""
-        return collate(features, self.answers[0].encoded.padding)
+        return self.answers[0].encoded.collate(features)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from plait.checkpoints.beside import FOREIGN
 from plait.checkpoints.source import Checkpoint
 from plait.errors import RecipeError, SourceError, listed
 
@@ -91,7 +92,9 @@ def check_teachers(teachers: Sequence[Checkpoint], *, logits_only: bool = False)
 
 def _unfit(teacher: Checkpoint, *, logits_only: bool) -> str | None:
     if teacher.kind == "body":
-        return f"has no classification head ({teacher.architecture})"
+        beside = [name for name in FOREIGN if (teacher.folder / name).is_file()]
+        said = f"; {listed(beside)} beside it, such as SetFit writes, cannot be used" if beside else ""
+        return f"has no classification head ({teacher.architecture}{said})"
     if teacher.kind != "sequence_classification":
         return f"is a model for {teacher.kind.replace('_', ' ')} ({teacher.architecture})"
     return None if logits_only else _no_single_label(teacher)

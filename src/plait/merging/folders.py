@@ -1,0 +1,161 @@
+"""How a merged checkpoint lies in its folder: transformers opens the top and each task's folder by itself.
+
+At the top lies the shared encoder, under the names that models with a head give it, so that any class of the family
+finds it; a merge with one task is that task's model. `tasks/<name>/` has the task's config, `head.safetensors`, links
+to the files of encoder and tokenizer, and an index that says what lies where.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedModel
+
+from plait.checkpoints import naming
+from plait.checkpoints.beside import SETTINGS, module_folders
+from plait.checkpoints.files import SAFETENSORS
+from plait.checkpoints.tokenizers import tokenizer_files
+from plait.errors import SourceError, listed
+from plait.merging.manifest import Task
+
+TASKS = "tasks"
+HEAD = "head.safetensors"
+"""Behind `encoder.safetensors` in the alphabet: where both hold a pooler, transformers takes that of the later file."""
+INDEX = f"{SAFETENSORS}.index.json"
+logger = logging.getLogger("plait")
+
+
+def head_file(folder: Path, task: str) -> Path:
+    """Returns the file of a task's head; before there were links it was called like that of a whole model."""
+    place = folder / TASKS / task
+    return place / HEAD if (place / HEAD).is_file() else place / SAFETENSORS
+
+
+def names_in(file: Path) -> dict[str, int]:
+    """Returns the parameters of a safetensors file with their bytes, from its header alone."""
+    if not file.is_file():
+        return {}
+    with safe_open(file, "pt") as handle:
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+        return {name: _bytes(part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+
+
+def _bytes(dtype: str, shape: list[int]) -> int:
+    digits = re.search(r"\d+", dtype)
+    return torch.Size(shape).numel() * (int(digits[0]) // 8 if digits else 1)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files of the encoder at the top of a merged checkpoint."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def complete(folder: Path, tasks: Iterable[str]) -> None:
+    """Makes each task's folder a checkpoint that transformers opens; takes hardly any space."""
+    shared = {file.name: names_in(file) for file in weight_files(folder)}
+    everything = {name for names in shared.values() for name in names}
+    for task in tasks:
+        place = folder / TASKS / task
+        own = names_in(place / HEAD)
+        whole = everything.issuperset(own)
+        links = {name: name if whole else name.replace("model", "encoder", 1) for name in shared}
+        if whole and len(shared) > 1:
+            links[INDEX] = INDEX
+        elif not whole:
+            _write_index(place, {links[file]: names for file, names in shared.items()}, own)
+        links |= {file.name: file.name for file in tokenizer_files(folder)}
+        links |= {name: name for name in _modules(folder, own)}
+        for target, name in links.items():
+            _link(place / name, folder / target)
+
+
+def _modules(folder: Path, own: Collection[str]) -> list[str]:
+    """Returns the files of an embedding model's modules, which tasks without a head share."""
+    if own:
+        return []
+    settings = [name for name in SETTINGS if (folder / name).is_file()]
+    inside = [file for place in module_folders(folder) for file in (folder / place).iterdir()]
+    return [*settings, *(str(file.relative_to(folder)) for file in inside)]
+
+
+def _write_index(place: Path, shared: dict[str, dict[str, int]], own: dict[str, int]) -> None:
+    """Writes where each parameter of a task's model lies: its own in the head's file, before the encoder's."""
+    prefix = _prefix(place)
+    body = {name: file for file, names in shared.items() for name in names if name.startswith(prefix)}
+    sizes = {name: size for names in shared.values() for name, size in names.items() if name in body} | own
+    content = {
+        "metadata": {"total_size": sum(sizes.values())},
+        "weight_map": {**body, **dict.fromkeys(own, HEAD)},
+    }
+    (place / INDEX).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _prefix(place: Path) -> str:
+    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    return f"{naming.model_class('', 'body', config, place, False).base_model_prefix}."
+
+
+def _link(place: Path, target: Path) -> None:
+    """Makes one file appear in two places: by a link that moves with the folder, or else by a second name."""
+    if place.exists() or place.is_symlink():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        place.symlink_to(os.path.relpath(target, place.parent))
+        return
+    try:
+        os.link(target, place)
+    except OSError as error:
+        why = error.strerror
+        logger.warning("%s: cannot be linked (%s): open this task with plait.load or plait export", place, why)
+
+
+def copy_generation(origin: Path, folder: Path) -> None:
+    """Copies how a language model generates by default."""
+    file = origin / "generation_config.json"
+    if file.is_file():
+        shutil.copyfile(file, folder / file.name)
+
+
+def copy_modules(origin: Path, folder: Path) -> None:
+    """Copies what an embedding model has beside its encoder."""
+    for name in _modules(origin, ()):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin / name, folder / name)
+
+
+def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedModel | None:
+    """Returns a language model around an encoder that is not copied; None where the task is the bare encoder.
+
+    Raises:
+        SourceError: the head is not among the weights.
+    """
+    place = folder / TASKS / about.name
+    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    cls = naming.language_class(about.architecture, config)
+    if cls is None:
+        return None
+    with torch.device("meta"):
+        model: PreTrainedModel = cls(config)
+    wanted = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
+    own = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as handle:
+            own |= {name: handle.get_tensor(name).clone() for name in handle.keys() if name in wanted}  # noqa: SIM118
+    setattr(model, model.base_model_prefix, encoder)
+    model.load_state_dict(own, strict=False, assign=True)
+    model.tie_weights()
+    if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
+        raise SourceError(f"{folder} lacks {listed(missing)}: the merged checkpoint is incomplete, merge again")
+    model.config.return_dict = True
+    model.eval()
+    return model
