@@ -93,6 +93,7 @@ def _logits(  # noqa: PLR0917 - what predicting takes
             name=name,
             revision=about.get("revision"),
             trust_remote_code=trust_remote_code,
+            ask_hub=False,
         )
         if teacher.digest != about["digest"]:
             logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from plait.checkpoints.files import first_line
+from plait.boundary import reading
 from plait.checkpoints.origin import VOCABULARIES
 from plait.errors import SourceError
 
@@ -34,12 +34,10 @@ def open_tokenizer(
     if not has_tokenizer(folder):
         # transformers would make up an empty vocabulary here
         raise SourceError(f"{name}: no tokenizer in {folder}; expected tokenizer.json or a vocabulary")
-    try:
+    with reading(name, f"tokenizer in {folder} does not load"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
-    except Exception as error:  # tokenizers raises plain Exception on a corrupt file
-        raise SourceError(f"{name}: tokenizer in {folder} does not load: {first_line(error)}") from error
     return found
 
 

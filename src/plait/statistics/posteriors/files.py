@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from plait.boundary import parse_json, reading, validated
 from plait.checkpoints.writer import check_space
-from plait.errors import DataError, OutputError
+from plait.errors import DataError, OutputError, listed
+from plait.tensors import checksum
 
 METADATA = "plait"
 PARTIAL = ".partial"
@@ -63,16 +64,18 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def write_shard(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes tensors with what they were made from, and their checksum."""
     whole = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    record = {**facts, "checksum": _checksum(whole)}
+    record = {**facts, "checksum": checksum(whole)}
     write_bytes(path, save(whole, {METADATA: json.dumps(record, sort_keys=True)}))
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    total = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        total.update(name.encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+class _Facts(BaseModel):
+    """What a shard says of itself, as far as all kinds of shards do."""
+
+    model_config = ConfigDict(extra="allow")
+
+    texts: str | None = None
+    teacher: str | None = None
+    checksum: str | None = None
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         DataError: missing, truncated or changed since it was written.
     """
     tensors, facts = _read(path, tensors=True)
-    if facts.get("checksum") != _checksum(tensors):
+    if facts.get("checksum") != checksum(tensors):
         raise _damaged(path, "its content is not what was written")
     return tensors, facts
 
@@ -95,13 +98,13 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: this shard is missing; score the texts again, and it is computed anew")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA])
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, " ".join(str(error).split()) or "no record in it") from None
-    return found, facts
+    advice = "delete it, and it is scored again"
+    what = "truncated or corrupt shard"
+    with reading(path, what, error=DataError, advice=advice), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {})[METADATA]
+        found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    content = parse_json(text, path, error=DataError, advice=advice)
+    return found, validated(_Facts, content, path, error=DataError, advice=advice).model_dump(exclude_unset=True)
 
 
 def _damaged(path: Path, why: str) -> DataError:
@@ -120,6 +123,9 @@ def check_place(folder: Path, marker: str) -> None:
         raise OutputError(f"{folder} is a file (expected a folder to write to)")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
         raise OutputError(f"{folder} is not empty and holds no posterior store (choose another folder)")
+    links = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise OutputError(f"{folder}: {listed(sorted(links), 5)} in the store links elsewhere; put what it names there")
 
 
 def size_of(folder: Path) -> int:
