@@ -144,8 +144,8 @@ def read_safetensors_header(file: Path) -> dict[str, Header]:
     if not isinstance(table, dict):
         raise _corrupt(file, "its header is not a JSON object")
     metadata = table.pop("__metadata__", None)
-    texts = metadata.values() if isinstance(metadata, dict) else [metadata or ""]
-    if not all(isinstance(value, str) for value in texts):
+    texts = metadata.values() if isinstance(metadata, dict) else [metadata]
+    if metadata is not None and not all(isinstance(value, str) and isinstance(metadata, dict) for value in texts):
         raise _corrupt(file, "its __metadata__ are not texts")
     headers = {name: _entry(file, name, entry, 8 + length) for name, entry in table.items()}
     _check_extent(file, headers, 8 + length, size)

@@ -50,7 +50,7 @@ def _classes(kind: str, config: PretrainedConfig) -> set[str]:
     found = (getattr(auto, f"MODEL_{head}MAPPING_NAMES").get(config.model_type, ()) for head in heads)
     custom: str = (getattr(config, "auto_map", None) or {}).get(_auto_class(kind), "")
     known = {name for names in found for name in ([names] if isinstance(names, str) else names)}
-    return known | {custom.rpartition(".")[2]}
+    return known | ({str(custom).rpartition(".")[2]} if custom else set())
 
 
 def _class_for(kind: str, config: PretrainedConfig) -> ModelClass | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,17 @@ def open_tokenizer(
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
+        _try(found)
     return found
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError`, or what the library raises, for a tokenizer that opens but does not work."""
+    longest: Any = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not 1 <= longest < math.inf:
+        raise ValueError(f"model_max_length is {longest!r}, expected a whole number above 0")
+    tokenizer.model_max_length = int(longest)
+    tokenizer("a \u4e00", "\U0001f642")  # it may lack the token for what it does not know
 
 
 def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:

@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor
 
 from plait import progress
+from plait.boundary import reading
 from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, Texts
 from plait.errors import DataError
@@ -162,8 +163,10 @@ class Run:
     def finish(self, teacher: Teacher) -> None:
         """Writes into the record that a teacher is done, with what it cost."""
         every = [read_facts(self.file(teacher, number)) for number in range(self.record.shards)]
-        forwards = {**self.record.forwards, teacher.name: sum(facts["forwards"] for facts in every)}
-        told = replace(teacher, max_length=every[0]["limit"])
+        what, advice = "shards lack what they cost", "delete them, and they are scored again"
+        with reading(self.file(teacher, 0).parent, what, error=DataError, advice=advice):
+            forwards = {**self.record.forwards, teacher.name: float(sum(facts["forwards"] for facts in every))}
+            told = replace(teacher, max_length=int(every[0]["limit"]))
         teachers = tuple(told if t.name == told.name else t for t in self.record.teachers)
         self.record = replace(self.record, teachers=teachers, forwards=forwards)
         self.record.write(self.folder)
