@@ -143,7 +143,6 @@ FIELDS: list[tuple[str, str, Any, str]] = [
     ("plait.json", "sources", {"mood": {"origin": "a\0b"}}, "expected the name of a folder"),
     ("plait.json", "recipe", [], "recipe is a list"),
     ("plait.json", "versions", {"torch": 3}, "versions.torch is 3"),
-    ("plait.json", "surplus", 1, "surplus"),
     ("config.json", "num_hidden_layers", 10**8, "num_hidden_layers in config.json is 100,000,000"),
     ("config.json", "num_hidden_layers", 3000, "has more than"),
     ("config.json", "hidden_size", 10**300, "a whole number of 997 bits"),

@@ -12,6 +12,10 @@ from tests.hardening.harness import run
 from tests.models import save, texts, tiny
 
 
+SHORT = ("--epochs", "1", "--batch-size", "4")
+TRAINED = ("--members", "2", *SHORT)
+
+
 @dataclass(frozen=True)
 class World:
     """Where everything lies."""
@@ -48,12 +52,11 @@ def build(root: Path) -> World:
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     two = [f"mood={root / 'mood'}", f"type={root / 'type'}"]
-    quick = ["--members", "2", "--epochs", "1", "--batch-size", "4"]
     diagonal = ["--importance", "diagonal", "-o"]
     commands: list[list[object]] = [
         ["merge", *two, "--method", "average", "-o", root / "merged"],
         ["posteriors", *two, "--text", root / "mood.jsonl", "--passes", "1", "-o", root / "store"],
-        ["ensemble", root / "mood", "--data", root / "mood.jsonl", *quick, "-o", root / "ensemble"],
+        ["ensemble", root / "mood", "--data", root / "mood.jsonl", *TRAINED, "-o", root / "ensemble"],
         *(
             ["estimate", root / name, "--data", root / f"{name}.jsonl", *diagonal, root / f"{name}.safetensors"]
             for name in ("mood", "type")
@@ -84,6 +87,22 @@ def commands(world: World, kind: str, target: Path, out: Path) -> list[list[obje
                 ["evaluate", target, "--data", mood, "--json", *quick],
                 ["merge", f"mood={target}", other, "--method", "average", *new, *quick],
                 ["inspect", target],
+                ["finetune", target, "--data", mood, "--epochs", "1", *new, *quick],
+                ["ensemble", target, "--data", mood, *TRAINED, *new, *quick],
+                ["posteriors", f"mood={target}", other, "--text", mood, "--passes", "1", *new, *quick],
+                [
+                    "amalgamate",
+                    f"mood={target}",
+                    other,
+                    "--text",
+                    mood,
+                    "--student",
+                    target,
+                    *SHORT,
+                    *new,
+                    *quick,
+                ],
+                ["estimate", target, "--data", mood, "-o", out / "new.safetensors", *quick],
             ]
         case "ensemble":
             return [

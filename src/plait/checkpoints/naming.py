@@ -146,10 +146,13 @@ def at_most(most: int) -> Iterator[None]:
         handle.remove()
 
 
-def check_size(cls: ModelClass, config: PretrainedConfig, headers: Mapping[str, Header], where: str) -> None:
-    """Raises `SourceError` where a config describes a model of other shapes, or much larger, than what is stored.
+def check_size(
+    cls: ModelClass, config: PretrainedConfig, headers: Mapping[str, Header], where: str, *, shapes: bool = True
+) -> None:
+    """Raises `SourceError` where a config describes a model much larger than what is stored, or of other shapes.
 
-    Loading such a model would draw what is missing, of whatever size the config says.
+    Loading such a model would draw what is missing, of whatever size the config says. Without `shapes`, those may
+    differ: a new head has its own.
     """
     built = skeleton(cls, config, where, stored=len(headers)).state_dict()
     wanted = sum(tensor.numel() for tensor in built.values())
@@ -159,7 +162,7 @@ def check_size(cls: ModelClass, config: PretrainedConfig, headers: Mapping[str, 
             f"{where}: config.json describes {wanted:,} numbers, the files hold {held:,}: correct it, or download "
             "the weights again"
         )
-    if problems := _misshapen({name: name for name in headers}, built, headers):
+    if shapes and (problems := _misshapen({name: name for name in headers}, built, headers)):
         raise SourceError(f"{where}: the weights do not fit {cls.__name__}: {listed(problems)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -100,9 +100,9 @@ class _Recipe(BaseModel):
 
 
 class _File(BaseModel):
-    """The file; what only people read is of any form."""
+    """The file; what only people read is of any form, and keys of later versions are not ours to judge."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     format: Annotated[int, Field(ge=1, le=FORMAT)]
     tasks: Annotated[dict[PlainName, _Task], Field(min_length=1)]
@@ -155,5 +155,6 @@ def read_manifest(folder: str | Path) -> Manifest:
         if strangers or task.name != name:
             what = f"its source {strangers[0]!r} is not recorded" if strangers else f"it is called {task.name!r}"
             raise SourceError(f"{file} is damaged: tasks.{name}: {what}; {AGAIN}")
-    rest = checked.model_dump(exclude={"format", "tasks"})
-    return Manifest(tasks={name: Task(**task.model_dump()) for name, task in checked.tasks.items()}, **rest)
+    tasks = {name: Task(**task.model_dump()) for name, task in checked.tasks.items()}
+    known = {one.name for one in fields(Manifest)} - {"tasks"}
+    return Manifest(tasks=tasks, **checked.model_dump(include=known))

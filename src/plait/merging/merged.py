@@ -268,7 +268,7 @@ def class_of(
 
 def check_task(place: Path, about: Task, model: PreTrainedModel, encoder: PreTrainedModel) -> None:
     """Raises `SourceError` where a task's config is not that of its record, or is of another encoder."""
-    rows = int(model.config.num_labels)
+    rows = int(model.config.num_labels or 0)
     if about.labels is not None and len(about.labels) != rows:
         raise SourceError(f"{place}: config.json has {rows} labels, plait.json {len(about.labels)}; merge again")
     there = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
