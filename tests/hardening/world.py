@@ -11,7 +11,6 @@ import yaml
 from tests.hardening.harness import run
 from tests.models import save, texts, tiny
 
-
 SHORT = ("--epochs", "1", "--batch-size", "4")
 TRAINED = ("--members", "2", *SHORT)
 
