@@ -12,6 +12,7 @@ from tests.hardening.harness import run
 from tests.models import save, texts, tiny
 
 SHORT = ("--epochs", "1", "--batch-size", "4")
+CHEAP = (*SHORT, "--gate", "entropy")
 TRAINED = ("--members", "2", *SHORT)
 
 
@@ -55,6 +56,7 @@ def build(root: Path) -> World:
     commands: list[list[object]] = [
         ["merge", *two, "--method", "average", "-o", root / "merged"],
         ["posteriors", *two, "--text", root / "mood.jsonl", "--passes", "1", "-o", root / "store"],
+        ["amalgamate", *two, "--text", root / "mood.jsonl", "--student", root / "mood", *CHEAP, "-o", root / "student"],
         ["ensemble", root / "mood", "--data", root / "mood.jsonl", *TRAINED, "-o", root / "ensemble"],
         *(
             ["estimate", root / name, "--data", root / f"{name}.jsonl", *diagonal, root / f"{name}.safetensors"]
@@ -103,6 +105,8 @@ def commands(world: World, kind: str, target: Path, out: Path) -> list[list[obje
                 ],
                 ["estimate", target, "--data", mood, "-o", out / "new.safetensors", *quick],
             ]
+        case "student":
+            return [["evaluate", target, "--data", mood, "--json", *quick], ["inspect", target]]
         case "ensemble":
             return [
                 ["evaluate", target, "--data", mood, "--json", *quick],
@@ -131,6 +135,6 @@ def commands(world: World, kind: str, target: Path, out: Path) -> list[list[obje
 
 
 KINDS = (
-    "merged", "mood", "ensemble", "store", "mood.safetensors", "recipe.yaml", "mood.tsv", "mood.csv", "mood.json",
-    "mood.jsonl",
+    "merged", "mood", "ensemble", "student", "store", "mood.safetensors", "recipe.yaml", "mood.tsv",
+    "mood.csv", "mood.json", "mood.jsonl",
 )  # fmt: skip

@@ -22,7 +22,7 @@ from plait.statistics.posteriors.files import clear_partial, read_facts, write_s
 from plait.statistics.posteriors.record import Record
 from plait.statistics.posteriors.scorer import Scorer, Turn, opened
 from plait.statistics.posteriors.settings import Settings
-from plait.statistics.posteriors.store import teacher_file, texts_file
+from plait.statistics.posteriors.store import shard_key, teacher_file, texts_file
 from plait.statistics.posteriors.teacher import Teacher
 
 
@@ -137,7 +137,7 @@ class Run:
         """
         if not file.exists():
             return False
-        key = read_facts(texts_file(self.folder, number))["texts"]
+        key = shard_key(self.folder, number)
         facts, wanted = read_facts(file), {**self._facts(teacher), "texts": key}
         differing = [name for name in wanted if facts.get(name) != wanted[name]]
         if differing:

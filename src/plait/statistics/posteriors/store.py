@@ -159,7 +159,11 @@ def texts_file(folder: Path, number: int) -> Path:
 
 def shard_key(folder: Path, number: int) -> str:
     """Returns the hash over the texts of a shard."""
-    return str(read_facts(texts_file(folder, number)).get("texts"))
+    file = texts_file(folder, number)
+    key = read_facts(file).get("texts")
+    if key is None:
+        raise DataError(f"{file}: corrupt shard (says nothing of its texts); delete it, and it is scored again")
+    return str(key)
 
 
 def teacher_file(folder: Path, teacher: Teacher, number: int) -> Path:
