@@ -201,7 +201,7 @@ class Run:
         file, key = texts_file(self.folder, number), xxhash.xxh3_128_hexdigest(hashes.numpy().data)
         if not file.exists():
             write_shard(file, {"hashes": hashes}, {"texts": key})
-        elif read_facts(file)["texts"] != key:
+        elif read_facts(file).get("texts") != key:
             raise DataError(
                 f"{self.texts.source}: changed while it was scored; leave it alone, and score it again"
             )
