@@ -403,6 +403,15 @@ def test_labels_are_shown_and_not_obeyed(world: World, tmp_path: Path, copy: Any
     assert "\x1b" not in card
 
 
+def test_half_a_character_is_no_text(world: World, copy: Any, tmp_path: Path) -> None:
+    file = tmp_path / "half.jsonl"
+    file.write_text('{"text": "a \\ud800 b", "label": 0}\n{"text": "c", "label": 1}\n')
+    refused(["evaluate", world.root / "type", "--data", file], str(file))
+    target = copy("ensemble")
+    edit(target / "tokenizer_config.json", note="\ud800")
+    refused(["export", target, "-o", tmp_path / "out"], "tokenizer")
+
+
 def test_nan_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     from plait.cli import render
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not 1 <= longest < math.inf:
         raise ValueError(f"model_max_length is {longest!r}, expected a whole number above 0")
     tokenizer.model_max_length = int(longest)
+    json.dumps(tokenizer.init_kwargs, ensure_ascii=False, default=str).encode()  # half a character cannot be saved
     tokenizer("a \u4e00", "\U0001f642")  # it may lack the token for what it does not know
 
 
