@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS := $(VENV)/.docs-installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test soak lint docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ $(DOCS): $(STAMP)
 
 docs: $(DOCS)
 	$(BIN)/mkdocs build --strict --quiet
+
+# Damaged and hostile files for an hour; PLAIT_SOAK_MINUTES and PLAIT_SOAK_SEED choose otherwise.
+soak: $(STAMP)
+	$(BIN)/python -m tests.hardening.soak
 
 demo: $(STAMP)
 	$(BIN)/plait demo -o demo --overwrite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -43,3 +44,38 @@ def listed(problems: Iterable[str], limit: int = 20) -> str:
     every = list(problems)
     shown = "; ".join(every[:limit])
     return shown + (f"; and {len(every) - limit} more" if len(every) > limit else "")
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Returns an error's message on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """Returns the first line of an error's message, up to where an explanation or advice begins."""
+    line = str(error).strip().partition("\n")[0].strip()
+    said = re.split(r"(?<=[^.])\.\s(?=[A-Z])", line)[0].rstrip(".") or type(error).__name__
+    return said if len(said) <= limit else said[: limit - 1] + "…"
+
+
+LONGEST = 600
+"""Characters of an error line that are printed: a file can hold a name of a megabyte."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Returns text that a terminal shows and does not obey.
+
+    Control characters, and those that turn the direction of writing, are spelled out as JSON does; tabs and ends of
+    lines stay.
+    """
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def as_line(message: str) -> str:
+    """Returns a message as one line of sane length: its beginning and its end, which says what to do."""
+    text = printable(" ".join(message.split()))
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST - 153]} … {text[-150:]}"

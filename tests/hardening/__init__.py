@@ -1,1 +1,1 @@
-"""Trust: what killed, hindered and hostile circumstances must not do."""
+"""Trust: files that are damaged or meant to harm, and jobs that are killed or hindered."""

@@ -348,7 +348,7 @@ def test_a_base_that_is_none(base, tmp_path):
         finetune("nobody/nothing", DATA["sequence"], tmp_path / "out", **QUICK)
     broken = shutil.copytree(base, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
-    with pytest.raises(SourceError, match="broken: cannot be opened as a model to fine-tune: "):
+    with pytest.raises(SourceError, match=r"broken: no weights found; expected model.safetensors"):
         finetune(broken, DATA["sequence"], tmp_path / "out", **QUICK)
     with pytest.raises(SourceError, match="nowhere: no such folder"):
         finetune(tmp_path / "nowhere", DATA["sequence"], tmp_path / "out", **QUICK)

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field
 
-from plait.checkpoints.files import first_line, read_json
-from plait.checkpoints.source import Checkpoint, open_checkpoint, quiet_loading, whole
+from plait.boundary import parse_json, read_text, reading, validated
+from plait.checkpoints.files import read_headers, read_json
+from plait.checkpoints.naming import check_size
+from plait.checkpoints.source import Checkpoint, open_checkpoint, quiet_loading, read_config, whole
 from plait.checkpoints.tokenizers import keep_tokenizer, open_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.ensembles.configuration import EnsembleConfig
@@ -29,6 +31,35 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 """Where separate models lie."""
+
+
+class _Recipe(BaseModel):
+    """What is read of an ensemble's recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: dict[str, Any] = Field(default_factory=dict)
+    members: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
+
+
+class _Member(BaseModel):
+    """A model that taught an ensemble's one."""
+
+    origin: str | None
+    digest: str | None = None
+    labels: tuple[str, ...] | None = None
+    revision: str | None = None
+
+
+class _Report(BaseModel):
+    """The record of an ensemble, as far as it is read; what only people read is of any form."""
+
+    model_config = ConfigDict(extra="allow")
+
+    recipe: _Recipe = _Recipe()
+    members: Annotated[int, Field(ge=1, le=10_000)] = 1
+    teachers: dict[str, _Member] = Field(default_factory=dict)
 
 
 def is_ensemble(place: Any) -> bool:
@@ -78,11 +109,9 @@ class SavedEnsemble:
             SourceError: the record is damaged.
         """
         place = self.folder / "plait.json"
-        found = dict(read_json(place)) if place.is_file() else {}
-        recipe = found.get("recipe", {})
-        if not (isinstance(recipe, Mapping) and isinstance(recipe.get("method", {}), Mapping)):
-            raise SourceError(f"{place}: is damaged (recipe is not that of an ensemble)")
-        return found
+        content = parse_json(read_text(place), place) if place.is_file() else {}
+        validated(_Report, content, place)
+        return dict(content)
 
     @property
     def method(self) -> str:
@@ -108,8 +137,7 @@ class SavedEnsemble:
     @cached_property
     def config(self) -> EnsembleConfig:
         """Returns the configuration, of the first where models are separate."""
-        found: EnsembleConfig = EnsembleConfig.from_pretrained(self.folders[0])
-        return found
+        return ensemble_config(self.folders[0])
 
     @property
     def encoder(self) -> Any:
@@ -194,6 +222,18 @@ class SavedEnsemble:
         return answers(self, texts, batch_size=batch_size)
 
 
+def ensemble_config(folder: Path) -> EnsembleConfig:
+    """Returns the configuration of one model.
+
+    Raises:
+        SourceError: it is damaged, of something else, or asks to run code.
+    """
+    found = read_config(folder)
+    if not isinstance(found, EnsembleConfig):
+        raise SourceError(f"{folder}: config.json is of a {found.model_type}, expected an ensemble")
+    return found
+
+
 def open_ensemble(folder: Path, kind: str) -> Ensemble:
     """Returns one model in memory, in eval mode.
 
@@ -202,11 +242,11 @@ def open_ensemble(folder: Path, kind: str) -> Ensemble:
     """
     from plait.ensembles.modeling import ENSEMBLES
 
-    try:
-        with quiet_loading():
-            found = ENSEMBLES[kind].from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SourceError(f"{folder}: the ensemble cannot be opened: {first_line(error)}") from error
+    cls, config = ENSEMBLES[kind], ensemble_config(folder)
+    told: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
+    check_size(cls, config, read_headers(folder), str(folder))
+    with quiet_loading(), reading(folder, "the ensemble cannot be opened"):
+        found = cls.from_pretrained(folder, config=config, trust_remote_code=False, **told)
     model: Ensemble = whole(found, folder)
     model.eval()
     return model

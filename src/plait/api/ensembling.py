@@ -201,7 +201,7 @@ def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.folder, add_prefix_space=True, local_files_only=True
+            source.folder, add_prefix_space=True, local_files_only=True, trust_remote_code=False
         )
         return found
     return tokenizer

@@ -242,8 +242,9 @@ def source_scores(
     record = merged.manifest.sources[name]
     try:
         source = open_checkpoint(
-            record["origin"], name=name, revision=record.get("revision"), trust_remote_code=trust_remote_code
-        )
+            record["origin"], name=name, revision=record.get("revision"), trust_remote_code=trust_remote_code,
+            ask_hub=False,
+        )  # fmt: skip
         if labels is not None and placeholders(source.labels):
             source = open_checkpoint(
                 record["origin"],
@@ -251,8 +252,9 @@ def source_scores(
                 revision=record.get("revision"),
                 trust_remote_code=trust_remote_code,
                 labels=labels,
+                ask_hub=False,
             )
-        if source.digest != record["digest"]:
+        if source.digest != record.get("digest"):
             logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
             return None
         return score(source.model(), source.tokenizer(), examples)

@@ -13,6 +13,7 @@ from torch import Tensor
 from plait.amalgamation.labels import LabelSpace, union
 from plait.amalgamation.targets import concat
 from plait.api.corpus import warn_of_places
+from plait.api.students import taught_by
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import open_checkpoint
 from plait.data import Examples, align_labels
@@ -32,8 +33,8 @@ def teacher_scores(
     A teacher gives no probability to labels it does not have. Teachers that are gone or have changed are left out, with
     a warning; the joined logits then are, too. A checkpoint that was not taught has no teachers.
     """
-    record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
-    if record.get("made_by") != "amalgamate":
+    record = taught_by(folder)
+    if not record:
         return {}
     told = record["teachers"]
     space = union({name: t["labels"] for name, t in told.items()}, record["recipe"].get("rename"))
@@ -71,10 +72,10 @@ def member_answers(
     told = read_json(folder / "plait.json").get("teachers", {})
     found: dict[str, Tensor] = {}
     for name, about in told.items():
-        if about["origin"] is not None:
+        if about.get("origin") is not None:
             rows = _logits(name, about, examples, batch_size, max_length, False)
             if rows is not None:
-                found[name] = rows[:, columns(name, about["labels"] or None, names)]
+                found[name] = rows[:, columns(name, about.get("labels") or None, names)]
     return found
 
 
@@ -93,8 +94,9 @@ def _logits(  # noqa: PLR0917 - what predicting takes
             name=name,
             revision=about.get("revision"),
             trust_remote_code=trust_remote_code,
+            ask_hub=False,
         )
-        if teacher.digest != about["digest"]:
+        if teacher.digest != about.get("digest"):
             logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])
             return None
         rows = predict_logits(

@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field
+
+from plait.boundary import validated
 from plait.checkpoints.files import read_json
 from plait.checkpoints.source import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import keep_tokenizer
@@ -30,6 +33,42 @@ def is_student(folder: str | Path) -> bool:
         return record.is_file() and read_json(record).get("made_by") == "amalgamate"
     except SourceError:  # damaged: whoever opens it says so
         return False
+
+
+class _Teacher(BaseModel):
+    """A teacher as a student's record has it."""
+
+    origin: str | None
+    digest: str | None = None
+    revision: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+class _Recipe(BaseModel):
+    """What is read of a student's recipe."""
+
+    rename: dict[str, str] = Field(default_factory=dict)
+
+
+class _Report(BaseModel):
+    """The record of a student, as far as it is read; what only people read is of any form."""
+
+    teachers: dict[str, _Teacher]
+    recipe: _Recipe
+
+
+def taught_by(folder: Path) -> dict[str, Any]:
+    """Returns the record of who taught a student; nothing for other checkpoints.
+
+    Raises:
+        SourceError: the record is damaged.
+    """
+    file = folder / "plait.json"
+    record = read_json(file) if file.is_file() else {}
+    if record.get("made_by") != "amalgamate":
+        return {}
+    validated(_Report, record, file)
+    return record
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.errors import SourceError, listed
+from plait.boundary import check_plain, read_text, reading
+from plait.errors import SourceError, first_line, listed, one_line
 
+__all__ = [
+    "PICKLE", "SAFETENSORS", "Header", "TensorFiles", "first_line", "instead", "load_pickle", "one_line",
+    "read_headers", "read_json", "read_pickle_header", "read_safetensors_header",
+]  # fmt: skip
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 _HEADER_LIMIT = 100_000_000  # what the safetensors format allows
 _DTYPES = {
@@ -111,29 +116,14 @@ def _refuse_unsafe(index: Path, shards: Iterable[str], suffix: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object a JSON file holds."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path}: missing; expected a JSON object there") from None
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path}: not readable as JSON ({one_line(error)}); download or write it again"
-        ) from None
+    if not path.exists():
+        raise SourceError(f"{path}: missing; expected a JSON object there")
+    with reading(path, "not readable as JSON", advice="download or write it again"):
+        value = json.loads(read_text(path))
+        check_plain(value)
     if not isinstance(value, dict):
         raise SourceError(f"{path}: holds a {type(value).__name__}, expected a JSON object")
     return value
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Returns an error's message on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, up to where an explanation or advice begins."""
-    line = str(error).strip().partition("\n")[0].strip()
-    return re.split(r"(?<=[^.])\.\s(?=[A-Z])", line)[0].rstrip(".") or type(error).__name__
 
 
 def read_safetensors_header(file: Path) -> dict[str, Header]:
@@ -148,13 +138,15 @@ def read_safetensors_header(file: Path) -> dict[str, Header]:
         if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
             raise _corrupt(file, f"its header claims {length:,} bytes of a file of {size:,}")
         text = stream.read(length)
-    try:
+    broken = "corrupt or truncated safetensors file: its header is not JSON"
+    with reading(file, broken, advice="download or save it again"):
         table = json.loads(text.decode("utf-8"))
-    except ValueError as error:
-        raise _corrupt(file, f"its header is not JSON: {one_line(error)}") from None
     if not isinstance(table, dict):
         raise _corrupt(file, "its header is not a JSON object")
-    table.pop("__metadata__", None)
+    metadata = table.pop("__metadata__", None)
+    texts = metadata.values() if isinstance(metadata, dict) else [metadata]
+    if metadata is not None and not all(isinstance(value, str) and isinstance(metadata, dict) for value in texts):
+        raise _corrupt(file, "its __metadata__ are not texts")
     headers = {name: _entry(file, name, entry, 8 + length) for name, entry in table.items()}
     _check_extent(file, headers, 8 + length, size)
     return headers

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto as auto
 
-from plait.checkpoints.files import Header, one_line
+from plait.boundary import reading
+from plait.checkpoints.files import Header
 from plait.errors import SourceError, listed
 
 _HEADS = {
@@ -47,7 +52,7 @@ def _classes(kind: str, config: PretrainedConfig) -> set[str]:
     found = (getattr(auto, f"MODEL_{head}MAPPING_NAMES").get(config.model_type, ()) for head in heads)
     custom: str = (getattr(config, "auto_map", None) or {}).get(_auto_class(kind), "")
     known = {name for names in found for name in ([names] if isinstance(names, str) else names)}
-    return known | {custom.rpartition(".")[2]}
+    return known | ({str(custom).rpartition(".")[2]} if custom else set())
 
 
 def _class_for(kind: str, config: PretrainedConfig) -> ModelClass | None:
@@ -114,15 +119,63 @@ def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | 
     return None
 
 
-def skeleton(cls: ModelClass, config: PretrainedConfig, where: str, **options: Any) -> PreTrainedModel:
-    """Returns the model on the meta device: names and shapes without memory or random draws."""
+def skeleton(
+    cls: ModelClass, config: PretrainedConfig, where: str, *, stored: int = 100_000, **options: Any
+) -> PreTrainedModel:
+    """Returns the model on the meta device: names and shapes without memory or random draws.
+
+    Args:
+        cls: the class to build.
+        config: what it is built from.
+        where: what messages call it.
+        stored: how many tensors its files hold; a config that asks for many more is refused while it is built.
+        options: go to the class.
+
+    Raises:
+        SourceError: a config that contradicts itself, or that describes much more than is stored.
+    """
+    # Tied weights are stored once, a head or pooler not at all.
+    most, what = 2 * stored + 100, f"config.json does not build a {cls.__name__}"
+    with reading(where, what, advice="correct it"), at_most(most), torch.device("meta"), no_init_weights():
+        return cls(copy.deepcopy(config), **options)
+
+
+@contextmanager
+def at_most(most: int) -> Iterator[None]:
+    """Stops a model that is built inside, in this thread, as soon as it has more than `most` parameters."""
+    count, thread = 0, get_ident()
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += get_ident() == thread
+        if count > most:
+            raise ValueError(f"it has more than {most:,} parameters, many more than are stored")
+
+    handle = register_module_parameter_registration_hook(counted)
     try:
-        with torch.device("meta"), no_init_weights():
-            return cls(copy.deepcopy(config), **options)
-    except Exception as error:  # whatever a contradictory config makes a model class raise
+        yield
+    finally:
+        handle.remove()
+
+
+def check_size(
+    cls: ModelClass, config: PretrainedConfig, headers: Mapping[str, Header], where: str, *, shapes: bool = True
+) -> None:
+    """Raises `SourceError` where a config describes a model much larger than what is stored, or of other shapes.
+
+    Loading such a model would draw what is missing, of whatever size the config says. Without `shapes`, those may
+    differ: a new head has its own.
+    """
+    built = skeleton(cls, config, where, stored=len(headers)).state_dict()
+    wanted = sum(tensor.numel() for tensor in built.values())
+    held = sum(math.prod(header.shape) for header in headers.values())
+    if wanted > 2 * held + 10_000_000:
         raise SourceError(
-            f"{where}: config.json does not build a {cls.__name__}: {one_line(error)}; correct it"
-        ) from error
+            f"{where}: config.json describes {wanted:,} numbers, the files hold {held:,}: correct it, or download "
+            "the weights again"
+        )
+    if shapes and (problems := _misshapen({name: name for name in headers}, built, headers)):
+        raise SourceError(f"{where}: the weights do not fit {cls.__name__}: {listed(problems)}")
 
 
 def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, where: str) -> Names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from plait.boundary import reading, usable_name
 from plait.checkpoints.files import PICKLE, SAFETENSORS, first_line
 from plait.errors import SourceError, did_you_mean
 from plait.hub import reach_hub
@@ -32,16 +33,24 @@ def _weights(name: str) -> list[str]:
     return [name, f"{stem}-*.{suffix}", f"{name}.index.json"]
 
 
-def locate(origin: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Path:
-    """Returns the local folder of a checkpoint: the folder itself, or the snapshot of a Hub repository."""
-    path = Path(origin).expanduser()
+def locate(
+    origin: str | Path, revision: str | None = None, trust_remote_code: bool = False, *, ask_hub: bool = True
+) -> Path:
+    """Returns the local folder of a checkpoint: the folder itself, or the snapshot of a Hub repository.
+
+    Without `ask_hub`, only a snapshot that was downloaded before.
+    """
+    if not usable_name(str(origin)):
+        raise SourceError(f"{str(origin)[:80]!r}: no name of a folder or Hub id")
+    with reading(origin, "no name of a folder or Hub id"):
+        path = Path(origin).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise SourceError(f"{origin}: is a file, expected a checkpoint folder or a Hub id")
     if _looks_local(origin, path):
         raise SourceError(f"{origin}: no such folder{_neighbours(path)}")
-    return _download(str(origin), revision, trust_remote_code)
+    return _download(str(origin), revision, trust_remote_code) if ask_hub else _kept(str(origin), revision)
 
 
 def _looks_local(origin: str | Path, path: Path) -> bool:
@@ -60,6 +69,14 @@ def _neighbours(path: Path) -> str:
     parent = path.parent
     folders = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     return did_you_mean(path.name, folders) if folders else f"; {parent} does not exist either"
+
+
+def _kept(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    advice = "a record names it, nobody asked for it: download it to have it used"
+    with reading(repository, "not here", advice=advice):
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True))
 
 
 def _download(repository: str, revision: str | None, trust_remote_code: bool) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from plait.boundary import parse_yaml
 from plait.checkpoints.files import read_json
+from plait.errors import SourceError
+
+FRONT = 100_000
+"""Characters of a card in which its front matter must end."""
 
 
 def recorded_base(folder: Path) -> str | None:
@@ -38,9 +41,10 @@ def _from_card(card: Path) -> str | None:
     """Returns `base_model` of the YAML block that model cards begin with."""
     if not card.is_file():
         return None
-    head, _, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        head, _, rest = stream.read(FRONT).partition("---\n")
     try:
-        front = yaml.safe_load(rest.partition("\n---")[0]) if not head.strip() else None
-    except yaml.YAMLError:
+        front = parse_yaml(rest.partition("\n---")[0], card) if not head.strip() else None
+    except SourceError:
         return None
     return _text(front.get("base_model")) if isinstance(front, dict) else None

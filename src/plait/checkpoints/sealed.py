@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -16,21 +15,13 @@ from torch import Tensor
 
 from plait.checkpoints.files import first_line
 from plait.checkpoints.output import sync_file, sync_folder, whole_file, write_whole
+from plait.tensors import checksum
 
 logger = logging.getLogger("plait")
 METADATA = "plait"
 SEAL = "sealed.json"
 """The file of a sealed folder that says what the others are."""
 BLOCK = 2**22
-
-
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a hash over names and bytes of contiguous tensors."""
-    total = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        total.update(name.encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def write_sealed(file: Path, tensors: Mapping[str, Tensor], facts: Any = None) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from plait.boundary import reading
 from plait.checkpoints import naming
-from plait.checkpoints.files import Header, TensorFiles, instead, one_line, read_headers, read_json
+from plait.checkpoints.files import Header, TensorFiles, instead, read_headers, read_json
 from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES, locate
 from plait.checkpoints.records import recorded_base
 from plait.checkpoints.tokenizers import open_tokenizer
@@ -118,7 +119,7 @@ class Checkpoint:
 
     def model(self, **options: Any) -> PreTrainedModel:
         """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
-        with quiet_loading():
+        with quiet_loading(), reading(self.folder, "the model does not load"):
             loaded = self.model_class.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
             )
@@ -164,19 +165,21 @@ def open_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     labels: Sequence[str] | None = None,
+    ask_hub: bool = True,
 ) -> Checkpoint:
     """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
 
     Code that comes with a checkpoint runs only when `trust_remote_code` is set. `labels` are the names of the head's
-    labels, in its order, instead of those in its configuration.
+    labels, in its order, instead of those in its configuration. Without `ask_hub` an id is looked up among what was
+    downloaded before: for ids that stand in a file, which nobody has typed.
     """
-    folder = locate(origin, revision, trust_remote_code)
+    folder = locate(origin, revision, trust_remote_code, ask_hub=ask_hub)
     config = read_config(folder, trust_remote_code)
     headers = read_headers(folder)
-    architecture = _architecture(folder, config)
+    architecture = architecture_of(folder, config)
     kind = naming.kind_of(architecture, config, str(folder))
     cls = naming.model_class(architecture, kind, config, folder, trust_remote_code)
-    model = naming.skeleton(cls, config, str(folder))
+    model = naming.skeleton(cls, config, str(folder), stored=len(headers))
     names = naming.match(model, headers, kind, str(folder))
     more: dict[str, Any] = {"head": names.head}
     if kind == "body":
@@ -230,20 +233,23 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
         raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:
-        code = listed(sorted({str(target) for target in raw["auto_map"].values()}))
+        named = raw["auto_map"]
+        targets = named.values() if isinstance(named, dict) else [named]
+        code = listed(sorted({str(target) for target in targets}))
         raise SourceError(
             f"{folder}: config.json asks to run code that comes with it ({code}); read that code, then pass "
             "trust_remote_code (--trust-remote-code) if you trust it"
         )
+    if not isinstance(raw.get("model_type", ""), str):
+        raise SourceError(f"{folder}: model_type in config.json is no text; expected one such as bert")
     if not raw.get("model_type") and not trust_remote_code:
         expected = naming.type_of(raw.get("architectures"))
         raise SourceError(f"{folder}: config.json names no model_type; expected one such as {expected}")
-    try:
+    check_counts(raw, folder)
+    with reading(folder, "config.json is not understood"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except Exception as error:  # validators of transformers raise classes of their own
-        raise SourceError(f"{folder}: config.json is not understood: {one_line(error)}") from error
     if getattr(config, "quantization_config", None):
         raise SourceError(
             f"{folder}: quantized weights cannot be merged; give the checkpoint before quantization"
@@ -251,9 +257,32 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     return config
 
 
-def _architecture(folder: Path, config: PretrainedConfig) -> str:
+_REPEATED = re.compile(r"(layers?|groups?|group_num|blocks?|depth|members|num_labels)$")
+REPEATS, LABELS, LARGEST = 10_000, 1_000_000, 2**31
+
+
+def check_counts(raw: Mapping[str, Any], folder: Path) -> None:
+    """Raises `SourceError` for numbers in a config that no model has: a configuration lists each layer and label.
+
+    What is built from it is bounded by what the files hold; this keeps the configuration itself small.
+    """
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            check_counts(value, folder)
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        found = _REPEATED.search(str(key))
+        limit = LARGEST if not found else LABELS if found[0] == "num_labels" else REPEATS
+        if isinstance(value, int) and abs(value) > limit:
+            raise SourceError(f"{folder}: {key} in config.json is {value:,}; expected at most {limit:,}: correct it")
+
+
+def architecture_of(folder: Path, config: PretrainedConfig) -> str:
     """Returns the class recorded in the config; without a record only the bare encoder is certain."""
     recorded = list(config.architectures or ())
+    if not all(isinstance(name, str) for name in recorded):
+        raise SourceError(f"{folder}: architectures in config.json are no texts; name the class it was trained as")
     if len(recorded) > 1:
         raise SourceError(
             f"{folder}: config.json names several architectures ({', '.join(recorded)}); keep one"
@@ -279,7 +308,8 @@ def _labels(
     """Returns the label names in the order of the head's rows; heads that do not classify have none."""
     if kind not in {"sequence_classification", "token_classification"} or problem == "regression":
         return None
-    table = {int(row): str(label) for row, label in (config.id2label or {}).items()}
+    with reading(folder, "id2label in config.json is not understood", advice="expected row numbers and names"):
+        table = {int(row): str(label) for row, label in (config.id2label or {}).items()}
     if sorted(table) != list(range(len(table))):
         raise SourceError(f"{folder}: id2label has the keys {sorted(table)}; expected 0 to {len(table) - 1}")
     names = tuple(table[i] for i in range(len(table)))

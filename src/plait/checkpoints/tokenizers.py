@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from plait.checkpoints.files import first_line, read_json
+from plait.boundary import reading
+from plait.checkpoints.files import read_json
 from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES
 from plait.errors import SourceError
 
@@ -94,13 +96,22 @@ def open_tokenizer(
     if not has_tokenizer(folder):
         # transformers would make up an empty vocabulary here
         raise SourceError(f"{name}: no tokenizer in {folder}; expected tokenizer.json or a vocabulary")
-    try:
+    with reading(name, f"tokenizer in {folder} does not load"):
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True, **options
         )
-    except Exception as error:  # tokenizers raises plain Exception on a corrupt file
-        raise SourceError(f"{name}: tokenizer in {folder} does not load: {first_line(error)}") from error
+        _try(found)
     return found
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ValueError`, or what the library raises, for a tokenizer that opens but does not work."""
+    longest: Any = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not 1 <= longest < math.inf:
+        raise ValueError(f"model_max_length is {longest!r}, expected a whole number above 0")
+    tokenizer.model_max_length = int(longest)
+    json.dumps(tokenizer.init_kwargs, ensure_ascii=False, default=str).encode()  # half a character cannot be saved
+    tokenizer("a \u4e00", "\U0001f642")  # it may lack the token for what it does not know
 
 
 def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:

@@ -7,7 +7,7 @@ import os
 import sys
 
 from plait.cli.ending import Stopped, drop_output, open_streams, stoppable
-from plait.errors import PlaitError
+from plait.errors import PlaitError, as_line, printable
 
 INTERRUPTED = 130
 RESUMABLE = ("amalgamate", "ensemble", "finetune", "merge", "run")
@@ -84,15 +84,23 @@ def interruption(arguments: list[str], how: str = "interrupted") -> str:
 
 def complain(message: str, code: int = 2) -> int:
     """Prints one `error:` line on stderr and returns the exit code."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {as_line(message)}\n")
     return code
+
+
+class Printable(logging.Formatter):
+    """Spells out what a terminal would obey: names and labels in messages come from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message."""
+        return printable(super().format(record))
 
 
 def configure_logging(*, quiet: bool) -> None:
     """Sends our log to stderr, from INFO on (from ERROR on when quiet); libraries speak only of errors."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write a traceback
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(Printable("%(message)s"))
     ours = logging.getLogger("plait")
     ours.handlers[:] = [handler]
     ours.propagate = False

@@ -34,13 +34,12 @@ from plait.errors import RecipeError, did_you_mean
 
 def parse_yaml(text: str) -> Any:
     """Returns an option's value with its type: `0.5`, `true`, `global`."""
-    import yaml
-
+    from plait.boundary import parse_yaml as parsed
     from plait.recipe import number
 
     try:
-        return number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        return number(parsed(text, "option", error=RecipeError))
+    except RecipeError:
         raise RecipeError(
             f"{text!r} is no value as YAML writes them: put a text that begins so in quotes"
         ) from None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBase
 
+from plait.boundary import reading
 from plait.data.examples import Examples, ProblemType
 from plait.data.labels import IGNORED
 from plait.errors import DataError
@@ -206,7 +207,11 @@ class _Job:
     alone: bool
 
     def tokens(self, *texts: Any, truncation: Any = True, **options: Any) -> BatchEncoding:
-        table: BatchEncoding = self.tokenizer(*texts, truncation=truncation, max_length=self.limit, **options)
+        what, advice = "a text cannot be tokenised", "half a character is none: mend the file"
+        with reading(self.examples.source, what, error=DataError, advice=advice):
+            table: BatchEncoding = self.tokenizer(
+                *texts, truncation=truncation, max_length=self.limit, **options
+            )
         return table
 
     def features(self, table: BatchEncoding) -> list[dict[str, Any]]:

@@ -191,6 +191,8 @@ def _translation(examples: Examples, labels: Sequence[str] | None) -> dict[Any, 
         DataError: Naming the values that have none, and the head's range.
     """
     ignored = {IGNORED} if examples.kind == "token_classification" else set()
+    if (odd := next((v for v in _values(examples) if isinstance(v, dict | list)), None)) is not None:
+        raise DataError(f"{examples.source}: {str(odd)[:40]!r} is no label; expected a name or a number")
     values = set(_values(examples)) - ignored
     declared = examples.label_names or ()
     by_name = _by_name(examples.label_names, labels)

@@ -33,7 +33,7 @@ def ensembling(
 
     from plait.api import ensemble, evaluate
 
-    depth = int(AutoConfig.from_pretrained(base).num_hidden_layers)
+    depth = int(AutoConfig.from_pretrained(base, trust_remote_code=False).num_hidden_layers)
     logger.info("training an ensemble of %d members", MEMBERS)
     made = ensemble(
         base,

@@ -104,6 +104,7 @@ def _encoder(given: Mapping[str, Any] | PreTrainedConfig | None) -> PreTrainedCo
     if given is None:  # transformers asks every configuration for its defaults
         given = {"model_type": "bert"}
     table = dict(given.to_dict() if isinstance(given, PreTrainedConfig) else given)
+    table.pop("auto_map", None)  # code of an encoder's own is no part of an ensemble
     kind = str(table.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise RecipeError(f"an ensemble's encoder is of type {kind!r}{did_you_mean(kind, FAMILIES)}")

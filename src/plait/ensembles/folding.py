@@ -94,7 +94,7 @@ def _plain(model: Ensemble, member: int | None) -> PreTrainedModel:
     ):
         # One group of ALBERT's serves many layers, but a member's upper layers are not what the lower ones are.
         config.num_hidden_groups = config.num_hidden_layers
-    own: PreTrainedModel = model.own_classes.from_config(config)
+    own: PreTrainedModel = model.own_classes.from_config(config, trust_remote_code=False)
     nn.Module.to(own, model.dtype)
     own.load_state_dict(_state(model, own, member))
     own.eval()

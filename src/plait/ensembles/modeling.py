@@ -59,7 +59,7 @@ class Ensemble(PreTrainedModel):
         super().__init__(config)
         self.num_labels = labels = int(config.num_labels or 0)
         self.roster = Roster(config.members)
-        own = self.own_classes.from_config(copy.deepcopy(config.encoder))
+        own = self.own_classes.from_config(copy.deepcopy(config.encoder), trust_remote_code=False)
         if config.head == "linear":
             width = without_last_linear(own, config.classifier_dropout)
             self.heads: nn.Module = LinearHeads(config.members, width, labels)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from plait import progress
+from plait.checkpoints.answering import answering, check_answers
 from plait.data import Encoded, Examples, collate, encode, plan
 from plait.errors import SourceError
 from plait.placement import accelerated
@@ -49,8 +50,11 @@ def predict_encoded(
     with accelerated(model) as device, evaluating(model), progress.task(what, len(encoded)) as tick:
 
         def forward(inputs: dict[str, Tensor]) -> Outputs:
-            outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            return {name: outputs[name] for name in LOGITS if name in outputs}
+            with answering(model):
+                outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            found = {name: outputs[name] for name in LOGITS if name in outputs}
+            check_answers(model, found)
+            return found
 
         return run(forward, encoded, batch_size, tick)
 

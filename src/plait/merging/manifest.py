@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from plait.boundary import parse_json, read_text, usable_name, validated
 from plait.errors import SourceError
 
 FILE = "plait.json"
 FORMAT = 1
+AGAIN = "merge again"
 BASE = "(base)"
 """The name of the base among the sources; no source can have it."""
 
@@ -49,14 +54,77 @@ class Manifest:
         (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _plain(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.+@-]*", name):
+        raise ValueError("expected letters, digits, and . _ - + @: it names a folder")
+    return name
+
+
+def _usable(text: str) -> str:
+    if not usable_name(text):
+        raise ValueError("expected the name of a folder or model")
+    return text
+
+
+PlainName = Annotated[str, AfterValidator(_plain)]
+Place = Annotated[str, AfterValidator(_usable)]
+
+
+class _Task(BaseModel):
+    """A task as the file must have it; keys of later versions are not ours to judge."""
+
+    name: PlainName
+    architecture: str
+    kind: Literal["sequence_classification", "token_classification", "question_answering", "body"]
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    labels: Annotated[tuple[str, ...], Field(max_length=1_000_000)] | None
+    sources: tuple[str, ...]
+
+
+class _Source(BaseModel):
+    """A source as the file must have it, and whatever else is recorded of it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    origin: Place
+    digest: str | None = None
+    revision: Place | None = None
+
+
+class _Recipe(BaseModel):
+    """What others read of the recipe."""
+
+    model_config = ConfigDict(extra="allow")
+
+    method: dict[str, Any] = Field(default_factory=dict)
+    output: str = "merged"
+
+
+class _File(BaseModel):
+    """The file; what only people read is of any form, and keys of later versions are not ours to judge."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Annotated[int, Field(ge=1, le=FORMAT)]
+    tasks: Annotated[dict[PlainName, _Task], Field(min_length=1)]
+    sources: dict[str, _Source]
+    recipe: _Recipe
+    versions: dict[str, str]
+    statistics: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    scores: dict[str, Any] = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    refinement: dict[str, Any] = Field(default_factory=dict)
+    heads: dict[str, Any] = Field(default_factory=dict)
+
+
 def is_merged(folder: str | Path) -> bool:
     """Returns whether a folder holds a merged checkpoint of ours."""
     file = Path(folder) / FILE
     if not file.is_file():
         return False
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_json(read_text(file), file)
+    except SourceError:
         return False
     return isinstance(content, dict) and "tasks" in content
 
@@ -72,26 +140,22 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise SourceError(
             f"{folder} is not a merged checkpoint: it has no {FILE} (make one with plait merge)"
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and (maker := content.get("made_by")):
-            raise SourceError(
-                f"{folder} is no merged checkpoint but one of {maker}: transformers opens it as it is"
-            )
-        version = content.pop("format")
-        # Keys of later versions are not ours to judge.
-        known = {one.name for one in fields(Task)}
-        tasks = {
-            name: Task(**_tuples({key: value for key, value in task.items() if key in known}))
-            for name, task in content.pop("tasks").items()
-        }
-        manifest = Manifest(tasks=tasks, **_tuples(content))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SourceError(f"{file} is damaged: {error}; merge again") from None
-    if version > FORMAT:
+    content = parse_json(read_text(file), file, advice=AGAIN)
+    if not isinstance(content, dict):
+        raise SourceError(f"{file} is damaged: holds a {type(content).__name__}; {AGAIN}")
+    if maker := content.get("made_by"):
+        raise SourceError(
+            f"{folder} is no merged checkpoint but one of {maker}: transformers opens it as it is"
+        )
+    version = content.get("format")
+    if isinstance(version, int) and version > FORMAT:
         raise SourceError(f"{file} has format {version}, this Plait reads up to {FORMAT}: update Plait")
-    return manifest
-
-
-def _tuples(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    checked = validated(_File, content, file, advice=AGAIN)
+    for name, task in checked.tasks.items():
+        strangers = [source for source in task.sources if source not in checked.sources]
+        if strangers or task.name != name:
+            what = f"its source {strangers[0]!r} is not recorded" if strangers else f"it is called {task.name!r}"
+            raise SourceError(f"{file} is damaged: tasks.{name}: {what}; {AGAIN}")
+    tasks = {name: Task(**task.model_dump()) for name, task in checked.tasks.items()}
+    known = {one.name for one in fields(Manifest)} - {"tasks"}
+    return Manifest(tasks=tasks, **checked.model_dump(include=known))

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from plait.boundary import reading
 from plait.checkpoints import naming
-from plait.checkpoints.source import quiet_loading, whole
+from plait.checkpoints.files import read_headers, read_safetensors_header
+from plait.checkpoints.source import quiet_loading, read_config, whole
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
-from plait.errors import RecipeError, SourceError, did_you_mean
+from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.merging.folders import TASKS, head_file, language_model, names_in, weight_files
 from plait.merging.manifest import Manifest, Task, read_manifest
 
@@ -190,17 +191,19 @@ def pooled(body: nn.Module, encoder: nn.Module | None, output: Any) -> Any:
 
 def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
-    config = AutoConfig.from_pretrained(folder)
-    stored = stored_names(folder)
+    config = read_config(folder)
+    stored = read_headers(folder)
     cls: Any = naming.model_class("", "body", config, folder, False)
-    with torch.device("meta"):
-        wanted = cls(config).state_dict().keys()
+    # Names at the top may be those of a model with a head: transformers compares the shapes.
+    naming.check_size(cls, config, stored, str(folder), shapes=False)
+    wanted = naming.skeleton(cls, config, str(folder), stored=len(stored)).state_dict().keys()
     poolers = ("pooler.", f"{cls.base_model_prefix}.pooler.")
     poolerless = any(n.startswith("pooler.") for n in wanted) and not any(n.startswith(poolers) for n in stored)
-    options = {"add_pooling_layer": False} if poolerless else {}
+    options: dict[str, Any] = {"add_pooling_layer": False} if poolerless else {}
     # The dtype that was written, whatever the library's default is.
-    with quiet_loading():
-        found = cls.from_pretrained(folder, dtype="auto", output_loading_info=True, **options)
+    told = {"dtype": "auto", "output_loading_info": True, "local_files_only": True, "trust_remote_code": False}
+    with quiet_loading(), reading(folder, "the encoder does not load", advice="merge again"):
+        found = cls.from_pretrained(folder, **told, **options)
     model: PreTrainedModel = whole(found, folder)
     model.config.return_dict = True
     model.eval()
@@ -222,16 +225,18 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     file = head_file(folder, about.name)
     if not file.is_file():
         raise SourceError(f"{file} is missing: the merged checkpoint is incomplete, merge again")
-    config = AutoConfig.from_pretrained(place)
-    cls: Any = getattr(transformers, about.architecture)
-    with torch.device("meta"):
-        model: PreTrainedModel = cls(config)
-    with safe_open(file, "pt") as handle:
-        own = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    prefix = f"{model.base_model_prefix}."
-    kept = {name.removeprefix(prefix).partition(".")[0] for name in own if name.startswith(prefix)}
-    setattr(model, model.base_model_prefix, with_modules(encoder, model.base_model, kept))
-    model.load_state_dict(own, strict=False, assign=True)
+    config = read_config(place)
+    cls = class_of(place, config, about.architecture, about.kind)
+    headers = read_safetensors_header(file)
+    model = naming.skeleton(cls, config, str(place), stored=len(headers) + len(encoder.state_dict()))
+    check_task(place, about, model, encoder)
+    with reading(file, "the head does not fit", advice="merge again"):
+        with safe_open(file, "pt") as handle:
+            own = {name: handle.get_tensor(name).clone() for name in headers}
+        prefix = f"{model.base_model_prefix}."
+        kept = {name.removeprefix(prefix).partition(".")[0] for name in own if name.startswith(prefix)}
+        setattr(model, model.base_model_prefix, with_modules(encoder, model.base_model, kept))
+        model.load_state_dict(own, strict=False, assign=True)
     everything = chain(model.named_parameters(), model.named_buffers())
     if odd := [name for name, tensor in own.items() if not bool(tensor.isfinite().all())]:
         raise SourceError(f"{file}: {', '.join(odd)} contains NaN or Inf: the head is damaged, merge again")
@@ -243,6 +248,37 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     model.config.return_dict = True
     model.eval()
     return model
+
+
+def class_of(
+    place: Path, config: PretrainedConfig, architecture: str, kind: str | None = None
+) -> type[PreTrainedModel]:
+    """Returns the model class that a name in a file stands for: one of transformers' own for this type and head.
+
+    The name is compared, never looked up.
+
+    Raises:
+        SourceError: it is no class of a model, or of another head than `kind`.
+    """
+    found = naming.kind_of(architecture, config, str(place))
+    if kind is not None and kind != found:
+        raise SourceError(f"{place}: {architecture} is a {found.replace('_', ' ')} model, its record says {kind}")
+    return naming.model_class(architecture, found, config, place, False)
+
+
+def check_task(place: Path, about: Task, model: PreTrainedModel, encoder: PreTrainedModel) -> None:
+    """Raises `SourceError` where a task's config is not that of its record, or is of another encoder."""
+    rows = int(model.config.num_labels or 0)
+    if about.labels is not None and len(about.labels) != rows:
+        raise SourceError(f"{place}: config.json has {rows} labels, plait.json {len(about.labels)}; merge again")
+    there = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    other = [
+        f"{name} is {list(tensor.shape)}, the encoder's is {list(there[name])}"
+        for name, tensor in model.base_model.state_dict().items()
+        if name in there and there[name] != tuple(tensor.shape)
+    ]
+    if other:
+        raise SourceError(f"{place}: config.json is of another encoder: {listed(other, 5)}; merge again")
 
 
 def with_modules(encoder: PreTrainedModel, skeleton: nn.Module, names: Collection[str]) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plait.checkpoints.answering import answering, check_answers
 from plait.data import Examples, collate, encode, length_limit, plan
 from plait.data.answers import best_answers
 from plait.data.batching import UNKNOWN, padding_for, without_padding
@@ -193,10 +194,15 @@ def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor])
     """Returns each task's output; with several tasks the encoder runs once."""
     device = merged.encoder.device
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    if len(names) == 1:
-        return {names[0]: nn.Module.to(merged.task(names[0]), device)(**tensors)}
-    models = merged.replayed(merged.encoder(**tensors))
-    return {name: nn.Module.to(models[name], device)(**tensors) for name in names}
+    with answering(merged.encoder):
+        if len(names) == 1:
+            found = {names[0]: nn.Module.to(merged.task(names[0]), device)(**tensors)}
+        else:
+            models = merged.replayed(merged.encoder(**tensors))
+            found = {name: nn.Module.to(models[name], device)(**tensors) for name in names}
+    for outputs in found.values():
+        check_answers(merged.encoder, {name: outputs[name] for name in outputs if name.endswith("logits")})
+    return found
 
 
 def decode_sequence(about: Task, output: Any, _: Encoded) -> list[Prediction]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import AliasChoices, ValidationError
 
+from plait.boundary import parse_yaml, read_text
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
 from plait.recipe.ensemble import EnsembleRecipe
@@ -17,6 +18,8 @@ from plait.recipe.merge import MergeRecipe, SourceSpec
 
 Recipe = MergeRecipe | AmalgamateRecipe | EnsembleRecipe
 R = TypeVar("R", bound=Strict)
+LONGEST = 2**20
+"""Bytes of a recipe."""
 COMBINES: dict[str, type[Recipe]] = {
     "merge": MergeRecipe,
     "amalgamate": AmalgamateRecipe,
@@ -75,7 +78,7 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
             f"{where}: expected a mapping with combine, sources and output, found {type(content).__name__}"
         )
     kind = content.get("combine", "merge")
-    if kind not in COMBINES:
+    if not isinstance(kind, str) or kind not in COMBINES:
         raise RecipeError(f"{where}: unknown combine {kind!r}{did_you_mean(str(kind), COMBINES)}")
     return parse_as(COMBINES[kind], content, where)
 
@@ -112,21 +115,6 @@ def parse_as(model: type[R], content: Mapping[str, Any], where: str) -> R:
         raise RecipeError(f"{where}: {problems}{_other_kind(model, content)}") from None
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that is given twice: the first of two sources must not vanish."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Returns a mapping; raises when a key repeats."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            line = node.start_mark.line + 1
-            raise RecipeError(
-                f"{', '.join(twice)} is given twice in the mapping at line {line} of the recipe"
-            )
-        return super().construct_mapping(node, deep)
-
-
 def read_recipe(path: str | Path) -> Recipe:
     """Returns the recipe in a YAML file; paths in it are relative to the current folder, like arguments.
 
@@ -136,11 +124,8 @@ def read_recipe(path: str | Path) -> Recipe:
     file = Path(path)
     if not file.is_file():
         raise RecipeError(f"no recipe at {file} (expected a YAML file)")
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    return parse_recipe(content, str(file))
+    text = read_text(file, error=RecipeError, largest=LONGEST)
+    return parse_recipe(parse_yaml(text, file, error=RecipeError), str(file))
 
 
 def to_yaml(recipe: Recipe) -> str:

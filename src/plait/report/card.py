@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from plait.errors import printable
 from plait.merging.manifest import BASE, Manifest
 
 USE = """```python
@@ -26,7 +27,7 @@ def model_card(manifest: Manifest) -> str:
     method = manifest.recipe.get("method", {})
     parts = [
         "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
-        f"# {name.rstrip('/').rpartition('/')[2]}",
+        f"# {shown(name.rstrip('/').rpartition('/')[2])}",
         f"{sum(name != BASE for name in manifest.sources)} checkpoints merged with `{method.get('name', 'average')}`"
         f"{' and refined on unlabelled texts' if manifest.refinement.get('kept') else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
@@ -51,7 +52,15 @@ def model_card(manifest: Manifest) -> str:
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Returns a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(shown, line)) + " |" for line in lines)
+
+
+def shown(text: str) -> str:
+    """Returns a name as Markdown shows it and does not obey it: labels and paths come from files."""
+    plain = printable(" ".join(text.split()))
+    for sign, spelled in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):
+        plain = plain.replace(sign, spelled)
+    return plain
 
 
 def tasks_table(manifest: Manifest) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from plait.report.card import shown as heading
 from plait.report.card import table
 from plait.report.student import epochs_table
 
@@ -48,7 +49,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
     tag = "token-classification" if token else "text-classification"
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags:\n- plait\n- ensemble\n---",
-        f"# {PurePath(folder).name}",
+        f"# {heading(PurePath(folder).name)}",
         f"{sentence(report)}.",
         "## Use",
         use.format(folder=folder, task=task, members=report["members"]),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plait.checkpoints.answering import answering
 from plait.errors import DataError
 from plait.progress import track
 from plait.statistics.batch import read_batches
@@ -54,7 +55,8 @@ def estimate_statistics(
     examples = 0
     with prepared(model), lean(model), closing(entry.function(model, objective)) as running:
         for batch in read_batches(track(batches, f"estimating {entry.name}", total), model.device, seed):
-            running.see(batch)
+            with answering(model):
+                running.see(batch)
             examples += batch.count
         if not examples:
             raise DataError("no examples to estimate from: the data is empty")

@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from plait.boundary import reading
+from plait.checkpoints.source import check_counts
 from plait.checkpoints.topology import Axis, Part, Place, Topology
 from plait.checkpoints.topology import topology as find_topology
 from plait.errors import MergeError, RecipeError, did_you_mean
@@ -75,7 +78,9 @@ def recorded_topology(statistics: Statistics) -> Topology:
             "the importance mask_nodes needs the topology of the encoder: estimate these statistics again"
         )
     settings = dict(statistics.provenance["config"])
-    return find_topology(AutoConfig.for_model(settings.pop("model_type"), **settings))
+    check_counts(settings, Path("these statistics"))
+    with reading("the config in the statistics", "is not understood", advice="estimate them again"):
+        return find_topology(AutoConfig.for_model(settings.pop("model_type"), **settings))
 
 
 @dataclass(frozen=True)

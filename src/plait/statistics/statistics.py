@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plait.boundary import parse_json, reading, validated
 from plait.checkpoints.output import one_writer, whole_file
-from plait.errors import OutputError, SourceError
-from plait.tensors import HeadScores, NeuronScores
+from plait.errors import OutputError, SourceError, listed
+from plait.tensors import HeadScores, NeuronScores, checksum
 
 METADATA = "plait"
 DESCRIPTION = frozenset({"prefix", "shapes", "head", "config"})
@@ -22,6 +24,7 @@ DESCRIPTION = frozenset({"prefix", "shapes", "head", "config"})
 FORMAT = 1
 PATIENCE = 10.0
 """Seconds to wait for another run that is writing the same statistics."""
+AGAIN = "estimate them again"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Statistics:
         first, aliases = _without_repeats(self.tensors)
         record = {
             "format": FORMAT, "estimator": self.estimator, "provenance": dict(self.provenance), "aliases": aliases,
+            "checksum": checksum(first),
         }  # fmt: skip
         _write(path, first, {METADATA: json.dumps(record)})
         return path
@@ -98,20 +102,65 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         raise OutputError(f"cannot write statistics to {path}: {problem}") from problem
 
 
+class _Provenance(BaseModel):
+    """What later steps read of where statistics come from; the rest is for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prefix: str | None = None
+    shapes: dict[str, tuple[NonNegativeInt, ...]] = Field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Record(BaseModel):
+    """The record in a file of statistics."""
+
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
+    estimator: str
+    provenance: _Provenance = _Provenance()
+    aliases: dict[str, str] = Field(default_factory=dict)
+    checksum: str | None = None
+
+
 def load_statistics(path: str | Path) -> Statistics:
-    """Returns statistics saved by `Statistics.save`; raises `SourceError` for any other file."""
+    """Returns statistics saved by `Statistics.save`; raises `SourceError` for any other, damaged or changed file."""
     path = Path(path)
     if not path.is_file():
         raise SourceError(f"no statistics at {path}; `plait estimate` writes them")
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise SourceError(f"{path} is not a readable safetensors file: {problem}") from problem
-    if "estimator" not in record:
+    with reading(path, "is not a readable safetensors file"), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA, "{}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    content = parse_json(text, path, advice=AGAIN)
+    if not isinstance(content, dict) or "estimator" not in content:
         raise SourceError(
             f"{path} holds tensors but no statistics of plait; write them with `plait estimate`"
         )
-    tensors |= {name: tensors[owner] for name, owner in record.get("aliases", {}).items()}
-    return Statistics(record["estimator"], tensors, record.get("provenance", {}))
+    record = validated(_Record, content, path, advice=AGAIN)
+    # Files of before have no checksum; what else is wrong with their values shows below.
+    if record.checksum is not None and record.checksum != checksum(tensors):
+        raise SourceError(f"{path}: its content is not what was written; {AGAIN}")
+    if lost := sorted({owner for owner in record.aliases.values() if owner not in tensors}):
+        raise SourceError(f"{path}: is damaged: lacks {listed(lost, 5)}; {AGAIN}")
+    _check_values(path, record.estimator, tensors)
+    tensors |= {name: tensors[owner] for name, owner in record.aliases.items()}
+    return Statistics(record.estimator, tensors, content.get("provenance", {}))
+
+
+def _check_values(path: Path, estimator: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises `SourceError` for what no estimator gives: values that are not finite, squares below zero."""
+    wrong = [name for name, tensor in tensors.items() if _is_wrong(tensor, gram=estimator == "gram")]
+    if wrong:
+        raise SourceError(f"{path}: {listed(wrong, 5)} negative, NaN or Inf, or of no matrix's shape; {AGAIN}")
+    if estimator == "mask_nodes" and not (
+        {"heads", "neurons"} <= tensors.keys() and tensors["heads"].dim() == tensors["neurons"].dim() == 2
+    ):
+        raise SourceError(f"{path}: has no scores of heads and neurons by layer; {AGAIN}")
+
+
+def _is_wrong(tensor: Tensor, *, gram: bool) -> bool:
+    if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+        return True
+    if gram and (tensor.dim() != 2 or tensor.shape[0] != tensor.shape[1]):
+        return True
+    return bool(((tensor.diagonal() if gram else tensor) < 0).any())

@@ -20,7 +20,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from plait.checkpoints.files import first_line
+from plait.boundary import reading
+from plait.checkpoints.answering import answering
+from plait.checkpoints.files import read_headers
+from plait.checkpoints.naming import check_size, model_class
 from plait.checkpoints.origin import locate
 from plait.checkpoints.source import quiet_loading, read_config
 from plait.checkpoints.tokenizers import misfit, open_tokenizer
@@ -124,14 +127,16 @@ def open_with(
         # Words that come one by one are not continuations of the word before.
         tokenizer = _open_tokenizer(base, folder, old, trust_remote_code, add_prefix_space=True)
     loading = {"dtype": torch.float32, "ignore_mismatched_sizes": True, **trust}
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
-            model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{base}: cannot be opened as a model to fine-tune: {first_line(error)}") from error
+    with quiet(), reading(base, "cannot be opened as a model to fine-tune"):
+        config = AutoConfig.from_pretrained(folder, **trust, **head.settings())
+        if not trust_remote_code:
+            cls = model_class("", head.kind, config, folder, False)
+            check_size(cls, config, read_headers(folder), str(folder), shapes=False)
+        model = HEADS[head.kind].from_pretrained(folder, config=config, **loading)
     model.config.return_dict = True
     _give_padding(base, model, tokenizer, head)
+    with torch.inference_mode(), answering(model):  # what contradicts itself shows before hours of work
+        model(tokenizer("a", return_tensors="pt")["input_ids"])
     return (_renewed(model) if head.differs(old, model) else model), tokenizer
 
 

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from plait.boundary import parse_json, reading, validated
 from plait.checkpoints.output import write_whole
-from plait.checkpoints.sealed import checksum
 from plait.checkpoints.writer import check_space
-from plait.errors import DataError, OutputError
+from plait.errors import DataError, OutputError, listed
+from plait.tensors import checksum
 
 METADATA = "plait"
 PARTIAL = ".partial"
@@ -57,6 +59,16 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, A
     write_bytes(path, save(whole, {METADATA: json.dumps(record, sort_keys=True)}))
 
 
+class _Facts(BaseModel):
+    """What a shard says of itself, as far as all kinds of shards do."""
+
+    model_config = ConfigDict(extra="allow")
+
+    texts: str | None = None
+    teacher: str | None = None
+    checksum: str | None = None
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Returns what a shard was made from; only its header is read, which shows a truncated file."""
     return _read(path, tensors=False)[1]
@@ -77,13 +89,13 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"{path}: this shard is missing; score the texts again, and it is computed anew")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[METADATA])
-            found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, " ".join(str(error).split()) or "no record in it") from None
-    return found, facts
+    advice = "delete it, and it is scored again"
+    what = "truncated or corrupt shard"
+    with reading(path, what, error=DataError, advice=advice), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {})[METADATA]
+        found = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+    content = parse_json(text, path, error=DataError, advice=advice)
+    return found, validated(_Facts, content, path, error=DataError, advice=advice).model_dump(exclude_unset=True)
 
 
 def _damaged(path: Path, why: str) -> DataError:
@@ -102,6 +114,9 @@ def check_place(folder: Path, marker: str) -> None:
         raise OutputError(f"{folder} is a file (expected a folder to write to)")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
         raise OutputError(f"{folder} is not empty and holds no posterior store (choose another folder)")
+    links = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise OutputError(f"{folder}: {listed(sorted(links), 5)} in the store links elsewhere; put what it names there")
 
 
 def size_of(folder: Path) -> int:

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from plait.errors import DataError, listed
+from pydantic import BaseModel, Field
+
+from plait.boundary import parse_json, read_text, reading, validated
+from plait.errors import DataError, RecipeError, listed
 from plait.statistics.posteriors.files import write_json
 from plait.statistics.posteriors.settings import Settings
 from plait.statistics.posteriors.teacher import Teacher
 
 FILE = "store.json"
 KIND, VERSION = "posteriors", 1
+
+
+AGAIN = "delete the folder"
+UNREADABLE = "not readable as a store"
+HASH = 16
+"""Bytes of the hash of a text."""
+LOST = 1000
+"""Shards that can be missing from a store that was one."""
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class _Texts(BaseModel):
+    count: Count
+    skipped: Count
+    fingerprint: str
+    source: str
+
+
+class _Teacher(BaseModel):
+    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    origin: str
+    digest: str
+    circumstances: str
+    labels: tuple[str, ...]
+    architecture: str
+    max_length: Annotated[int, Field(ge=1)] | None
+    finished: bool
+    forwards: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class _File(BaseModel):
+    """`store.json` as it must be."""
+
+    settings: dict[str, Any]
+    chunk: Annotated[int, Field(ge=1, le=2**24)]
+    texts: _Texts
+    teachers: tuple[_Teacher, ...]
 
 
 class OtherStoreError(DataError):
@@ -84,22 +124,48 @@ def read_record(folder: Path) -> Record:
     path = folder / FILE
     if not path.is_file():
         raise DataError(f"{folder}: no posterior store (no {FILE}); `plait posteriors` makes one")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("plait") != KIND or found.get("version") != VERSION:
-            raise DataError(
-                f"{path}: is of kind {found.get('plait')}, version {found.get('version')}; expected {KIND}, version "
-                f"{VERSION}; score the texts into another folder"
-            )
-        return Record(
-            Settings(**found["settings"]),
-            found["chunk"],
-            TextFacts(**found["texts"]),
-            tuple(Teacher.from_record(teacher) for teacher in found["teachers"]),
-            {t["name"]: t["forwards"] for t in found["teachers"] if t["finished"]},
+    text = read_text(path, error=DataError)
+    found = parse_json(text, path, what=UNREADABLE, error=DataError, advice=AGAIN)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: {UNREADABLE} (holds a {type(found).__name__}); {AGAIN}")
+    kind, version = found.get("plait"), found.get("version")
+    if kind != KIND or version != VERSION:
+        raise DataError(
+            f"{path}: is of kind {kind}, version {version}; expected {KIND}, version {VERSION}; score the texts into "
+            "another folder"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not readable as a store ({error}); delete the folder") from error
+    checked = validated(_File, found, path, what=UNREADABLE, error=DataError, advice=AGAIN)
+    with reading(path, UNREADABLE, error=DataError, advice=AGAIN):
+        settings = settings_from(checked.settings)
+    record = Record(
+        settings,
+        checked.chunk,
+        TextFacts(**checked.texts.model_dump()),
+        tuple(Teacher.from_record(teacher.model_dump()) for teacher in checked.teachers),
+        {t.name: t.forwards for t in checked.teachers if t.finished and t.forwards is not None},
+    )
+    _check_count(folder, record)
+    return record
+
+
+def settings_from(content: Mapping[str, Any]) -> Settings:
+    """Returns settings out of a file; what is wrong with them is wrong with the file."""
+    try:
+        return Settings(**content)
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_count(folder: Path, record: Record) -> None:
+    """Raises `DataError` where a record counts more texts than its shards can hold: later steps make room for them."""
+    files = list((folder / "texts").glob("*.safetensors"))
+    lost = max(0, record.shards - len(files))
+    most = sum(file.stat().st_size for file in files) // HASH + lost * record.chunk
+    if record.forwards and (record.texts.count > most or lost > LOST):
+        raise DataError(
+            f"{folder / FILE}: counts {record.texts.count:,} texts in {record.shards:,} shards; the {len(files):,} "
+            f"that are there cannot hold so many; {AGAIN}"
+        )
 
 
 def check_same(

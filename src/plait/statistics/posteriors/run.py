@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor
 
 from plait import progress
+from plait.boundary import reading
 from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, Texts
 from plait.errors import DataError
@@ -21,7 +22,7 @@ from plait.statistics.posteriors.files import clear_partial, read_facts, write_s
 from plait.statistics.posteriors.record import Record
 from plait.statistics.posteriors.scorer import Scorer, Turn, opened
 from plait.statistics.posteriors.settings import Settings
-from plait.statistics.posteriors.store import teacher_file, texts_file
+from plait.statistics.posteriors.store import shard_key, teacher_file, texts_file
 from plait.statistics.posteriors.teacher import Teacher
 
 
@@ -136,7 +137,7 @@ class Run:
         """
         if not file.exists():
             return False
-        key = read_facts(texts_file(self.folder, number))["texts"]
+        key = shard_key(self.folder, number)
         facts, wanted = read_facts(file), {**self._facts(teacher), "texts": key}
         differing = [name for name in wanted if facts.get(name) != wanted[name]]
         if differing:
@@ -162,8 +163,10 @@ class Run:
     def finish(self, teacher: Teacher) -> None:
         """Writes into the record that a teacher is done, with what it cost."""
         every = [read_facts(self.file(teacher, number)) for number in range(self.record.shards)]
-        forwards = {**self.record.forwards, teacher.name: sum(facts["forwards"] for facts in every)}
-        told = replace(teacher, max_length=every[0]["limit"])
+        what, advice = "shards lack what they cost", "delete them, and they are scored again"
+        with reading(self.file(teacher, 0).parent, what, error=DataError, advice=advice):
+            forwards = {**self.record.forwards, teacher.name: float(sum(facts["forwards"] for facts in every))}
+            told = replace(teacher, max_length=int(every[0]["limit"]))
         teachers = tuple(told if t.name == told.name else t for t in self.record.teachers)
         self.record = replace(self.record, teachers=teachers, forwards=forwards)
         self.record.write(self.folder)
@@ -198,7 +201,7 @@ class Run:
         file, key = texts_file(self.folder, number), xxhash.xxh3_128_hexdigest(hashes.numpy().data)
         if not file.exists():
             write_shard(file, {"hashes": hashes}, {"texts": key})
-        elif read_facts(file)["texts"] != key:
+        elif read_facts(file).get("texts") != key:
             raise DataError(
                 f"{self.texts.source}: changed while it was scored; leave it alone, and score it again"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.answering import answering
 from plait.checkpoints.source import Checkpoint
 from plait.data import Examples, collate, encode, length_limit, plan
 from plait.errors import SourceError
@@ -102,7 +103,8 @@ class Scorer:
         self.model.eval()
         self.trunk.begin(replay=False)
         layers = self.settings.keeps("layers")
-        outputs = self.model(**inputs, output_hidden_states=layers)
+        with answering(self.model):
+            outputs = self.model(**inputs, output_hidden_states=layers)
         self._check_finite(outputs.logits)
         found = {"logits": outputs.logits.float()}
         if self.settings.keeps("features"):

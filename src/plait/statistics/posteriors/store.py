@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plait.boundary import reading
 from plait.errors import DataError, did_you_mean, listed
 from plait.statistics.posteriors.files import read_facts, read_shard, shard_name
 from plait.statistics.posteriors.record import Record, read_record
@@ -128,16 +129,19 @@ class Store:
         return _joined([self._posterior(teacher, number) for number in range(self.shards)])
 
     def _hashes(self, number: int) -> Tensor:
-        return read_shard(texts_file(self.folder, number))[0]["hashes"]
+        file = texts_file(self.folder, number)
+        with reading(file, "corrupt shard", error=DataError, advice="delete it, and it is scored again"):
+            return read_shard(file)[0]["hashes"]
 
     def _posterior(self, teacher: Teacher, number: int) -> Posterior:
         file = teacher_file(self.folder, teacher, number)
         tensors, facts = read_shard(file)
         of_texts = read_facts(texts_file(self.folder, number))
-        if facts["teacher"] != teacher.digest or facts["texts"] != of_texts["texts"]:
-            what = "weights" if facts["teacher"] != teacher.digest else "texts"
+        if facts.get("teacher") != teacher.digest or facts.get("texts") != of_texts.get("texts"):
+            what = "weights" if facts.get("teacher") != teacher.digest else "texts"
             raise DataError(f"{file}: is of other {what}; delete it, and it is scored again")
-        return Posterior(**tensors)
+        with reading(file, "corrupt shard", error=DataError, advice="delete it, and it is scored again"):
+            return Posterior(**tensors)
 
 
 def _joined(parts: Sequence[Posterior]) -> Posterior:
@@ -155,7 +159,11 @@ def texts_file(folder: Path, number: int) -> Path:
 
 def shard_key(folder: Path, number: int) -> str:
     """Returns the hash over the texts of a shard."""
-    return str(read_facts(texts_file(folder, number))["texts"])
+    file = texts_file(folder, number)
+    key = read_facts(file).get("texts")
+    if key is None:
+        raise DataError(f"{file}: corrupt shard (says nothing of its texts); delete it, and it is scored again")
+    return str(key)
 
 
 def teacher_file(folder: Path, teacher: Teacher, number: int) -> Path:
