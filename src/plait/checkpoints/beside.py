@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from plait.boundary import read_text, reading
 from plait.checkpoints.files import read_headers, read_json
 from plait.checkpoints.source import Checkpoint
 from plait.errors import SourceError, listed
@@ -38,15 +39,18 @@ def module_folders(folder: Path) -> tuple[str, ...]:
     file = folder / MODULES
     if not file.is_file():
         return ()
-    try:
-        listed_there: Any = json.loads(file.read_text(encoding="utf-8"))
-        paths = [str(module["path"]) for module in listed_there]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SourceError(f"{file}: is not a list of modules with their path ({error}); save the model again") from None
+    paths = [str(module["path"]) for module in _modules(file)]
     unsafe = [path for path in paths if Path(path).is_absolute() or ".." in Path(path).parts]
     if unsafe:
         raise SourceError(f"{file}: modules lie outside it ({listed(unsafe)}); expected folders inside")
     return tuple(path for path in paths if path and path != ".")
+
+
+def _modules(file: Path) -> list[dict[str, Any]]:
+    """Returns what modules.json lists."""
+    with reading(file, "is not a list of modules with their path", advice="save the model again"):
+        modules = json.loads(read_text(file))
+        return [{"path": module["path"], "type": module.get("type")} for module in modules]
 
 
 def beside_problems(sources: Sequence[Checkpoint]) -> list[str]:
@@ -84,7 +88,7 @@ def _settings(file: Path) -> Any:
     if not file.is_file():
         return None
     if file.name == MODULES:
-        return [(m.get("path"), str(m.get("type")).rpartition(".")[2]) for m in json.loads(file.read_text("utf-8"))]
+        return [(module["path"], str(module["type"]).rpartition(".")[2]) for module in _modules(file)]
     return {key: value for key, value in read_json(file).items() if key not in _OF_VERSIONS}
 
 

@@ -18,11 +18,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from plait.boundary import reading
 from plait.checkpoints import naming
 from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.files import SAFETENSORS
+from plait.checkpoints.source import read_config
 from plait.checkpoints.tokenizers import tokenizer_files
 from plait.errors import SourceError, listed
 from plait.merging.manifest import Task
@@ -140,19 +142,20 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
         SourceError: the head is not among the weights.
     """
     place = folder / TASKS / about.name
-    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    config = read_config(place)
     cls = naming.language_class(about.architecture, config)
     if cls is None:
         return None
-    with torch.device("meta"):
-        model: PreTrainedModel = cls(config)
+    stored = [name for file in weight_files(folder) for name in names_in(file)]
+    model = naming.skeleton(cls, config, str(place), stored=len(stored))
     wanted = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
     own = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as handle:
-            own |= {name: handle.get_tensor(name).clone() for name in handle.keys() if name in wanted}  # noqa: SIM118
-    setattr(model, model.base_model_prefix, encoder)
-    model.load_state_dict(own, strict=False, assign=True)
+    with reading(folder, "the language model does not load", advice="merge again"):
+        for file in weight_files(folder):
+            with safe_open(file, "pt") as handle:
+                own |= {name: handle.get_tensor(name).clone() for name in handle.keys() if name in wanted}  # noqa: SIM118
+        setattr(model, model.base_model_prefix, encoder)
+        model.load_state_dict(own, strict=False, assign=True)
     model.tie_weights()
     if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
         raise SourceError(f"{folder} lacks {listed(missing)}: the merged checkpoint is incomplete, merge again")
