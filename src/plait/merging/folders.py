@@ -102,7 +102,7 @@ def _write_index(place: Path, shared: dict[str, dict[str, int]], own: dict[str, 
 
 
 def _prefix(place: Path) -> str:
-    config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    config = read_config(place)
     return f"{naming.model_class('', 'body', config, place, False).base_model_prefix}."
 
 

@@ -27,7 +27,7 @@ def model_card(manifest: Manifest) -> str:
     method = manifest.recipe.get("method", {})
     parts = [
         "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
-        f"# {shown(name.rstrip('/').rpartition('/')[2])}",
+        f"# {as_markdown(name.rstrip('/').rpartition('/')[2])}",
         f"{sum(name != BASE for name in manifest.sources)} checkpoints merged with `{method.get('name', 'average')}`"
         f"{' and refined on unlabelled texts' if manifest.refinement.get('kept') else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
@@ -52,10 +52,10 @@ def model_card(manifest: Manifest) -> str:
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Returns a Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(map(shown, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(as_markdown, line)) + " |" for line in lines)
 
 
-def shown(text: str) -> str:
+def as_markdown(text: str) -> str:
     """Returns a name as Markdown shows it and does not obey it: labels and paths come from files."""
     plain = printable(" ".join(text.split()))
     for sign, spelled in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("[", "\\[")):

@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from plait.report.card import shown as heading
-from plait.report.card import table
+from plait.report.card import as_markdown, table
 from plait.report.student import epochs_table
 
 USE = """```python
@@ -49,7 +48,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
     tag = "token-classification" if token else "text-classification"
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags:\n- plait\n- ensemble\n---",
-        f"# {heading(PurePath(folder).name)}",
+        f"# {as_markdown(PurePath(folder).name)}",
         f"{sentence(report)}.",
         "## Use",
         use.format(folder=folder, task=task, members=report["members"]),
@@ -57,7 +56,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
         *([] if "validation" not in report else ["## Scores", scores_table(report["validation"])]),
         "## Size and cost",
         costs_table(report),
-        *([] if not report["epochs"] else ["## Training", epochs_table(shown(report["epochs"]))]),
+        *([] if not report["epochs"] else ["## Training", epochs_table(shown_epochs(report["epochs"]))]),
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
@@ -65,7 +64,7 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def shown(epochs: list[dict[str, float]]) -> list[dict[str, float]]:
+def shown_epochs(epochs: list[dict[str, float]]) -> list[dict[str, float]]:
     """Returns of each epoch's scores those that fit into a table."""
     kept = ("member", "epoch", "kept", *PRIMARY, *SHOWN[:4])
     return [{name: epoch[name] for name in kept if name in epoch} for epoch in epochs]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from plait.report.card import shown, table
+from plait.report.card import as_markdown, table
 
 USE = """```python
 from transformers import pipeline
@@ -24,7 +24,7 @@ def student_card(report: Mapping[str, Any]) -> str:
     cost = report["forward_equivalents"]
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- plait\n- amalgamation\n---",
-        f"# {shown(PurePath(folder).name)}",
+        f"# {as_markdown(PurePath(folder).name)}",
         f"{len(report['teachers'])} teachers taught this model {len(report['labels'])} labels from "
         f"{report['data']['texts']} texts without labels, by Plait: {method(recipe)}.",
         "## Use",
