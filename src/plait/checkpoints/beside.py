@@ -99,7 +99,7 @@ def _short(value: Any) -> str:
 
 def _weights(source: Checkpoint) -> dict[str, Any]:
     """Returns the headers of layers behind the encoder, such as a dense one, by folder and name."""
-    found = {}
+    found: dict[str, Any] = {}
     for place in module_folders(source.folder):
         folder = source.folder / place
         if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):

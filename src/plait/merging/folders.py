@@ -24,6 +24,7 @@ from plait.boundary import reading
 from plait.checkpoints import naming
 from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.files import SAFETENSORS
+from plait.checkpoints.naming import model_class
 from plait.checkpoints.source import read_config
 from plait.checkpoints.tokenizers import tokenizer_files
 from plait.errors import SourceError, listed
@@ -103,7 +104,7 @@ def _write_index(place: Path, shared: dict[str, dict[str, int]], own: dict[str, 
 
 def _prefix(place: Path) -> str:
     config = read_config(place)
-    return f"{naming.model_class('', 'body', config, place, False).base_model_prefix}."
+    return f"{model_class('', 'body', config, place, False).base_model_prefix}."
 
 
 def _link(place: Path, target: Path) -> None:
@@ -149,7 +150,7 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
     stored = [name for file in weight_files(folder) for name in names_in(file)]
     model = naming.skeleton(cls, config, str(place), stored=len(stored))
     wanted = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
-    own = {}
+    own: dict[str, torch.Tensor] = {}
     with reading(folder, "the language model does not load", advice="merge again"):
         for file in weight_files(folder):
             with safe_open(file, "pt") as handle:

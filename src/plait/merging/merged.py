@@ -23,6 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from plait.boundary import reading
 from plait.checkpoints import naming
 from plait.checkpoints.files import read_headers, read_safetensors_header
+from plait.checkpoints.naming import kind_of, model_class
 from plait.checkpoints.source import quiet_loading, read_config, whole
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
@@ -193,7 +194,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
     config = read_config(folder)
     stored = read_headers(folder)
-    cls: Any = naming.model_class("", "body", config, folder, False)
+    cls: Any = model_class("", "body", config, folder, False)
     # Names at the top may be those of a model with a head: transformers compares the shapes.
     naming.check_size(cls, config, stored, str(folder), shapes=False)
     wanted = naming.skeleton(cls, config, str(folder), stored=len(stored)).state_dict().keys()
@@ -260,10 +261,10 @@ def class_of(
     Raises:
         SourceError: it is no class of a model, or of another head than `kind`.
     """
-    found = naming.kind_of(architecture, config, str(place))
+    found = kind_of(architecture, config, str(place))
     if kind is not None and kind != found:
         raise SourceError(f"{place}: {architecture} is a {found.replace('_', ' ')} model, its record says {kind}")
-    return naming.model_class(architecture, found, config, place, False)
+    return model_class(architecture, found, config, place, False)
 
 
 def check_task(place: Path, about: Task, model: PreTrainedModel, encoder: PreTrainedModel) -> None:
