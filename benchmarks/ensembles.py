@@ -44,15 +44,15 @@ from posteriors import Peak, anonymous
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from plait.api.ensemble_scores import Members
-from plait.checkpoints.source import open_checkpoint
-from plait.ensembles.building import new_ensemble
-from plait.ensembles.counting import training_cost
+from plait.checkpoints.checkpoint import open_checkpoint
+from plait.ensembles.answers import Members
+from plait.ensembles.build import new_ensemble
+from plait.ensembles.cost import training_cost
 from plait.ensembles.factors import add_factors, expanded
 from plait.ensembles.folding import one_member
 from plait.ensembles.method import Choice
 from plait.ensembles.modeling import Ensemble
-from plait.ensembles.training import Ensembling, Noise, perturbing
+from plait.ensembles.objective import Ensembling, Noise, perturbing
 from plait.training.heads import quiet
 
 RESULTS = Path(__file__).parent / "results" / "ensembles.json"

@@ -101,7 +101,7 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 def plait_imports() -> None:
-    from plait.checkpoints.source import open_checkpoint
+    from plait.checkpoints.checkpoint import open_checkpoint
     from plait.merging.engine import write_merged
     from plait.merging.rule import RULES
 
@@ -115,9 +115,9 @@ def plait(rule: str, **settings: Any) -> Job:
     def merge(out: Path) -> None:
         import torch
 
-        from plait.checkpoints.source import open_checkpoint
+        from plait.checkpoints.checkpoint import open_checkpoint
+        from plait.merging.chunks import Part
         from plait.merging.engine import write_merged
-        from plait.merging.parts import Part
         from plait.merging.rule import RULES
 
         def part(name: str) -> Part:

@@ -29,9 +29,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plait.checkpoints.source import open_checkpoint
-from plait.checkpoints.topology import topology_of
-from plait.merging import parts
+from plait.checkpoints.checkpoint import open_checkpoint
+from plait.encoders.topology import topology_of
+from plait.merging import chunks as parts
 from plait.merging.engine import write_merged
 from plait.merging.layout import Layout
 from plait.merging.rule import RULES

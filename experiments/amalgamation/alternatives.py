@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from plait.amalgamation.calibration import standardize
+from plait.amalgamation.routing import standardize
 
 STEPS = 50
 Weighing = Callable[[Tensor], Tensor]

@@ -24,15 +24,14 @@ from run import by_command
 from sources import claim_of, finished, make, waiting, write
 from torch import Tensor
 
-from plait.amalgamation.judging import gate_scores, members_of
-from plait.amalgamation.lesson import Choices, Lesson, lesson
-from plait.amalgamation.panel import auto, fitted
+from plait.amalgamation.choices import Choices
+from plait.amalgamation.gate_selection import auto, fitted, gate_scores, members_of
+from plait.amalgamation.plan import AmalgamationPlan, plan
+from plait.amalgamation.rounds import Material, correction, lesson_of, material_of
 from plait.amalgamation.routing import Routing, route
-from plait.amalgamation.targets import consensus, hard, soft
-from plait.api.labelled import material_of
-from plait.api.scoring import score, true_labels
-from plait.api.teachers import AmalgamationPlan, amalgamation_recipe, plan
-from plait.api.teaching import Material, correction, lesson_of
+from plait.amalgamation.run import score, true_labels
+from plait.amalgamation.targets import Lesson, consensus, hard, lesson, soft
+from plait.recipe.arguments import amalgamation_recipe
 
 GATES: dict[str, tuple[str, dict[str, Any]]] = {
     "entropy": ("entropy", {}),

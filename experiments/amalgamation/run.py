@@ -30,21 +30,22 @@ from sources import claim_of, claimed, finished, folder_of, make, waiting, write
 from torch import Tensor
 
 from plait import amalgamate
-from plait.amalgamation.corpus import pack
-from plait.amalgamation.distill import Distillation, adapted, classifier_path, make_adapters
+from plait.amalgamation.choices import Choices
+from plait.amalgamation.distillation import Distillation, adapted, classifier_path, make_adapters
 from plait.amalgamation.gate import GATES
-from plait.amalgamation.labels import LabelSpace, union
-from plait.amalgamation.lesson import Choices, Lesson, lesson, tables
+from plait.amalgamation.label_space import LabelSpace, union
 from plait.amalgamation.routing import route
-from plait.amalgamation.targets import concat, hard, soft
-from plait.checkpoints.source import open_checkpoint
+from plait.amalgamation.targets import Lesson, concat, hard, lesson, soft, tables
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Examples
 from plait.data.texts import Texts, open_texts
+from plait.encoders.heads import Head
+from plait.encoders.modes import seeded
 from plait.evaluation import predict_logits
-from plait.statistics.posteriors import Posterior, Settings, score_texts
-from plait.training.heads import Head, open_with
-from plait.training.loop import Schedule, train
-from plait.training.state import seeded
+from plait.teachers import Posterior, Settings, score_texts
+from plait.training.corpus import pack
+from plait.training.heads import open_with
+from plait.training.trainer import Schedule, train
 
 PASSES = 16
 EPOCHS = 5

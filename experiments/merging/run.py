@@ -29,14 +29,14 @@ from sources import DATA, RESULTS, SEEDS, TASKS, WORK, Task, default_base, folde
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.checkpoints.source import open_checkpoint
-from plait.checkpoints.topology import topology
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Encoded, Examples, align_labels, batches, collate, encode, plan, read_examples
+from plait.encoders.topology import topology
 from plait.evaluation import head_labels, predict_encoded, score
+from plait.merging.chunks import Held
 from plait.merging.engine import combine
 from plait.merging.forward import ForwardMerge
 from plait.merging.merged import with_modules
-from plait.merging.parts import Held
 from plait.merging.refinement import Refinement, SourceTexts, teaching
 from plait.merging.refinement.answers import ask
 from plait.merging.refinement.distillation import distill
@@ -44,9 +44,15 @@ from plait.merging.refinement.heads import first_layer, fold, rows, states_of
 from plait.merging.refinement.model import Head, MultiTask
 from plait.merging.rule import RULES
 from plait.statistics.estimate import estimate_statistics
-from plait.statistics.importance import MAPPINGS, NORMALIZATIONS, Importance, as_importance
-from plait.statistics.statistics import Statistics, load_statistics
-from plait.training.loop import Schedule
+from plait.statistics.importance import (
+    MAPPINGS,
+    NORMALIZATIONS,
+    Importance,
+    Statistics,
+    as_importance,
+    load_statistics,
+)
+from plait.training.trainer import Schedule
 
 ROWS = 300
 EXAMPLES = 256

@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 
 import plait
-from plait.api import amalgamating, ensembling, merging, scoring, statistics, training
+from plait.amalgamation import run as amalgamating
+from plait.amalgamation import run as scoring
+from plait.api import jobs as training
 from plait.cli import invoke
+from plait.ensembles import run as ensembling
 from plait.errors import RecipeError
+from plait.merging import run as merging
 from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, parse_as
 from plait.recipe.merge import MethodSpec
-from plait.statistics.posteriors import Settings
+from plait.statistics import cache as statistics
+from plait.teachers import Settings
 from plait.training import finetune
 from tests.models import save, texts, tiny
 
@@ -347,7 +352,7 @@ def test_passes_decide_exact_labels(place: Path) -> None:
 
 
 def test_weight_decay_reaches_the_student() -> None:
-    from plait.api.teaching import schedule_of
+    from plait.amalgamation.rounds import schedule_of
 
     recipe = {"sources": {"a": "m"}, "text": "t", "output": "o", "weight_decay": 0.5}
     assert schedule_of(parse_as(AmalgamateRecipe, recipe, "amalgamate")).weight_decay == 0.5

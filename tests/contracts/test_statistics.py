@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plait.checkpoints.topology import Place, topology
+from plait.encoders.topology import Place, topology
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.estimator import ESTIMATORS
-from plait.statistics.statistics import Statistics
+from plait.statistics.importance import Statistics
 from tests.batches import Batch, batch, examples, together
 from tests.models import FAMILIES, HEADS, tiny
 from tests.reference import statistics as reference
@@ -227,7 +227,7 @@ def test_everything_is_left_as_it_was_found(family, estimator, per):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_statistics_come_back_from_disk(estimator, tmp_path):
-    from plait.statistics.statistics import load_statistics
+    from plait.statistics.importance import load_statistics
 
     found = estimate_statistics(
         model("bert"), [data("bert")], estimator=estimator, provenance={"data": "abc"}, seed=4

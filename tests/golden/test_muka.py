@@ -8,7 +8,7 @@ from torch import Tensor
 
 from plait.amalgamation import targets
 from plait.amalgamation.gate import GATES
-from plait.amalgamation.labels import union
+from plait.amalgamation.label_space import union
 from plait.amalgamation.objective import OBJECTIVES
 from plait.amalgamation.routing import Routing, route
 

@@ -187,7 +187,7 @@ def serve(folder: Path) -> None:
 
     import plait.api
     from plait.training import finetune as _  # noqa: F401 - what children need is imported once
-    from plait.training import loop  # noqa: F401
+    from plait.training import trainer as loop  # noqa: F401
 
     assert plait.api
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from plait.checkpoints import sealed, writer
 from plait.checkpoints.output import one_writer
 from plait.cli import invoke
 from plait.errors import OutputError, PlaitError
-from plait.training import loop
+from plait.training import trainer as loop
 from tests.hardening.killing import JOBS, prepare
 from tests.stopping import stopped_at
 
@@ -127,7 +127,7 @@ def test_a_finished_job_says_that_it_is_finished(place: Path, tmp_path: Path, jo
 
 
 def test_finished_members_do_not_stop_a_resumed_ensemble(place: Path, tmp_path: Path) -> None:
-    from plait.api import ensembling
+    from plait.ensembles import run as ensembling
 
     with stopped_at(ensembling, "write_ensemble", 1):
         JOBS["distilled"](place, tmp_path / "out")

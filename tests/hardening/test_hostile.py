@@ -312,7 +312,7 @@ def test_changed_statistics_are_refused(world: World, copy: Any, tmp_path: Path,
 def test_statistics_without_a_checksum_are_looked_at(
     world: World, copy: Any, tmp_path: Path, value: float
 ) -> None:
-    from plait.statistics.statistics import Statistics, load_statistics
+    from plait.statistics.importance import Statistics, load_statistics
 
     target = copy("mood.safetensors")
     found = load_statistics(target)

@@ -116,7 +116,7 @@ def lay_old(place: Path, job: str) -> dict[str, Any]:
     if job == "estimate":
         import torch
 
-        from plait.statistics.statistics import Statistics
+        from plait.statistics.importance import Statistics
 
         Statistics("diagonal", {"w": torch.zeros(2)}).save(place / "out")
         return {"out": (place / "out").read_bytes()}

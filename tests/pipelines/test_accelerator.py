@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import plait
-from plait import placement
 from plait.cli import invoke
-from plait.statistics.posteriors import open_store
+from plait.encoders import modes as placement
+from plait.teachers import open_store
 from tests.accelerated import MARK
 from tests.ensembles import prepare
 from tests.models import texts

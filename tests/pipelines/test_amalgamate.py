@@ -13,8 +13,8 @@ import torch
 import yaml
 
 import plait
-from plait.amalgamation import student as room
-from plait.checkpoints.source import Checkpoint
+from plait.amalgamation import distillation as room
+from plait.checkpoints.checkpoint import Checkpoint
 from plait.cli import invoke
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
 from tests.models import save, texts, tiny

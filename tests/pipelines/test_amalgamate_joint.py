@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.amalgamation import student as room
-from plait.checkpoints.source import Checkpoint
+from plait.amalgamation import distillation as room
+from plait.checkpoints.checkpoint import Checkpoint
 from plait.cli import invoke
 from plait.errors import RecipeError
 from tests.models import save, texts, tiny
@@ -117,7 +117,7 @@ def test_rounds_run_no_teacher_again(place: Path, tmp_path: Path, monkeypatch: p
 def test_a_run_stopped_between_rounds_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plait.api import teaching
+    from plait.amalgamation import rounds as teaching
 
     asked = told(place, rounds=1)
     whole = plait.amalgamate(teachers(place), out=tmp_path / "whole", **asked)

@@ -11,11 +11,10 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import plait
-from plait.amalgamation import student as room
-from plait.amalgamation.disagreement import disagreement
-from plait.amalgamation.labels import union
+from plait.amalgamation import distillation as room
+from plait.amalgamation.label_space import disagreement, union
+from plait.encoders.replay import read_by_head
 from plait.errors import PlaitError, RecipeError, SourceError
-from plait.statistics.posteriors.layers import read_by_head
 from tests.models import save, texts, tiny, tiny_tokenizer
 from tests.stopping import stopped_at
 
@@ -75,7 +74,7 @@ def test_decoders_teach_and_learn(place: Path, tmp_path: Path, objective: str) -
     teachers = {name: str(place / f"{name}-decoder") for name in NAMES}
     told: dict[str, Any] = {"texts": texts(40), "student": "news", "objective": objective, **QUICK}
     student = plait.amalgamate(teachers, out=tmp_path / "s", **told)
-    from plait.statistics.posteriors import open_store
+    from plait.teachers import open_store
 
     if objective != "dfa":
         features = open_store(tmp_path / "s.posteriors").posterior("news").features

@@ -11,17 +11,19 @@ import torch
 from transformers import BertModel, GPT2Config, GPT2ForSequenceClassification
 
 import plait
-from plait.amalgamation.labels import union
-from plait.amalgamation.lesson import Choices, lesson
-from plait.api.teachers import amalgamation_recipe, plan
+from plait.amalgamation.choices import Choices
+from plait.amalgamation.label_space import union
+from plait.amalgamation.plan import plan
+from plait.amalgamation.targets import lesson
 from plait.cli import interruption, invoke
 from plait.data import open_texts
 from plait.errors import PlaitError, RecipeError, SourceError
+from plait.recipe.arguments import amalgamation_recipe
 from plait.recipe.parsing import parse_recipe
-from plait.statistics.posteriors import Settings, open_store, score_texts
-from plait.statistics.posteriors.record import read_record
-from plait.statistics.posteriors.score import SHARD
-from plait.statistics.posteriors.scorer import Scorer
+from plait.teachers import Settings, open_store, score_texts
+from plait.teachers.mc_dropout import Scorer
+from plait.teachers.record import read_record
+from plait.teachers.scoring import SHARD
 from tests.models import save, texts, tiny, tiny_tokenizer
 
 Paths = dict[str, str]

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, pipeline
 
 import plait
-from plait.api.ensembles import SavedEnsemble
-from plait.ensembles.fitting import FITS
+from plait.ensembles.fit import FITS
 from plait.ensembles.method import Build
+from plait.ensembles.saved import SavedEnsemble
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
 from tests.ensembles import NAMES, QUICK, close, command, inputs, prepare, rows, still, tagged, weights, write
 from tests.models import FAMILIES, save, texts, tiny, tiny_tokenizer

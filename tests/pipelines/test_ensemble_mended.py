@@ -11,10 +11,10 @@ import torch
 from transformers import AutoTokenizer
 
 import plait
-from plait.api.ensemble_plan import plan
-from plait.api.ensembles import SavedEnsemble
 from plait.cli import interruption
 from plait.ensembles.consistency import ensemble, pairwise
+from plait.ensembles.plan import plan
+from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError, SourceError
 from plait.recipe import EnsembleRecipe
 from plait.training.state import training_state

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 import plait
-from plait.api.ensembles import is_ensemble, is_one_model
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
-from plait.statistics.posteriors import open_store
-from plait.statistics.posteriors.scorer import Scorer
-from plait.training import loop
+from plait.report.record import is_ensemble, is_one_model
+from plait.teachers import open_store
+from plait.teachers.mc_dropout import Scorer
+from plait.training import trainer as loop
 from tests.ensembles import NAMES, QUICK, command, inputs, prepare, rows, tagged, weights, write
 from tests.models import save, texts, tiny
 

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 import plait
-from plait.api import ensembles, ensembling
-from plait.api.ensembles import SavedEnsemble
-from plait.api.students import Student
+from plait.amalgamation.student import Student
 from plait.data import read_examples
+from plait.ensembles import run as ensembling
+from plait.ensembles import saved as ensembles
+from plait.ensembles.saved import SavedEnsemble
 from plait.errors import DataError, PlaitError, RecipeError, SourceError
 from plait.recipe import EnsembleRecipe
 from tests.ensembles import NAMES, QUICK, command, prepare, rows, weights

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import plait
-from plait.api import ensembling
+from plait.ensembles import run as ensembling
 from plait.errors import OutputError, PlaitError
+from plait.evaluation.scores import TaskScores
 from plait.recipe import EnsembleRecipe
-from plait.report.scores import TaskScores
-from plait.training import loop
+from plait.training import trainer as loop
 from tests.ensembles import QUICK, close, command, prepare, rows, still, tagged, weights, write
 
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import save_file
 
 import plait
-from plait.api.ensemble_plan import plan
-from plait.api.ensembles import SavedEnsemble
+from plait.ensembles.plan import plan
+from plait.ensembles.saved import SavedEnsemble
 from plait.errors import DataError, MergeError, PlaitError, SourceError
 from plait.recipe import EnsembleRecipe
 from plait.training.state import check_state

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.cli import invoke
-from plait.merging import calibration, forward, parts
+from plait.merging import calibration, forward
+from plait.merging import chunks as parts
 from plait.merging.rule import RULES
 from plait.statistics.layerwise import BELOW, Layerwise, layers_of
 from tests.batches import batch

@@ -212,7 +212,7 @@ def test_shared_statistics_replace_data(sources: Paths, data: Paths, tmp_path: P
 def test_statistics_are_reused_when_nothing_changed(
     sources: Paths, data: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from plait.api import statistics
+    from plait.statistics import cache as statistics
 
     first = plait.estimate(sources["mood"], data["mood"], importance="mask_nodes")
     monkeypatch.setattr(statistics, "estimated", lambda *_: pytest.fail("estimated again"))
@@ -288,7 +288,7 @@ def test_dtype_and_shards(sources: Paths, tmp_path: Path) -> None:
 def test_statistics_weigh_parameters_by_name_wherever_they_come_from(
     sources: Paths, data: Paths, tmp_path: Path
 ) -> None:
-    from plait.statistics.statistics import load_statistics
+    from plait.statistics.importance import load_statistics
 
     found = plait.estimate(sources["mood"], data["mood"], out=tmp_path / "s.safetensors")
     for statistics in (found, load_statistics(tmp_path / "s.safetensors")):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import plait
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.cli import invoke
 from plait.merging.rule import RULES
 from tests.models import body, save, texts, tiny

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import plait
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.errors import MergeError
 from tests.decoders import WORDS, decoder
 from tests.models import _AUTO, save, texts, tiny, tiny_config

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.cli import invoke
 from plait.data import read_examples
 from plait.merging.refinement import Refinement, SourceTexts, refine
 from plait.merging.refinement import distillation as room
 from plait.merging.refinement.answers import Answers, Form, agreement, divergence
 from plait.merging.refinement.heads import fold
-from plait.training.loop import Schedule
+from plait.training.trainer import Schedule
 from tests.models import FAMILIES, save, texts, tiny
 from tests.pipelines.test_families import columns, make
 from tests.stopping import stopped_at

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tokenizers import normalizers, pre_tokenizers, processors
 
-from plait.checkpoints.align import align
-from plait.checkpoints.source import Checkpoint, open_checkpoint
-from plait.checkpoints.vocabulary import differences
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.compatibility import align
+from plait.checkpoints.tokenizer_differences import differences
 from plait.errors import MergeError, RecipeError
 from tests.models import FAMILIES, HEADS, save, tiny, tiny_tokenizer
 from tests.unit.test_checkpoints_open import configure, rewrite

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from plait.amalgamation import adapters
-from plait.amalgamation.calibration import standardize, temperature_from_passes
-from plait.amalgamation.disagreement import disagreement
-from plait.amalgamation.labels import union
+from plait.amalgamation.label_space import disagreement, union
 from plait.amalgamation.objectives.cfl import discrepancy
+from plait.amalgamation.routing import standardize, temperature_from_passes
 from plait.errors import RecipeError
 from tests.reference import amalgamation as reference
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.amalgamation.labels import union
+from plait.amalgamation.label_space import union
 from plait.errors import RecipeError
 
 quick = settings(deadline=None, max_examples=50)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.amalgamation.labels import union
+from plait.amalgamation.gate_selection import JOINT, auto, believed, fitted
+from plait.amalgamation.label_space import union
 from plait.amalgamation.neighbours import averaged, nearest
-from plait.amalgamation.panel import JOINT, auto, believed, fitted
 from plait.amalgamation.routing import route
 from plait.amalgamation.targets import consensus, soft
 from plait.errors import DataError

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.amalgamation import targets
 from plait.amalgamation.gate import GATES
-from plait.amalgamation.labels import LabelSpace
+from plait.amalgamation.label_space import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES
 from plait.amalgamation.routing import LEAST_MARGIN, route, summary
 from plait.errors import DataError, RecipeError

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import plait
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.errors import MergeError, SourceError
 from tests.models import save, texts, tiny
 

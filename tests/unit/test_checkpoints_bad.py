@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from plait.checkpoints import files
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints import headers as files
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.errors import SourceError
 from tests.models import FAMILIES, save, tiny
 from tests.unit.test_checkpoints_open import as_pickle, configure, rewrite

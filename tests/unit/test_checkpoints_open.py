@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from plait.checkpoints import files
-from plait.checkpoints.source import Checkpoint, describe_head, open_checkpoint
+from plait.checkpoints import headers as files
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.encoders.heads import describe_head
 from tests.models import FAMILIES, HEADS, save, texts, tiny
 
 KINDS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plait.demo import texts
+from plait.demo import docstrings as texts
 from plait.errors import DataError
 
 

@@ -17,14 +17,15 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plait.checkpoints.source import open_checkpoint
-from plait.checkpoints.topology import topology
+from plait.checkpoints.checkpoint import open_checkpoint
+from plait.encoders.topology import topology
 from plait.errors import MergeError, RecipeError, SourceError
-from plait.merging import engine, parts, pieces
-from plait.merging.draws import uniform
-from plait.merging.engine import combine, write_jobs, write_merged
+from plait.merging import chunks as parts
+from plait.merging import chunks as pieces
+from plait.merging import engine
+from plait.merging.chunks import Held, Part
+from plait.merging.engine import combine, uniform, write_jobs, write_merged
 from plait.merging.job import prepare
-from plait.merging.parts import Held, Part
 from plait.merging.rule import RULES, Law, laws
 from tests.models import save, tiny
 
@@ -79,7 +80,7 @@ class File:
     """A safetensors file as a checkpoint: what `Part` needs of one."""
 
     def __init__(self, name: str, folder: Path, held: dict[str, Tensor]) -> None:
-        from plait.checkpoints.files import TensorFiles, read_headers
+        from plait.checkpoints.headers import TensorFiles, read_headers
 
         folder.mkdir(parents=True)
         save_file(held, folder / "model.safetensors")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from transformers import BertConfig
 
-from plait.api.ensemble_methods import choice_of, noise_of
-from plait.api.ensemble_plan import EnsemblePlan, depth_of
+from plait.encoders.heads import Head
+from plait.ensembles.choices import choice_of, noise_of
 from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.plan import EnsemblePlan, depth_of
 from plait.errors import RecipeError
 from plait.recipe import EnsembleRecipe
-from plait.training.heads import Head
 
 BASE, HEAD, SEPARATE = 109_482_240, 592_130, 880_594_960
 FACTORS = 12 * (4 * (768 + 768) + 2 * (768 + 3072))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from plait.data import Examples
 from plait.ensembles.averaging import averaged, branched, greedy, likeness, mean_state
 from plait.ensembles.configuration import EnsembleConfig
+from plait.ensembles.distillation import columns, tables
 from plait.ensembles.modeling import ENSEMBLES
-from plait.ensembles.teaching import columns, tables
 from plait.errors import MergeError
 from tests.models import tiny_config
 from tests.reference import ensembles_methods as reference

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from plait.ensembles.consistency import CONSISTENCIES, ensemble, none, pairwise, rate, spread
-from plait.ensembles.outputs import divergence
+from plait.ensembles.divergences import divergence
 from plait.errors import RecipeError
 from tests.reference import ensembles as reference
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plait.ensembles.answers import task_loss
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import ensemble as consistency
 from plait.ensembles.factors import Factored, add_factors, expanded
+from plait.ensembles.fit import Joint
 from plait.ensembles.folding import one_member
-from plait.ensembles.joint import Joint
 from plait.ensembles.method import METHODS, Choice, refuse_unused
-from plait.ensembles.modeling import ENSEMBLES, Ensemble
+from plait.ensembles.modeling import ENSEMBLES, Ensemble, task_loss
+from plait.ensembles.objective import Ensembling, Noise, Words, words_of
 from plait.ensembles.perturbation import Place
-from plait.ensembles.training import Ensembling, Noise, Words, words_of
 from plait.errors import RecipeError
-from plait.training.loop import Schedule
+from plait.training.trainer import Schedule
 from tests.models import FAMILIES, tiny_config, tiny_tokenizer
 from tests.reference import ensembles_methods as reference
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plait.encoders.layers import layers_of
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import ENSEMBLES, Ensemble
 from plait.ensembles.perturbation import perturber
-from plait.ensembles.sharing import layers_of, original, unrolled, without_member
+from plait.ensembles.sharing import original, unrolled, without_member
 from tests.models import FAMILIES, tiny_config
 from tests.reference import ensembles_model as reference
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig
 
 from plait.ensembles.configuration import EnsembleConfig
-from plait.ensembles.counting import inference_cost, size, training_cost
+from plait.ensembles.cost import inference_cost, size, training_cost
 from tests.models import FAMILIES
 from tests.reference.ensembles_model import bert_base
 from tests.unit.test_ensembles_model import TASKS, depths, ensemble

@@ -18,9 +18,9 @@ from transformers import (
     pipeline,
 )
 
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import length_limit
-from plait.ensembles.building import from_checkpoints, new_ensemble
+from plait.ensembles.build import from_checkpoints, new_ensemble
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import PROJECTIONS, fold, one_member
 from plait.ensembles.modeling import EnsembleForSequenceClassification, EnsembleForTokenClassification

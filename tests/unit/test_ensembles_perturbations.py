@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait.ensembles import perturbations
-from plait.ensembles.outputs import divergence, read
+from plait.ensembles.divergences import divergence, read
 from plait.ensembles.perturbation import (
     INPUTS,
     PERTURBATIONS,

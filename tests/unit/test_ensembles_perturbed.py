@@ -11,8 +11,8 @@ from torch import Tensor
 
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.consistency import ensemble as consistency
+from plait.ensembles.divergences import divergence
 from plait.ensembles.modeling import ENSEMBLES
-from plait.ensembles.outputs import divergence
 from plait.ensembles.perturbation import PERTURBATIONS, Place, perturber, place
 from plait.ensembles.perturbations.adversarial import project
 from plait.ensembles.perturbations.word_dropout import blanked, droppable_words

@@ -8,7 +8,7 @@ from torch import nn
 
 from plait.errors import DataError, MergeError, RecipeError
 from plait.statistics.estimate import estimate_statistics
-from plait.statistics.gradients import ExampleGradients
+from plait.statistics.per_example import ExampleGradients
 from tests.batches import batch, examples
 from tests.models import FAMILIES, tiny
 from tests.reference import statistics as reference

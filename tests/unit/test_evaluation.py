@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from plait.api.evaluating import by_name
 from plait.data import Examples, align_labels
 from plait.errors import DataError
 from plait.evaluation import (
@@ -19,6 +18,7 @@ from plait.evaluation import (
     primary_metric,
 )
 from plait.evaluation.evaluate import predict_answers
+from plait.merging.scores import by_name
 from tests.models import FAMILIES, texts, tiny, tiny_tokenizer
 
 WORDS = texts(11)

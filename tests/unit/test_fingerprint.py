@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import plait
-from plait.checkpoints.origin import TOKENIZER_FILES
-from plait.checkpoints.source import open_checkpoint
-from plait.statistics.posteriors.teacher import teacher_of
+from plait.checkpoints.checkpoint import open_checkpoint
+from plait.hub import TOKENIZER_FILES
+from plait.teachers.teacher import teacher_of
 from tests.models import save, texts, tiny
 
 

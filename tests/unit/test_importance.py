@@ -7,11 +7,10 @@ import re
 import pytest
 import torch
 
-from plait.checkpoints.topology import topology
+from plait.encoders.topology import topology
 from plait.errors import MergeError, OutputError, RecipeError, SourceError
 from plait.statistics.estimate import estimate_statistics
-from plait.statistics.importance import MAPPINGS, NORMALIZATIONS, as_importance, load_statistics
-from plait.statistics.statistics import Statistics
+from plait.statistics.importance import MAPPINGS, NORMALIZATIONS, Statistics, as_importance, load_statistics
 from tests.batches import batch
 from tests.models import FAMILIES, tiny
 from tests.reference.statistics import paper_weights

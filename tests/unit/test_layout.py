@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlamaConfig, T5Config, T5EncoderModel
 
-from plait.checkpoints.topology import topology_of
+from plait.encoders.topology import topology_of
 from plait.merging.layout import Layout
 from tests.models import FAMILIES, tiny
 

@@ -13,7 +13,7 @@ import plait
 from plait.data import Examples
 from plait.errors import DataError, RecipeError, SourceError
 from plait.evaluation.evaluate import predict_answers
-from plait.merging.manifest import is_merged, read_manifest
+from plait.report.record import is_merged, read_manifest
 from tests.models import save, texts, tiny
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from plait.checkpoints.source import Checkpoint, open_checkpoint
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.data import open_texts
 from plait.errors import DataError, SourceError
-from plait.statistics.posteriors import Settings, Store, score_texts
-from plait.statistics.posteriors.base import base_states
-from plait.statistics.posteriors.drift import check_kin, embedding_drift, words_of
-from plait.statistics.posteriors.response import update_response
+from plait.teachers import Settings, Store, score_texts
+from plait.teachers.embedding_drift import check_kin, embedding_drift, words_of
+from plait.teachers.extras import base_states
+from plait.teachers.update_response import update_response
 from tests.models import save, texts, tiny
 
 TEXTS = texts(9)

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Examples, batches
+from plait.encoders.modes import seed_of
 from plait.errors import SourceError
-from plait.statistics.posteriors import scorer
-from plait.statistics.posteriors.dropout import seed_of
-from plait.statistics.posteriors.masks import Masks
-from plait.statistics.posteriors.scorer import Turn, scoring
-from plait.statistics.posteriors.settings import Settings
+from plait.teachers import mc_dropout as scorer
+from plait.teachers.mc_dropout import Masks, Turn, scoring
+from plait.teachers.settings import Settings
 from tests.models import FAMILIES, save, texts, tiny
 from tests.reference import posteriors as reference
 
@@ -330,7 +329,7 @@ def test_logits_that_are_not_numbers(teacher):
 
 
 def test_a_family_without_a_table_is_found_by_its_list_of_layers(teacher, monkeypatch):
-    monkeypatch.setattr("plait.statistics.posteriors.layers.FAMILIES", {})
+    monkeypatch.setattr("plait.encoders.replay.FAMILIES", {})
     assert score(teacher(), Settings(last_layers=1))[1] == 9
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.errors import RecipeError
-from plait.statistics.posteriors import Settings
-from plait.statistics.posteriors.stopping import bounds, decided, scores
-from plait.statistics.posteriors.summary import summarize
+from plait.teachers import Settings
+from plait.teachers.early_stopping import bounds, decided, scores
+from plait.teachers.mc_dropout import summarize
 from tests.reference import posteriors as reference
 
 

@@ -17,11 +17,13 @@ import pytest
 import torch
 import xxhash
 
-from plait.checkpoints.source import open_checkpoint
+from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import open_texts
 from plait.errors import DataError, OutputError, RecipeError, SourceError
 from plait.evaluation import predict_logits
-from plait.statistics.posteriors import Settings, files, open_store, rounds, run, score_texts
+from plait.teachers import Settings, files, open_store, score_texts
+from plait.teachers import early_stopping as rounds
+from plait.teachers import shards as run
 from tests.models import save, texts, tiny
 
 LINES = texts(26)
@@ -144,7 +146,7 @@ class TestContent:
 @pytest.fixture
 def computed(monkeypatch):
     """Which teacher scored how many texts, call by call."""
-    from plait.statistics.posteriors.scorer import Scorer
+    from plait.teachers.mc_dropout import Scorer
 
     found = []
     score = Scorer.score
@@ -159,7 +161,7 @@ def computed(monkeypatch):
 
 class TestAgain:
     def test_a_finished_store_runs_no_teacher_at_all(self, store, teachers, computed, monkeypatch):
-        monkeypatch.setattr("plait.checkpoints.source.Checkpoint.model", None)
+        monkeypatch.setattr("plait.checkpoints.checkpoint.Checkpoint.model", None)
         before = content(store)
         again = score_texts(store, lines(), teachers(), QUICK)
         assert computed == []
@@ -226,9 +228,9 @@ class TestAgain:
             textwrap.dedent(
                 f"""
                 import os, signal, sys
-                from plait.checkpoints.source import open_checkpoint
+                from plait.checkpoints.checkpoint import open_checkpoint
                 from plait.data import open_texts
-                from plait.statistics.posteriors import Settings, score_texts
+                from plait.teachers import Settings, score_texts
                 import torch
                 torch.set_num_threads(1)
 
@@ -522,7 +524,7 @@ class TestStop:
         assert all(bool(value.isfinite().all()) for value in vars(news).values() if value is not None)
 
     def test_certain_routes_as_all_passes_do(self, tmp_path, teachers):
-        from plait.statistics.posteriors.stopping import scores
+        from plait.teachers.early_stopping import scores
 
         def routes(store):
             return torch.stack([scores(store.posterior(t.name).mean) for t in store.teachers], 1)

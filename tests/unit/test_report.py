@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from plait.merging.manifest import Manifest, Task
-from plait.report.card import model_card
-from plait.report.scores import Evaluation, TaskScores
+from plait.evaluation.scores import Evaluation, TaskScores
+from plait.report.cards import model_card
+from plait.report.record import Manifest, Task
 
 
 def test_relative_is_to_the_best_source() -> None:

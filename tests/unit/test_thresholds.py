@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from plait.merging import pieces, thresholds
+from plait.merging import chunks as pieces
+from plait.merging import thresholds
+from plait.merging.chunks import Files, Held
 from plait.merging.engine import combine
 from plait.merging.job import Job, prepare
-from plait.merging.parts import Held
-from plait.merging.pieces import Files
 from plait.merging.rule import RULES
 from plait.merging.thresholds import Bracket, Thresholds, by_histogram, dropped, kept, kth_greatest
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, DistilBertConfig, T5Config
 
-from plait.checkpoints.topology import FAMILIES as TABLE
-from plait.checkpoints.topology import Axis, Part, Place, topology
+from plait.encoders.families import FAMILIES as TABLE
+from plait.encoders.families import Part
+from plait.encoders.topology import Axis, Place, topology
 from plait.errors import MergeError
 from tests.models import FAMILIES, tiny, tiny_config, tiny_tokenizer
 

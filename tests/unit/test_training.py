@@ -18,7 +18,7 @@ from plait.errors import DataError, OutputError, PlaitError, RecipeError, Source
 from plait.evaluation import evaluate_model
 from plait.training import Schedule, finetune, train
 from plait.training.heads import check_openable
-from plait.training.sampling import Sampler
+from plait.training.trainer import Sampler
 from tests.conftest import write_rows
 from tests.models import save, texts, tiny, tiny_tokenizer
 
@@ -118,7 +118,7 @@ def test_a_resumed_run_ends_where_a_whole_one_does(base, tmp_path, monkeypatch):
     options = {**QUICK, "epochs": 3, "checkpoints": True}
     finetune(base, DATA["sequence"], tmp_path / "whole", **options)
 
-    from plait.training import loop
+    from plait.training import trainer as loop
 
     compute = loop.ObjectiveTrainer.compute_loss
 

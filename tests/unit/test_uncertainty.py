@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import log_loss
 
 from plait.errors import DataError
-from plait.evaluation import uncertainty as u
+from plait.evaluation import metrics as u
 
 TABLE = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
 LABELS = np.array([0, 1, 1, 1])

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from plait.checkpoints import writer
-from plait.checkpoints.files import read_headers
+from plait.checkpoints.headers import read_headers
 from plait.checkpoints.writer import Slot, TensorWriter, atomic_folder, parse_size, save_tensors
 from plait.errors import OutputError, RecipeError
 

@@ -1,18 +1,25 @@
-"""What stands in for the missing labels: distributions over the union, one per text."""
+"""From posteriors to soft targets: which teacher is believed on each text, and the distribution that follows."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from plait.amalgamation.labels import LabelSpace
-from plait.amalgamation.routing import Routing
+from plait.amalgamation.choices import Choices
+from plait.amalgamation.gate_inputs import Evidence
+from plait.amalgamation.gate_selection import Verdict, agreeing, judge, panel_told
+from plait.amalgamation.label_space import LabelSpace, disagreement
+from plait.amalgamation.objective import ObjectiveEntry
+from plait.amalgamation.routing import LEAST_MARGIN, Routing, summary, temperature_from_passes
+from plait.teachers import Posterior
 
-Posterior = Literal["single", "mean"]
+Distribution = Literal["single", "mean"]
 LEAST = 1e-12
 MOST_STEPS = 500
 CLOSE = 1e-7
@@ -20,7 +27,7 @@ Target = Float[Tensor, "n C"]
 
 
 def probabilities(
-    logits: Tensor, mean: Tensor | None = None, *, posterior: Posterior = "single", temperature: float = 1.0
+    logits: Tensor, mean: Tensor | None = None, *, posterior: Distribution = "single", temperature: float = 1.0
 ) -> Tensor:
     """Returns a teacher's distribution over its own labels.
 
@@ -112,3 +119,123 @@ def concat(logits: Sequence[Tensor], space: LabelSpace, *, temperature: float = 
     together = torch.softmax(torch.cat([z.float() for z in logits], -1) / temperature, -1)
     places = torch.tensor([at for columns in space.columns for at in columns], device=together.device)
     return together.new_zeros(len(together), len(space)).index_add(1, places, together)
+
+
+logger = logging.getLogger("plait")
+
+TARGETS = {"hard": hard, "soft": soft, "consensus": consensus}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught, text by text.
+
+    Attributes:
+        space: The student's labels.
+        routing: Whom the gate believes.
+        target: [n, C], rows sum to 1.
+        weight: [n], how much each text counts.
+        temperatures: Per teacher T of its softmax.
+        verdict: How a joint gate came to its routing.
+    """
+
+    space: LabelSpace
+    routing: Routing
+    target: Tensor
+    weight: Tensor
+    temperatures: tuple[float, ...]
+    verdict: Verdict | None = None
+
+
+def lesson(
+    posteriors: Sequence[Posterior],
+    space: LabelSpace,
+    choices: Choices,
+    truth: Tensor | None = None,
+    evidence: Evidence | None = None,
+) -> Lesson:
+    """Returns the lesson that the teachers' posteriors and a gate give.
+
+    Args:
+        posteriors: Per teacher, of the same n texts.
+        space: The union of the teachers' labels.
+        choices: How.
+        truth: [n] the texts' own labels as positions in the union, −1 where unknown; the gate `oracle` needs them.
+        evidence: What else is known of the texts; the labelled ones at their end are not taught.
+
+    Raises:
+        DataError: When the gate needs what the posteriors do not hold.
+    """
+    evidence = evidence or Evidence()
+    temperatures = _temperatures(posteriors, choices)
+    verdict = judge(posteriors, space, choices, temperatures, truth, evidence)
+    count = len(posteriors[0].logits) - evidence.extra
+    verdict = verdict.first(count)
+    routing = verdict.routing
+    # The objective's T is that of teachers and student alike.
+    distilled = float(choices.options.get("temperature", 1.0)) if choices.gated else 1.0
+    given = [
+        probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)[:count]
+        for p, t in zip(posteriors, temperatures, strict=True)
+    ]
+    for warning in disagreement(given, space, space.teachers):
+        logger.warning("%s", warning)
+    target = TARGETS[choices.target](given, routing, space)
+    weight = routing.margin if choices.margin else torch.ones(len(target))
+    if choices.agreement and verdict.members:
+        weight = weight * agreeing(verdict)
+    if choices.margin and choices.gated and float(weight.median()) <= 2 * LEAST_MARGIN:
+        logger.warning(
+            "the gate %s finds no difference between the best teachers on %d of %d texts, which hardly count: choose "
+            "another gate, or --no-margin",
+            *(choices.gate, int((weight <= 2 * LEAST_MARGIN).sum()), len(weight)),
+        )
+    return Lesson(space, routing, target, weight, temperatures, verdict)
+
+
+def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[float, ...]:
+    if choices.calibrate != "temperature":
+        return tuple(1.0 for _ in posteriors)
+    return tuple(temperature_from_passes(p.logits, p.mean) for p in posteriors)
+
+
+def tables(posteriors: Sequence[Posterior], taught: Lesson, entry: ObjectiveEntry) -> dict[str, Tensor]:
+    """Returns what an objective needs of each text, one row a text, ready to join the student's batches.
+
+    What belongs to several teachers is named with the teacher's number behind (`teacher_logits.0`).
+    """
+    found = {"target": taught.target, "weight": taught.weight}
+    for at, posterior in enumerate(posteriors):
+        for name, values in _of_teacher(posterior, taught.temperatures[at]).items():
+            if name in entry.inputs and values is not None:
+                found[f"{name}.{at}"] = values
+    return found
+
+
+def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | None]:
+    return {
+        "teacher_logits": posterior.logits / temperature,
+        "teacher_features": posterior.features,
+        "teacher_layers": posterior.layers,
+    }
+
+
+def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
+    """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist.
+
+    Without a gate every teacher has a part in every text: then only the mean weights are told, those of
+    softmax(concat z).
+    """
+    space = taught.space
+    known = torch.stack([space.known(at) for at in range(len(space.teachers))])
+    found = summary(taught.routing, space.teachers, truth, known)
+    if not choices.gated:
+        weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
+        found = {"texts": found["texts"], "teachers": weights}
+    if taught.verdict is not None and taught.verdict.members:
+        found["panel"] = panel_told(taught.verdict, space, truth, known)
+    if any(t != 1 for t in taught.temperatures):
+        found["temperatures"] = {
+            name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)
+        }
+    return found

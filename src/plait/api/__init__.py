@@ -5,19 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.api.amalgamating import amalgamate
-from plait.api.ensembles import SavedEnsemble, is_ensemble, is_one_model
-from plait.api.ensembling import ensemble
-from plait.api.evaluating import evaluate
-from plait.api.exporting import export
-from plait.api.inspecting import inspect, methods
-from plait.api.merging import merge
-from plait.api.running import check, run
-from plait.api.scoring import posteriors
-from plait.api.statistics import estimate
-from plait.api.students import Student, is_student
-from plait.api.training import finetune
+from plait.amalgamation.student import Student
+from plait.api.artifacts import evaluate, export, inspect, methods
+from plait.api.jobs import amalgamate, check, ensemble, estimate, finetune, merge, posteriors, run
+from plait.ensembles.saved import SavedEnsemble
 from plait.merging.merged import Merged
+from plait.report.record import is_ensemble, is_one_model, is_student
 
 
 def load(folder: str | Path) -> Any:

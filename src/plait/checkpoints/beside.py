@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from plait.boundary import read_text, reading
-from plait.checkpoints.files import read_headers, read_json
-from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.checkpoint import Checkpoint
+from plait.checkpoints.headers import read_headers, read_json
 from plait.errors import SourceError, listed
 
 MODULES = "modules.json"
@@ -124,7 +124,7 @@ def carry(sources: Sequence[Checkpoint], folder: Path, weights: Sequence[float] 
 
 
 def _average(models: Sequence[Checkpoint], place: str, folder: Path, weights: list[float]) -> None:
-    from plait.checkpoints.files import TensorFiles
+    from plait.checkpoints.headers import TensorFiles
     from plait.checkpoints.writer import save_tensors
 
     if not any(key.startswith(f"{place}/") for key in _weights(models[0])):

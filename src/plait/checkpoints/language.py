@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from plait.checkpoints.naming import bare_class_name
-from plait.checkpoints.source import Checkpoint
+from plait.checkpoints.checkpoint import Checkpoint
+from plait.encoders.heads import bare_class_name
 from plait.errors import listed
 
 logger = logging.getLogger("plait")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.checkpoints.files import first_line
 from plait.checkpoints.output import sync_file, sync_folder, whole_file, write_whole
+from plait.errors import first_line
 from plait.tensors import checksum
 
 logger = logging.getLogger("plait")

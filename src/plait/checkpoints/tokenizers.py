@@ -11,9 +11,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from plait.boundary import reading
-from plait.checkpoints.files import read_json
-from plait.checkpoints.origin import TOKENIZER_FILES, VOCABULARIES
+from plait.checkpoints.headers import read_json
 from plait.errors import SourceError
+from plait.hub import TOKENIZER_FILES, VOCABULARIES
 
 FILES = (
     *TOKENIZER_FILES, "chat_template.jinja", "chat_template.json", "vocab.bpe", "bpe.codes", "dict.txt", "source.spm",

@@ -65,7 +65,11 @@ def _mistake(error: Exception) -> str | None:
 
 def _result(arguments: list[str]) -> object:
     """Returns what the argument parser makes of a command line, which signals may stop."""
-    from plait.cli import amalgamating, ensembling, looking, making, training  # noqa: F401 - registers their commands
+    from plait.cli import amalgamate as amalgamating  # noqa: F401 - registers their commands
+    from plait.cli import artifacts as looking
+    from plait.cli import ensemble as ensembling
+    from plait.cli import jobs as making
+    from plait.cli import train as training
     from plait.cli.app import app
 
     with stoppable():

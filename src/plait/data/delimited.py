@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.data.columns import Table, counted
-from plait.data.files import Feed, encoding_of, kind_of, open_binary, open_text
+from plait.data.encoding import Feed, encoding_of, kind_of, open_binary, open_text
 
 logger = logging.getLogger("plait")
 

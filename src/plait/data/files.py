@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
-import io
 import itertools
 import json
 import lzma
@@ -13,9 +10,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from plait.data.columns import Table
+from plait.data.encoding import PACKED, Feed, encoding_of, kind_of, open_binary, open_text
 from plait.data.objects import from_mapping, from_rows
 from plait.errors import DataError
 
@@ -24,33 +22,15 @@ if TYPE_CHECKING:
 
 BUFFER = 1 << 20
 """Bytes of a parquet column chunk that are held at a time."""
-Feed = Callable[[Sequence[str] | None], Iterator[Table]]
-"""Gives the rows of a source in tables, read anew at each call, of the named columns or of all."""
 
-PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-BINARY = (".parquet", ".arrow")
-MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-"""What begins a file that says how its characters are written."""
 UNREADABLE = (
     OSError, ValueError, EOFError, NotImplementedError, RecursionError, csv.Error, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
-def kind_of(path: Path) -> str:
-    """Returns the suffix that says what a file holds: `.csv` for `x.csv` and for `x.csv.gz`."""
-    suffix = path.suffix.lower()
-    inner = Path(path.stem).suffix.lower()
-    return inner if suffix in PACKED and inner not in BINARY else suffix
-
-
 def is_data(path: Path) -> bool:
     """Says whether a file's name is that of data which can be read."""
     return kind_of(path) in FORMATS and not path.name.startswith((".", "_"))
-
-
-def stem_of(path: Path) -> str:
-    """Returns a file's name without what says how it is written."""
-    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
 
 
 def open_file(path: Path, chunk: int) -> Feed:
@@ -74,24 +54,6 @@ def open_file(path: Path, chunk: int) -> Feed:
             raise DataError(f"{path}: cannot be read as {kind[1:]}: {one_line(error)}") from error
 
     return feed
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Returns a file's bytes, unpacked where its name says that they are packed."""
-    opened: IO[bytes] = PACKED.get(path.suffix.lower(), open)(path, "rb")
-    return opened
-
-
-def encoding_of(path: Path) -> str:
-    """Returns how the characters of a file are written, as its first bytes say; UTF-8 where they do not."""
-    with open_binary(path) as file:
-        start = file.read(3)
-    return next((name for mark, name in MARKS if start.startswith(mark)), "utf-8")
-
-
-def open_text(path: Path, *, encoding: str | None = None, newline: str | None = None) -> TextIO:
-    """Returns a file's characters."""
-    return io.TextIOWrapper(open_binary(path), encoding or encoding_of(path), newline=newline)
 
 
 def _undecodable(path: Path) -> str:

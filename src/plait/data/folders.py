@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from plait.data.files import PACKED, is_data, stem_of
+from plait.data.encoding import PACKED, stem_of
+from plait.data.files import is_data
 from plait.errors import DataError, listed
 
 logger = logging.getLogger("plait")

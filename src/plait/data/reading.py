@@ -9,23 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plait.data import Examples
 from plait.data.columns import Table, Wanted, counted, examples_from
-from plait.data.examples import Examples
-from plait.data.files import (
-    FORMATS,
-    Feed,
-    batches_of,
-    declared,
-    is_data,
-    kind_of,
-    one_line,
-    open_file,
-    sliced,
-)
+from plait.data.encoding import Feed, kind_of
+from plait.data.files import FORMATS, batches_of, declared, is_data, one_line, open_file, sliced
 from plait.data.folders import matching, split_of, splits_in
 from plait.data.objects import as_list, from_mapping, from_rows
 from plait.errors import DataError, did_you_mean
 from plait.hub import reach_hub
+from plait.recipe import DataSpec
 
 CHUNK = 4096
 """Rows that are read at a time."""
@@ -320,3 +312,10 @@ def _streamed(data: Any, names: Mapping[str, tuple[str, ...]], source: str, chun
     rows = iter(data)
     while block := list(itertools.islice(rows, chunk)):
         yield replace(from_rows(block, source), names=names)
+
+
+def read(data: Any, *, limit: int | None = None, seed: int = 0) -> Examples:
+    """Returns examples from a recipe's data entry or from data in memory."""
+    if isinstance(data, DataSpec):
+        return read_examples(data.path, limit=limit, seed=seed, **data.columns())
+    return read_examples(data, limit=limit, seed=seed)

@@ -20,8 +20,8 @@ from plait.data.columns import (
     say_skipped,
     text_columns,
 )
+from plait.data.encoding import Feed
 from plait.data.examples import Examples
-from plait.data.files import Feed
 from plait.data.reading import CHUNK, described, is_described, source_of
 from plait.errors import DataError
 

@@ -1,4 +1,4 @@
-"""Runs the demonstration: sources are fine-tuned on tasks made of docstrings, merged several ways, and scored."""
+"""The demonstration: sources fine-tuned on docstrings, merged, amalgamated, ensembled, beside what they replace."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plait.demo.members import ensembling
-from plait.demo.teaching import amalgamation
-from plait.demo.texts import Table, harvest, tasks, unused
+from plait.demo.docstrings import Table, harvest, tasks, unused
 from plait.errors import OutputError, SourceError
 
 logger = logging.getLogger("plait")
@@ -194,3 +192,110 @@ def merge_and_score(
 def mean_relative(row: Mapping[str, float], sources: Mapping[str, float]) -> float:
     """Returns the mean over tasks of a score divided by that of the task's source."""
     return sum(row[task] / sources[task] for task in sources) / len(sources)
+
+
+MEMBERS = 4
+PRIVATE = 2
+"""Last layers in which members see different states while they are trained; all are shared."""
+SHOWN = ("accuracy", "calibration_error")
+"""Scores that the demonstration shows of a model alone and of all members together."""
+
+
+def ensembling(
+    folder: Path, base: str, files: Mapping[str, Path], alone: str, *, epochs: float, seed: int
+) -> dict[str, Any]:
+    """Returns what an ensemble scores and takes, beside one model trained on the same rows.
+
+    Args:
+        folder: where the ensemble goes.
+        base: the encoder that all members start from.
+        files: training and test file.
+        alone: the model trained on the same rows, as long and at the same rate.
+        epochs: of fine-tuning.
+        seed: of every random choice.
+    """
+    from transformers import AutoConfig
+
+    from plait.api import ensemble, evaluate
+
+    depth = int(AutoConfig.from_pretrained(base, trust_remote_code=False).num_hidden_layers)
+    logger.info("training an ensemble of %d members", MEMBERS)
+    made = ensemble(
+        base,
+        data=files["train"],
+        out=folder,
+        members=MEMBERS,
+        replicate_at=max(0, depth - PRIVATE),
+        held_back=0,
+        epochs=epochs,
+        learning_rate=1e-4,
+        max_length=64,
+        seed=seed,
+        overwrite=True,
+    )
+    found = {
+        name: evaluate(model, files["test"]).tasks["model"].metrics
+        for name, model in (("one model", alone), (f"{MEMBERS} members, one encoder", made.folder))
+    }
+    return {
+        "scores": {name: {key: metrics[key] for key in SHOWN} for name, metrics in found.items()},
+        "parameters": made.report["parameters"],
+        "forward_equivalents": made.report["forward_equivalents"],
+    }
+
+
+TEXTS = 900
+"""Unlabelled texts at most."""
+SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
+STUDENT: Mapping[str, Any] = {**SETTINGS, "student": "merged", "epochs": 2, "batch_size": 8}
+"""Few texts in small batches: a student needs steps more than it needs epochs. It starts from the merged teachers."""
+
+
+def amalgamation(
+    folder: Path, base: str, files: Mapping[str, Path], rest: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Returns how well two teachers and their student tell all libraries apart.
+
+    Args:
+        folder: where data, teachers and student go.
+        base: the encoder that the teachers start from.
+        files: training and test file of the task `library`.
+        rest: texts that neither file holds; what they belong to is not looked at.
+        seed: of every random choice.
+    """
+    from plait.api import amalgamate, evaluate, finetune
+
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    halves = split_labels(files["train"], data)
+    texts = data / "unlabelled.txt"
+    texts.write_text("\n".join(rest[:TEXTS]) + "\n", encoding="utf-8")
+    teachers = {}
+    for name, rows in halves.items():
+        logger.info("fine-tuning teacher %s", name)
+        teachers[name] = str(folder / "teachers" / name)
+        finetune(base, rows, teachers[name], seed=seed, checkpoints=False, overwrite=True, **SETTINGS)
+    logger.info("teaching the student")
+    student = amalgamate(teachers, texts=texts, out=folder / "student", seed=seed, overwrite=True, **STUDENT)
+    found = evaluate(student.folder, files["test"]).tasks["model"]
+    scores = {teacher: metrics["accuracy"] for teacher, metrics in found.sources.items()}
+    scores["the student"] = found.metrics["accuracy"]
+    about = student.report["who_taught_what"]["teachers"]
+    return {
+        "texts": len(rest[:TEXTS]),
+        "accuracy": scores,
+        "taught": {teacher: of["share"] for teacher, of in about.items()},
+    }
+
+
+def split_labels(file: Path, folder: Path) -> dict[str, Path]:
+    """Returns two files with the rows of half of the labels each."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    labels = sorted({json.loads(line)["label"] for line in lines})
+    middle = len(labels) // 2
+    files = {}
+    for name, known in (("first", set(labels[:middle])), ("second", set(labels[middle:]))):
+        files[name] = folder / f"{name}.train.jsonl"
+        kept = [line for line in lines if json.loads(line)["label"] in known]
+        files[name].write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return files

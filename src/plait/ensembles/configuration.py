@@ -10,7 +10,7 @@ from transformers.models.auto import configuration_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from plait import autoclasses
-from plait.checkpoints.families import FAMILIES
+from plait.encoders.families import FAMILIES
 from plait.errors import RecipeError, did_you_mean
 
 HeadKind = Literal["linear", "tanh"]

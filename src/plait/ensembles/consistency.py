@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from plait.data import ProblemType
-from plait.ensembles.outputs import SINGLE, means, read
+from plait.ensembles.divergences import SINGLE, means, read
 from plait.ensembles.shapes import Mask, MemberLogits, PerRow, Scalar
 from plait.errors import RecipeError
 from plait.registry import Registry

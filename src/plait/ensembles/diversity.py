@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.data import ProblemType
 from plait.ensembles.consistency import ensemble
-from plait.ensembles.outputs import SINGLE, divergence, entropy, means, read
+from plait.ensembles.divergences import SINGLE, divergence, entropy, means, read
 from plait.ensembles.shapes import Counted, Mask, MemberLogits, PerRow, Values
 from plait.errors import DataError
 

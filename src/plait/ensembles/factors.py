@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plait.encoders.layers import path_of_layers
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import configuration
 from plait.ensembles.modeling import Ensemble
-from plait.ensembles.sharing import TOPS, Roster, original, path_of_layers
+from plait.ensembles.sharing import TOPS, Roster, original
 
 
 class Factored(nn.Linear):

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from plait.data import ProblemType
-from plait.ensembles.outputs import SINGLE, at_least_float32
+from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.shapes import Hidden, Mask
 from plait.errors import RecipeError, listed
 from plait.registry import Registry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from plait.checkpoints.families import FAMILIES
-from plait.errors import RecipeError
+from plait.encoders.layers import GROUPS, Applications, group, grouped, path_of_layers
 
-GROUPS = "albert_layer_groups"
-"""ALBERT's list of layers: a group is applied several times, and an application counts as a layer."""
 TOPS = ("pooler", "final_norm")
 """Modules of encoders that follow their last layer."""
 _MEMBER = re.compile(r"\.members\.(\d+)\.")
@@ -87,91 +84,12 @@ def _joined(parts: Sequence[Any]) -> Any:
     return first
 
 
-class Applications(nn.ModuleList):
-    """ALBERT's groups, indexed by application: each module is kept once and used by several."""
-
-    def __init__(self, modules: Mapping[str, nn.Module], order: Sequence[str]) -> None:
-        """Keeps `modules` under their names; application i uses the one named `order[i]`."""
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.order = tuple(order)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Returns the module of an application."""
-        return self._modules[self.order[index]]
-
-
-@dataclass(eq=False)
-class Layers:
-    """An encoder's layers in the order in which they are applied, and what is known of their calls."""
-
-    applied: tuple[nn.Module, ...]
-    embeddings: nn.Module | None = None
-    convolution: nn.Module | None = None
-    in_tuples: bool | None = None
-    embedded: tuple[int, torch.dtype] | None = None
-
-    @property
-    def depth(self) -> int:
-        """Returns how many layers one pass applies."""
-        return len(self.applied)
-
-    def distinct(self) -> Iterable[nn.Module]:
-        """Returns every module once."""
-        return dict.fromkeys(self.applied)
-
-
-def path_of_layers(base: PreTrainedModel) -> str:
-    """Returns where an encoder keeps its list of layers.
-
-    Raises:
-        RecipeError: When there is no list, or several, of as many modules as the configuration has layers.
-    """
-    family = FAMILIES.get(base.config.model_type)
-    if family is not None:
-        return family.layer.partition(".{}")[0]
-    found: list[str] = [
-        name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == base.config.num_hidden_layers
-    ]
-    if len(found) != 1:
-        raise RecipeError(
-            f"the layers of {type(base).__name__} are not found (lists of {base.config.num_hidden_layers} modules: "
-            f"{', '.join(found) or 'none'}); ensembles know {', '.join(sorted(FAMILIES))}"
-        )
-    return found[0]
-
-
-def layers_of(base: PreTrainedModel) -> Layers:
-    """Returns an encoder's layers in the order of their application."""
-    modules = base.get_submodule(path_of_layers(base))
-    assert isinstance(modules, nn.ModuleList)
-    depth = base.config.num_hidden_layers
-    if isinstance(modules, Applications) or not _grouped(base):
-        applied = tuple(modules[i] for i in range(depth))
-    else:
-        applied = tuple(modules[group(base.config, i)] for i in range(depth))
-    parent = base.get_submodule(path_of_layers(base).rpartition(".")[0])
-    return Layers(applied, getattr(base, "embeddings", None), getattr(parent, "conv", None))
-
-
-def _grouped(base: PreTrainedModel) -> bool:
-    return path_of_layers(base).endswith(GROUPS)
-
-
-def group(config: PreTrainedConfig, application: int) -> int:
-    """Returns which of ALBERT's groups an application uses."""
-    return application * int(config.num_hidden_groups) // int(config.num_hidden_layers)
-
-
 def share(model: PreTrainedModel, shared: int, roster: Roster) -> None:
     """Gives every member its own copy of the layers from `shared` on and of all that follows them, in place."""
     base: Any = model.base_model
     if shared == base.config.num_hidden_layers:
         return
-    _split_groups(base, shared, roster) if _grouped(base) else _split_layers(base, shared, roster)
+    _split_groups(base, shared, roster) if grouped(base) else _split_layers(base, shared, roster)
     for owner in {base, model}:
         for name, module in list(owner.named_children()):
             follows = name in TOPS if owner is base else module is not base

@@ -1,13 +1,7 @@
 """Logits in order, metrics, and the scores of a model on labelled examples."""
 
-from plait.evaluation.evaluate import (
-    evaluate_model,
-    head_kind,
-    head_labels,
-    head_problem,
-    primary_metric,
-    score,
-)
+from plait.encoders.heads import head_kind, head_labels, head_problem
+from plait.evaluation.evaluate import evaluate_model, primary_metric, score
 from plait.evaluation.predict import predict_encoded, predict_logits
 
 __all__ = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.data import Examples, Kind, ProblemType, align_labels, encode
 from plait.data.answers import best_answers
 from plait.data.labels import IGNORED
+from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError
 from plait.evaluation import metrics
 from plait.evaluation.predict import predict_encoded, predict_logits
@@ -120,31 +120,3 @@ def predict_answers(
     encoded = encode(examples, tokenizer, max_length=max_length, config=model.config, labels=False)
     outputs = predict_encoded(model, encoded, batch_size=batch_size)
     return [answer.text for answer in best_answers(examples, encoded, outputs, unanswerable=unanswerable)]
-
-
-def head_kind(model: PreTrainedModel) -> Kind | None:
-    """Returns what the model's head does, from its class; None for a class of another make."""
-    name = type(model).__name__
-    kinds: dict[str, Kind] = {
-        "SequenceClassification": "sequence_classification",
-        "TokenClassification": "token_classification",
-        "QuestionAnswering": "question_answering",
-    }
-    return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
-
-
-def head_problem(model: PreTrainedModel) -> ProblemType:
-    """Returns what a sequence head was trained for; one output is a regression unless told otherwise."""
-    config = model.config
-    known: ProblemType | None = config.problem_type
-    return known or ("regression" if config.num_labels == 1 else "single_label_classification")
-
-
-def head_labels(model: PreTrainedModel) -> tuple[str, ...] | None:
-    """Returns the head's label names in order; None where it has none to speak of (regression, answers)."""
-    if head_kind(model) == "question_answering" or (
-        head_kind(model) == "sequence_classification" and head_problem(model) == "regression"
-    ):
-        return None
-    names: dict[Any, str] = dict(model.config.id2label or {})
-    return tuple(str(names[i]) for i in sorted(names))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait import progress
 from plait.checkpoints.answering import answering, check_answers
 from plait.data import Encoded, Examples, collate, encode, plan
+from plait.encoders.modes import accelerated, evaluating
 from plait.errors import SourceError
-from plait.placement import accelerated
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[dict[str, Tensor]], Outputs]
@@ -92,16 +91,3 @@ def _per_word(rows: Tensor, starts: tuple[int | None, ...], count: int) -> Tenso
         if word is not None:
             words[word] = row
     return words
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Turns off dropout and gradients inside; every module's mode comes back as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

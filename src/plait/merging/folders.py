@@ -21,14 +21,14 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from plait.boundary import reading
-from plait.checkpoints import naming
+from plait.checkpoints import parameter_names as naming
 from plait.checkpoints.beside import SETTINGS, module_folders
-from plait.checkpoints.files import SAFETENSORS
-from plait.checkpoints.naming import model_class
-from plait.checkpoints.source import read_config
+from plait.checkpoints.checkpoint import read_config
 from plait.checkpoints.tokenizers import tokenizer_files
+from plait.encoders.heads import model_class
 from plait.errors import SourceError, listed
-from plait.merging.manifest import Task
+from plait.hub import SAFETENSORS
+from plait.report.record import Task
 
 TASKS = "tasks"
 HEAD = "head.safetensors"

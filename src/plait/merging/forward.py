@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.sealed import read_sealed, write_sealed
+from plait.data import collate, encode, plan
 from plait.errors import MergeError
+from plait.merging import chunks as parts
 from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
+from plait.merging.chunks import TensorSource
 from plait.merging.engine import combine
-from plait.merging.parts import TensorSource
+from plait.merging.plan import Plan
 from plait.merging.rule import RULES, RuleEntry
 from plait.progress import task
 from plait.statistics.layerwise import BELOW, Layerwise, Stage, layers_of
@@ -217,3 +222,33 @@ class Lent:
                     parameter.copy_(self.source.read(name))
 
 
+def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
+    """Returns the merged parameters of the encoder, in float32; finished layers are kept in `state`.
+
+    Raises:
+        MergeError: an encoder without a single forward order, or a result that is not finite.
+    """
+    weights = job.recipe.weights()
+    merge = ForwardMerge(
+        [parts.body(source) for source in job.sources],
+        job.rule,
+        torch.ones(len(job.sources)) if weights is None else torch.tensor(weights),
+        job.method.options,
+        [batches_of(job, source) for source in job.sources],
+        state / "layers",
+    )
+    body = job.sources[0].model(dtype=torch.float32).base_model
+    donor = copy.deepcopy(body) if merge.calibrating else None
+    return merge.run(cast(PreTrainedModel, body), cast("PreTrainedModel | None", donor))
+
+
+def batches_of(job: Plan, source: Checkpoint) -> list[dict[str, Tensor]]:
+    """Returns a source's texts as inputs of its encoder, similar lengths together."""
+    examples = job.inputs.examples[source.name].unlabelled()
+    encoded = encode(
+        examples, source.tokenizer(), max_length=job.method.max_length, config=source.config, labels=False
+    )
+    return [
+        collate([encoded.features[row] for row in rows], encoded.padding)
+        for rows in plan(encoded, job.method.batch_size)
+    ]

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from plait.checkpoints.topology import Topology
 from plait.checkpoints.writer import DTYPES, Slot
+from plait.encoders.topology import Topology
 from plait.errors import MergeError, RecipeError, listed
+from plait.merging.chunks import TensorSource
 from plait.merging.layout import Layout
-from plait.merging.parts import TensorSource
 from plait.merging.rule import RULES, RuleEntry
 
 logger = logging.getLogger("plait")

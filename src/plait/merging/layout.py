@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from plait.checkpoints.topology import Part, Place, Topology
+from plait.encoders.families import Part
+from plait.encoders.topology import Place, Topology
 from plait.errors import MergeError
 
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")

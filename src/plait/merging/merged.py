@@ -21,14 +21,14 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from plait.boundary import reading
-from plait.checkpoints import naming
-from plait.checkpoints.files import read_headers, read_safetensors_header
-from plait.checkpoints.naming import kind_of, model_class
-from plait.checkpoints.source import quiet_loading, read_config, whole
+from plait.checkpoints import parameter_names as naming
+from plait.checkpoints.checkpoint import quiet_loading, read_config, whole
+from plait.checkpoints.headers import read_headers, read_safetensors_header
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
+from plait.encoders.heads import kind_of, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.merging.folders import TASKS, head_file, language_model, names_in, weight_files
-from plait.merging.manifest import Manifest, Task, read_manifest
+from plait.report.record import Manifest, Task, read_manifest
 
 logger = logging.getLogger("plait")
 

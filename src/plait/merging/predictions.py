@@ -16,9 +16,9 @@ from plait.data.answers import best_answers
 from plait.data.batching import UNKNOWN, padding_for, without_padding
 from plait.data.reading import one_text
 from plait.errors import DataError
-from plait.merging.manifest import Task
 from plait.merging.merged import Merged
 from plait.progress import track
+from plait.report.record import Task
 
 logger = logging.getLogger("plait")
 Prediction = Any

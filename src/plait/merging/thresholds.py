@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from plait.checkpoints.writer import Slot
+from plait.merging.chunks import Desk, Feed, Files, Piece, flat_pieces
 from plait.merging.job import Job
-from plait.merging.pieces import Desk, Feed, Files, Piece, flat_pieces
 
 Magnitudes = npt.NDArray[np.float32]
 Stream = Callable[[], Iterator[Magnitudes]]

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from plait.checkpoints.answering import answering
 from plait.errors import DataError
 from plait.progress import track
+from plait.statistics.backward import Objective, Per, prepared
 from plait.statistics.batch import read_batches
 from plait.statistics.estimator import ESTIMATORS
-from plait.statistics.lean import lean
+from plait.statistics.first_token import lean
+from plait.statistics.importance import Statistics
 from plait.statistics.likelihood import Cotangents, Labels
-from plait.statistics.statistics import Statistics
-from plait.statistics.sweep import Objective, Per, prepared
 
 
 def estimate_statistics(

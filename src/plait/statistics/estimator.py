@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plait.registry import Registry
+from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
-from plait.statistics.sweep import Objective
 
 
 class Estimator(Protocol):

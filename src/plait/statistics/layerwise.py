@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.statistics.posteriors.layers import encoder_of
+from plait.encoders.replay import encoder_of
 
 BELOW = -1
 """The place below the first layer: projections of the embeddings."""

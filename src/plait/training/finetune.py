@@ -17,15 +17,16 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait.checkpoints.files import read_json
+from plait.checkpoints.headers import read_json
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.sealed import digest
 from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder, check_target, writing
 from plait.data import Examples, ProblemType, align_labels, batches, encode, length_limit, read_examples
+from plait.encoders.heads import Head
+from plait.encoders.modes import seeded
 from plait.errors import OutputError, RecipeError, did_you_mean
-from plait.training.heads import Head, check_labelled, check_openable, head_for, open_with, quiet
-from plait.training.loop import Objective, Schedule, train
+from plait.training.heads import check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.state import (
     RECORD,
     check_accelerate,
@@ -34,9 +35,9 @@ from plait.training.state import (
     full_disk,
     is_finished,
     job_key,
-    seeded,
     training_state,
 )
+from plait.training.trainer import Objective, Schedule, train
 
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
 

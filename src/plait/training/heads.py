@@ -5,63 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from plait.boundary import reading
 from plait.checkpoints.answering import answering
-from plait.checkpoints.files import read_headers
-from plait.checkpoints.naming import check_size, model_class
-from plait.checkpoints.origin import locate
-from plait.checkpoints.source import quiet_loading, read_config
+from plait.checkpoints.checkpoint import quiet_loading, read_config
+from plait.checkpoints.headers import read_headers
+from plait.checkpoints.parameter_names import check_size
 from plait.checkpoints.tokenizers import misfit, open_tokenizer
-from plait.data import Examples, Kind, ProblemType
+from plait.data import Examples, ProblemType
 from plait.data.batching import without_padding
 from plait.data.labels import check_complete, names_in, what_was_taken
+from plait.encoders.heads import HEADS, Head, model_class
 from plait.errors import DataError, SourceError
-
-HEADS = {
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What the new head has to be."""
-
-    kind: Kind
-    names: tuple[str, ...] | None
-    problem_type: ProblemType | None
-
-    def settings(self) -> dict[str, Any]:
-        """Returns the configuration entries of this head."""
-        if self.kind == "question_answering":
-            return {}
-        names = self.names or ("LABEL_0",)
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        problem = {"problem_type": self.problem_type} if self.kind == "sequence_classification" else {}
-        return {"num_labels": len(names), **labels, **problem}
-
-    def differs(self, config: PreTrainedConfig, model: PreTrainedModel) -> bool:
-        """Says whether a base with this configuration has a head of this class for other labels."""
-        if type(model).__name__ not in (config.architectures or ()) or self.kind == "question_answering":
-            return False
-        found = tuple(str(name) for name in (config.id2label or {}).values())
-        return found != (self.names or found[:1])
+from plait.hub import locate
 
 
 def check_labelled(examples: Examples, purpose: str) -> None:

@@ -1,28 +1,24 @@
-"""What a training run keeps beside its output so that a killed one can go on, and the seeds it sets."""
+"""The state of a training run on disk, so that a killed one can resume; processes that train together."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import random
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 import xxhash
 from safetensors import SafetensorError
 
-from plait.checkpoints.files import first_line
 from plait.checkpoints.output import one_writer, write_whole
 from plait.checkpoints.sealed import SEAL, sealed_facts
-from plait.errors import OutputError, PlaitError, listed
-from plait.training.processes import first
+from plait.encoders.modes import FULL
+from plait.errors import OutputError, PlaitError, first_line, listed
 
 logger = logging.getLogger("plait")
 RECORD = "plait.json"
@@ -170,24 +166,6 @@ def check_accelerate() -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds every generator inside and gives the caller's states back afterwards."""
-    # transformers.set_seed seeds numpy's global generator too, so that one is restored as well.
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            transformers.set_seed(seed)
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-
-
-FULL = ("No space left", "PytorchStreamWriter", "unexpected pos")
-"""How torch says that a disk is full."""
-
-
-@contextmanager
 def full_disk(out: Path) -> Iterator[None]:
     """Turns what a full disk makes of saving inside into `OutputError`, whichever library notices it."""
     try:
@@ -198,3 +176,19 @@ def full_disk(out: Path) -> Iterator[None]:
         if not any(sign in str(error) for sign in FULL):
             raise
         raise OutputError(f"{out}: cannot be written: no space is left on the disk") from error
+
+
+def processes() -> int:
+    """Returns how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Says whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def together() -> None:
+    """Returns when all processes have come here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from plait.amalgamation.calibration import standardize
 from plait.amalgamation.gate import GATES, Near, PerText, Response
 from plait.amalgamation.neighbours import MOST, averaged
+from plait.amalgamation.routing import standardize
 
 
 @GATES.register(

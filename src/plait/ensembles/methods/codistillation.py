@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from plait.data import ProblemType
-from plait.ensembles.distilling import softened
+from plait.ensembles.divergences import read, softened
 from plait.ensembles.method import METHODS, Terms
-from plait.ensembles.outputs import read
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
 
 

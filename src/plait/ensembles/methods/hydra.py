@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plait.data import ProblemType
-from plait.ensembles.distilling import answers, distance, mixed
+from plait.ensembles.divergences import answers, distance, mixed
 from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from plait.data import ProblemType
-from plait.ensembles.answers import task_loss
-from plait.ensembles.distilling import softened
+from plait.ensembles.divergences import read, softened
 from plait.ensembles.method import METHODS, Terms
-from plait.ensembles.outputs import read
+from plait.ensembles.modeling import task_loss
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
 
 

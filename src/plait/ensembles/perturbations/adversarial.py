@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from plait.ensembles.outputs import means, read
+from plait.ensembles.divergences import means, read
 from plait.ensembles.perturbation import (
     PERTURBATIONS,
     Generators,

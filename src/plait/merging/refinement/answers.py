@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from plait.data import Encoded, Examples, collate, encode, plan
+from plait.encoders.modes import accelerated
 from plait.merging.refinement.model import Head, MultiTask
-from plait.placement import accelerated
 from plait.progress import task as progress
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

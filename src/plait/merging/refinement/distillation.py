@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plait.data import held_back
+from plait.encoders.modes import accelerated
 from plait.errors import MergeError
 from plait.merging.merged import Merged
 from plait.merging.refinement.answers import (
@@ -29,8 +30,7 @@ from plait.merging.refinement.answers import (
 )
 from plait.merging.refinement.files import write_back
 from plait.merging.refinement.model import Head, MultiTask, has_own_pooler
-from plait.placement import accelerated
-from plait.training.loop import Schedule, train
+from plait.training.trainer import Schedule, train
 
 logger = logging.getLogger("plait")
 PREFERENCE = "preference"

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from plait.encoders.modes import accelerated
 from plait.merging.algebra import solved
 from plait.merging.merged import Merged
 from plait.merging.refinement.answers import Answers, Form, SourceTexts, ask, batched, cut, source_of
 from plait.merging.refinement.files import write_back
 from plait.merging.refinement.model import Head, MultiTask, has_own_pooler
-from plait.placement import accelerated
 
 logger = logging.getLogger("plait")
 Map = Literal["shift", "ridge"]

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from plait.checkpoints.topology import Axis, Place, topology
+from plait.encoders.topology import Axis, Place, topology
+from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
-from plait.statistics.gradients import ExampleGradients
-from plait.statistics.lean import only_first
-from plait.statistics.pieces import Lookup, Outer, Piece
-from plait.statistics.squares import Squares, rows_used
-from plait.statistics.sweep import Objective
+from plait.statistics.first_token import only_first
+from plait.statistics.per_example import ExampleGradients, Lookup, Outer, Piece, Squares, rows_used
 
 
 class BlockTraces:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
-from plait.statistics.gradients import ExampleGradients
-from plait.statistics.pieces import Piece
-from plait.statistics.squares import Squares
-from plait.statistics.sweep import Objective
+from plait.statistics.per_example import ExampleGradients, Piece, Squares
 
 
 class Diagonal:

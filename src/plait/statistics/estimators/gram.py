@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plait.errors import MergeError
+from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
-from plait.statistics.sweep import Objective
 
 
 @dataclass

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.checkpoints.topology import topology
+from plait.encoders.topology import topology
+from plait.statistics.backward import Objective, backward_passes
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
-from plait.statistics.lean import only_first
+from plait.statistics.first_token import only_first
 from plait.statistics.shapes import Inputs
-from plait.statistics.sweep import Objective, backward_passes
 
 
 class _Nodes:

@@ -1,0 +1,401 @@
+"""What can be done with what lies on disk: evaluate, inspect, export; and which methods there are."""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from plait.amalgamation.baselines import teacher_scores
+from plait.amalgamation.gate import GATES
+from plait.amalgamation.gate_selection import JOINT
+from plait.amalgamation.objective import OBJECTIVES
+from plait.amalgamation.student import Student
+from plait.checkpoints.checkpoint import open_checkpoint, quiet_loading
+from plait.checkpoints.headers import read_json
+from plait.checkpoints.places import check_apart
+from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer
+from plait.checkpoints.writer import atomic_folder
+from plait.data import Examples
+from plait.data.reading import read
+from plait.ensembles.consistency import CONSISTENCIES
+from plait.ensembles.evaluation import saved_scores
+from plait.ensembles.export import export_ensemble, export_plain
+from plait.ensembles.method import METHODS
+from plait.ensembles.perturbation import PERTURBATIONS
+from plait.ensembles.saved import SavedEnsemble
+from plait.errors import RecipeError, did_you_mean, listed
+from plait.evaluation import evaluate_model
+from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
+from plait.label_names import told
+from plait.merging.folders import TASKS, copy_generation, copy_modules
+from plait.merging.merged import Merged, plain_state
+from plait.merging.rule import RULES
+from plait.merging.scores import score_task
+from plait.registry import Entry, Registry, canonical
+from plait.report.record import is_ensemble, is_merged, is_one_model, read_manifest
+from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.importance import load_statistics
+from plait.teachers import Store, open_store
+from plait.teachers.record import read_record
+from plait.training.state import full_disk
+
+logger = logging.getLogger("plait")
+
+
+def evaluate(
+    model: str | Path | Merged | SavedEnsemble | Student,
+    data: Any,
+    *,
+    sources: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    examples: int | None = None,
+    seed: int = 0,
+    out_of_scope: Any = None,
+    labels: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Returns scores on labelled data, absolute and relative to each source on the same rows.
+
+    Args:
+        model: a merged checkpoint, an ensemble, a student, or a plain one (folder, Hub id, or what made it returned).
+        data: task -> data (a file, a Dataset, columns); for a model with one task the data alone.
+        sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
+            still be found.
+        batch_size: texts at a time.
+        max_length: tokens a text is cut at.
+        examples: a random subset of this size; default all.
+        seed: of the subset.
+        out_of_scope: texts that belong to no class, which an ensemble should doubt.
+        labels: names of a head's labels in its order, such as `["negative", "positive"]`, where its own are
+            placeholders (`LABEL_0`, `0`); task -> names for a merged checkpoint.
+        revision: of a Hub id.
+        trust_remote_code: whether a checkpoint may run its own code.
+
+    Raises:
+        PlaitError: an unknown task, unusable data, labels that the head does not have.
+    """
+
+    def read_data(entry: Any) -> Examples:
+        return read(entry, limit=examples, seed=seed)
+
+    def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
+        return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
+
+    if isinstance(model, SavedEnsemble | Student):
+        model = model.folder
+    names = label_names(labels)
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+    if is_ensemble(model) or is_one_model(model):
+        (task, entry), *others = name_data(data, ("model",), free=True).items()
+        if others:
+            raise RecipeError(f"{model} is an ensemble for one task: give --data once")
+        if names:
+            raise RecipeError("labels (--labels) name those of a merged or plain checkpoint, not of an ensemble")
+        strange = None if out_of_scope is None else read_data(out_of_scope)
+        found = saved_scores(str(model), read_data(entry), strange, members=sources, **settings)
+        return Evaluation(str(model), {task: found})
+    if out_of_scope is not None:
+        raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
+    if not isinstance(model, Merged) and not is_merged(model):
+        mine = only(names, model)
+        plain = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code, labels=mine)
+        (task, entry), *others = name_data(data, ("model",), free=True).items()
+        if others:
+            raise RecipeError(f"{model} is a plain checkpoint with one task: give --data once")
+        primary = primary_of(plain.kind, plain.problem_type)
+        chosen = read_data(entry)
+        metrics = score(plain.model(), plain.tokenizer(), chosen)
+        settings |= {"trust_remote_code": trust_remote_code}
+        known = teacher_scores(plain.folder, chosen, **settings) if sources else {}
+        return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen), known)})
+    merged = model if isinstance(model, Merged) else Merged(model)
+    named = name_data(data, merged.tasks)
+    called = of_tasks(names, merged.tasks)
+    options: dict[str, Any] = {"sources": sources, "trust_remote_code": trust_remote_code}
+    scores = {
+        task: score_task(merged, task, read_data(entry), score, labels=called.get(task), **options)
+        for task, entry in named.items()
+    }
+    return Evaluation(str(merged.folder), scores)
+
+
+def label_names(labels: Any) -> dict[str | None, tuple[str, ...]]:
+    """Returns the names of labels by task; those of the only head under None.
+
+    Raises:
+        RecipeError: something else than names.
+    """
+    by_task = labels if isinstance(labels, Mapping) else {} if labels is None else {None: labels}
+    found = {
+        task: told(names) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
+        for task, names in by_task.items()
+    }
+    if odd := [str(task or "labels") for task, names in found.items() if not names]:
+        raise RecipeError(f"labels of {listed(odd)}: expected names in the head's order, such as negative,positive")
+    return found
+
+
+def only(names: Mapping[str | None, tuple[str, ...]], model: Any) -> tuple[str, ...] | None:
+    """Returns the names given for the only head there is.
+
+    Raises:
+        RecipeError: names for several.
+    """
+    if len(names) > 1:
+        raise RecipeError(f"{model} is a plain checkpoint with one head: give --labels once")
+    return next(iter(names.values()), None)
+
+
+def export(
+    merged: str | Path | Merged | SavedEnsemble,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    member: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Returns the folder written: a checkpoint that `AutoModel…from_pretrained` and `pipeline` read without Plait.
+
+    Args:
+        merged: a merged checkpoint, or an ensemble.
+        out: the folder to write.
+        task: which task of a merged checkpoint; may be left out when there is only one.
+        member: which member of an ensemble; by default all of them folded into one model, or
+            member 0 (with a warning) where they do not fold.
+        overwrite: whether an existing output is replaced.
+
+    Raises:
+        SourceError: neither a merged checkpoint nor an ensemble.
+        RecipeError: no such task, several and none chosen, or one of an ensemble; no such member.
+        OutputError: the output exists.
+    """
+    if is_one_model(merged.folder if isinstance(merged, SavedEnsemble) else merged):
+        one = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
+        if task is not None or member:
+            raise RecipeError(f"{one.folder} is one ordinary model: leave --task and --member out")
+        return export_plain(one, Path(out), overwrite=overwrite)
+    if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
+        saved = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
+        if task is not None:
+            raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
+        return export_ensemble(saved, Path(out), member, overwrite=overwrite)
+    if member is not None:
+        raise RecipeError(f"--member {member}: {merged} is no ensemble")
+    source = merged if isinstance(merged, Merged) else Merged(merged)
+    if task is None and len(source.tasks) != 1:
+        raise RecipeError(
+            f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
+        )
+    name = task or source.tasks[0]
+    model = source.task(name)
+    check_apart(Path(out), source.folder)
+    with full_disk(Path(out)), atomic_folder(Path(out), overwrite=overwrite) as folder:
+        with quiet_loading():
+            model.save_pretrained(folder, state_dict=plain_state(model))
+            copy_generation(source.folder / TASKS / name, folder)
+        if source.about(name).kind == "body":
+            copy_modules(source.folder, folder)
+        if has_tokenizer(source.folder):
+            copy_tokenizer(source.folder, folder)
+    return Path(out)
+
+
+def inspect(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Returns what lies at a path, as plain data: a checkpoint (merged, plain, a student), posteriors or statistics.
+
+    Raises:
+        SourceError: nothing there that Plait understands.
+    """
+    place = Path(path)
+    if place.is_file() and place.suffix == ".safetensors":
+        found = load_statistics(place)
+        shapes = {name: list(tensor.shape) for name, tensor in found.tensors.items()}
+        return {
+            "kind": "statistics",
+            "estimator": found.estimator,
+            **found.facts,
+            "tensors": shapes,
+        }
+    if is_merged(place):
+        return inspect_merged(place)
+    if is_ensemble(place):
+        return inspect_ensemble(SavedEnsemble(place))
+    if (place / "store.json").is_file():
+        return inspect_store(place)
+    return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
+
+
+def inspect_merged(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a merged checkpoint as plain data."""
+    manifest = read_manifest(folder)
+    tasks = {
+        name: {"head": task.architecture, "labels": list(task.labels or ()), "sources": list(task.sources)}
+        for name, task in manifest.tasks.items()
+    }
+    return {
+        "kind": "merged",
+        "method": manifest.recipe.get("method"),
+        "tasks": tasks,
+        "sources": {name: dict(source) for name, source in manifest.sources.items()},
+        "megabytes": round(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6, 2),
+        "scores": dict(manifest.scores),
+        "versions": dict(manifest.versions),
+    }
+
+
+def inspect_ensemble(saved: SavedEnsemble) -> dict[str, Any]:
+    """Returns what an ensemble is, how it was made and what it is worth, as plain data."""
+    config = saved.config
+    kept = (
+        "parameters",
+        "megabytes",
+        "forward_equivalents",
+        "sources",
+        "data",
+        "epochs",
+        "validation",
+        "recipe",
+    )
+    return {
+        "kind": "ensemble",
+        "method": saved.method,
+        "members": saved.members,
+        "separate_models": len(saved.folders) if len(saved.folders) > 1 else None,
+        "family": config.encoder.model_type,
+        "layers": config.num_hidden_layers,
+        "shared_layers": config.shared_layers if len(saved.folders) == 1 else None,
+        "head": config.head,
+        "labels": list(saved.labels or ()),
+        "problem_type": saved.problem if saved.kind == "sequence_classification" else None,
+        **{name: saved.report[name] for name in (*kept, "versions") if name in saved.report},
+    }
+
+
+def inspect_checkpoint(origin: str, revision: str | None, *, trust_remote_code: bool) -> dict[str, Any]:
+    """Returns what a plain checkpoint's headers and config say."""
+    source = open_checkpoint(origin, revision=revision, trust_remote_code=trust_remote_code)
+    dtypes = sorted({str(header.dtype).removeprefix("torch.") for header in source.headers.values()})
+    return {
+        "kind": "checkpoint",
+        "architecture": source.architecture,
+        "family": source.config.model_type,
+        "head": source.kind,
+        "labels": list(source.labels or ()),
+        "problem_type": source.problem_type,
+        "body_parameters": sum(prod(source.header(stored).shape) for stored in source.body.values()),
+        "head_parameters": sum(prod(source.header(stored).shape) for stored in source.head.values()),
+        "dtypes": dtypes,
+        "base": source.recorded_base,
+        "digest": source.digest,
+        **taught(source.folder),
+    }
+
+
+def taught(folder: Path) -> dict[str, Any]:
+    """Returns who taught a student what, or how an ensemble became one model; nothing for other checkpoints."""
+    record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
+    if record.get("made_by") not in ("amalgamate", "ensemble"):
+        return {}
+    made = ("epochs", "forward_equivalents", "recipe", "versions")
+    kept = ("teachers", "averaged", "data", "validation", "who_taught_what", *made)
+    return {name: record[name] for name in kept if name in record}
+
+
+def inspect_store(folder: Path) -> dict[str, Any]:
+    """Returns a store of posteriors as plain data, finished or not."""
+    record = read_record(folder)
+    finished = {t.name: t.name in record.forwards for t in record.teachers}
+    if all(finished.values()):
+        return describe_store(open_store(folder))
+    return {
+        "kind": "posteriors, not finished: the command that makes them goes on where it was",
+        "texts": record.texts.count,
+        "settings": asdict(record.settings),
+        "finished": finished,
+    }
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Returns a store of posteriors as plain data."""
+    cost = {name: round(forwards, 2) for name, forwards in store.cost.teachers.items()}
+    return {
+        "kind": "posteriors",
+        "output": str(store.folder),
+        "texts": store.count,
+        "skipped": store.skipped,
+        "settings": asdict(store.settings),
+        "teachers": {t.name: {"model": t.origin, "labels": list(t.labels)} for t in store.teachers},
+        "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
+        "megabytes": round(sum(f.stat().st_size for f in store.folder.rglob("*.safetensors")) / 1e6, 2),
+    }
+
+
+KINDS: dict[str, Registry[Any]] = {
+    "method": RULES,
+    "gate": GATES,
+    "joint gate": JOINT,
+    "objective": OBJECTIVES,
+    "ensemble": METHODS,
+    "perturbation": PERTURBATIONS,
+    "consistency": CONSISTENCIES,
+    "importance": ESTIMATORS,
+}
+"""What there is to choose from: merging methods and the statistics they use, gates and objectives of an amalgamation,
+and what an ensemble has.
+"""
+
+
+def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Returns every method by name (or those of one name): what each does, needs and takes.
+
+    Merging methods stand under their name, all others behind what they are: `gate muka`, `importance diagonal`.
+
+    Raises:
+        RecipeError: no such name (did you mean).
+    """
+    every = {
+        (known if kind == "method" else f"{kind} {known}"): (kind, registry[known])
+        for kind, registry in KINDS.items()
+        for known in registry
+    }
+    if name is not None:
+        wanted = canonical(name)
+        every = {key: (kind, e) for key, (kind, e) in every.items() if wanted in {e.name, canonical(key)}}
+        if not every:
+            known = {entry for registry in KINDS.values() for entry in registry}
+            raise RecipeError(f"unknown method {name!r}{did_you_mean(name, known)}")
+    return {key: {"kind": kind, **describe_method(entry)} for key, (kind, entry) in every.items()}
+
+
+def describe_method(entry: Entry[Any]) -> dict[str, Any]:
+    """Returns one method as plain data, read off its signature and docstring."""
+    needs = {"importances": "data", "grams": "data", "base": "base", "labels": "labels"}
+    wanted = {needs[name] for name in entry.inputs if name in needs} | set(entry.facts.get("needs", ()))
+    wanted |= {"passes"} if entry.facts.get("passes") else set()
+    wanted |= {kept} if (kept := entry.facts.get("keep", "none")) != "none" else set()
+    return {
+        "summary": entry.summary,
+        "needs": sorted(wanted),
+        "options": {
+            o.name: {"type": spelled(o.annotation), "default": o.default} for o in entry.options.values()
+        },
+        "paper": entry.facts.get("paper"),
+        "laws": sorted(str(getattr(law, "value", law)) for law in entry.facts.get("laws", ())),
+        "documentation": python_inspect.getdoc(entry.function) or "",
+    }
+
+
+def spelled(annotation: Any) -> str:
+    """Returns an annotation as a user would write it: `float`, or `global | tensor` for a choice."""
+    if choices := getattr(annotation, "__args__", None):
+        return " | ".join(c.__name__ if isinstance(c, type) else str(c) for c in choices)
+    return str(getattr(annotation, "__name__", annotation))

@@ -1,0 +1,362 @@
+"""Checkpoints: opened by reading headers alone; tensors, model and tokenizer come when they are asked for."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from plait.boundary import parse_yaml, reading
+from plait.checkpoints import parameter_names as naming
+from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
+from plait.checkpoints.tokenizers import open_tokenizer
+from plait.encoders.heads import bare_class_name, kind_of, label_names, model_class, problem_of
+from plait.errors import SourceError, listed
+from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies.
+
+    A language model is a body: its head is that of no task. `head` holds what its `language_class` has beside the body;
+    `left_out` names stored tensors that are part of neither.
+    """
+
+    name: str
+    origin: str
+    folder: Path
+    revision: str | None
+    config: PretrainedConfig
+    architecture: str
+    kind: str
+    prefix: str
+    labels: tuple[str, ...] | None
+    problem_type: str | None
+    body: Mapping[str, str]
+    head: Mapping[str, str]
+    headers: Mapping[str, Header]
+    model_class: type[PreTrainedModel]
+    trust_remote_code: bool = False
+    recorded_base: str | None = None
+    language_class: type[PreTrainedModel] | None = None
+    left_out: tuple[str, ...] = ()
+    renamed: bool = False
+    _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
+    _hashes: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def carried_as(self) -> str:
+        """Returns the class whose whole is in body and head: the bare encoder's where a language head is left out."""
+        bare = self.kind == "body" and self.language_class is None
+        return bare_class_name(self.config) if bare else self.architecture
+
+    def header(self, stored: str) -> Header:
+        """Returns dtype, shape and place of a stored tensor, known since opening."""
+        return self.headers[stored]
+
+    def read(self, stored: str) -> Tensor:
+        """Returns a stored tensor in its own dtype, mapped from its file where that is possible."""
+        return self._files.read(stored, self.headers[stored])
+
+    @cached_property
+    def label_parameters(self) -> frozenset[str]:
+        """Returns the head parameters whose rows are labels, found by asking the class for one label more."""
+        if self.labels is None:
+            return frozenset()
+        config = copy.deepcopy(self.config)
+        config.num_labels = len(self.labels) + 1
+        wider = naming.skeleton(self.model_class, config, str(self.folder))
+        shapes = {name: tuple(parameter.shape) for name, parameter in wider.named_parameters()}
+        return frozenset(
+            name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
+        )
+
+    def note_hash(self, stored: str, digest: str) -> None:
+        """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""
+        self._hashes[stored] = digest
+
+    @cached_property
+    def digest(self) -> str:
+        """Returns a hex digest over class, problem type and each parameter's name, dtype, shape, bytes."""
+        total = xxhash.xxh3_128(f"{self.architecture} {self.problem_type}\n".encode())
+        for name, stored in sorted(
+            {**{f"{self.prefix}.{k}": v for k, v in self.body.items()}, **self.head}.items()
+        ):
+            header = self.headers[stored]
+            total.update(f"{name} {header.dtype} {header.shape} {self._hash(stored)}\n".encode())
+        return total.hexdigest()
+
+    @cached_property
+    def circumstances(self) -> str:
+        """Returns a hex digest of what decides its answers beside its weights: configuration and tokenizer."""
+        own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+        settings = {k: v for k, v in self.config.to_diff_dict().items() if k not in own}
+        total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
+        for name in sorted(TOKENIZER_FILES):
+            file = self.folder / name
+            # Stores of earlier versions know nothing of files that few tokenizers have.
+            absent = b"-" if name in {*VOCABULARIES, "tokenizer_config.json"} else b""
+            total.update(file.read_bytes() if file.is_file() else absent)
+        return total.hexdigest()
+
+    def _hash(self, stored: str) -> str:
+        if stored not in self._hashes:
+            tensor = self.read(stored).contiguous().reshape(-1)
+            self._hashes[stored] = xxhash.xxh3_128(tensor.view(torch.uint8).numpy().data).hexdigest()
+        return self._hashes[stored]
+
+    def model(self, **options: Any) -> PreTrainedModel:
+        """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
+        with quiet_loading(), reading(self.folder, "the model does not load"):
+            loaded = self.model_class.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
+            )
+        loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
+        if self.renamed:
+            loaded.config.id2label, loaded.config.label2id = self.config.id2label, self.config.label2id
+        loaded.eval()
+        return loaded
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer saved with the checkpoint."""
+        return open_tokenizer(self.folder, self.name, trust_remote_code=self.trust_remote_code)
+
+
+class quiet_loading:  # noqa: N801 (a context manager, used like a function)
+    """Hides the bars of transformers: loading is part of a stage that reports its own progress."""
+
+    def __enter__(self) -> None:
+        self._shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            transformers_logging.enable_progress_bar()
+
+
+def whole(found: tuple[Any, Mapping[str, Any]], where: Path) -> Any:
+    """Returns the model of what `from_pretrained(…, output_loading_info=True)` found.
+
+    Raises:
+        SourceError: files lack some of its weights, which transformers has drawn at random.
+    """
+    model, told = found
+    if missing := sorted(told["missing_keys"]):
+        raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: lack {listed(missing)}")
+    return model
+
+
+def open_checkpoint(
+    origin: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    labels: Sequence[str] | None = None,
+    ask_hub: bool = True,
+) -> Checkpoint:
+    """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
+
+    Code that comes with a checkpoint runs only when `trust_remote_code` is set. `labels` are the names of the head's
+    labels, in its order, instead of those in its configuration. Without `ask_hub` an id is looked up among what was
+    downloaded before: for ids that stand in a file, which nobody has typed.
+    """
+    folder = locate(origin, revision, trust_remote_code, ask_hub=ask_hub)
+    config = read_config(folder, trust_remote_code)
+    headers = read_headers(folder)
+    architecture = architecture_of(folder, config)
+    kind = kind_of(architecture, config, str(folder))
+    cls = model_class(architecture, kind, config, folder, trust_remote_code)
+    model = naming.skeleton(cls, config, str(folder), stored=len(headers))
+    names = naming.match(model, headers, kind, str(folder))
+    more: dict[str, Any] = {"head": names.head}
+    if kind == "body":
+        naming.refuse_lost_head(architecture, config, headers, names, str(folder))
+        more = _language(architecture, model, headers, names, folder)
+        names = naming.Names(names.body, more["head"])
+    _refuse_integers(folder, names, headers)
+    problem = problem_of(config) if kind == "sequence_classification" else None
+    if labels is not None:
+        rename_labels(config, labels, label_names(folder, config, kind, problem), name or str(origin))
+    return Checkpoint(
+        name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
+        config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
+        labels=label_names(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
+        headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
+        recorded_base=recorded_base(folder), renamed=labels is not None,
+    )  # fmt: skip
+
+
+def _language(
+    architecture: str,
+    body: PreTrainedModel,
+    headers: Mapping[str, Header],
+    names: naming.Names,
+    folder: Path,
+) -> dict[str, Any]:
+    """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
+    cls = naming.language_class(architecture, body.config)
+    model = body if cls is None else naming.skeleton(cls, body.config, str(folder))
+    head = None if cls is None else naming.language_head(model, headers, str(folder))
+    left_out = naming.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
+    return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out}
+
+
+def _name(origin: str | Path, folder: Path) -> str:
+    return folder.resolve().name if Path(origin).expanduser().is_dir() else str(origin).rpartition("/")[2]
+
+
+def _below(folder: Path) -> str:
+    """Returns a hint at checkpoints that lie one folder below, such as those of a training run."""
+    places = (file.parent for file in folder.glob("*/config.json"))
+    numbered = re.compile(r"(\d+)")
+    found = sorted(places, key=lambda place: [p.zfill(12) for p in numbered.split(place.name)])
+    return f"; checkpoints lie below it: {listed(map(str, found), 5)}" if found else ""
+
+
+def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Returns the configuration of a folder; code that it would load is refused unless trusted."""
+    if not (folder / "config.json").is_file():
+        hint = instead(folder) if (folder / "adapter_config.json").is_file() else _below(folder)
+        raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
+    raw = read_json(folder / "config.json")
+    if raw.get("auto_map") and not trust_remote_code:
+        named = raw["auto_map"]
+        targets = named.values() if isinstance(named, dict) else [named]
+        code = listed(sorted({str(target) for target in targets}))
+        raise SourceError(
+            f"{folder}: config.json asks to run code that comes with it ({code}); read that code, then pass "
+            "trust_remote_code (--trust-remote-code) if you trust it"
+        )
+    if not isinstance(raw.get("model_type", ""), str):
+        raise SourceError(f"{folder}: model_type in config.json is no text; expected one such as bert")
+    if not raw.get("model_type") and not trust_remote_code:
+        expected = naming.type_of(raw.get("architectures"))
+        raise SourceError(f"{folder}: config.json names no model_type; expected one such as {expected}")
+    check_counts(raw, folder)
+    with reading(folder, "config.json is not understood"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    if getattr(config, "quantization_config", None):
+        raise SourceError(
+            f"{folder}: quantized weights cannot be merged; give the checkpoint before quantization"
+        )
+    return config
+
+
+_REPEATED = re.compile(r"(layers?|groups?|group_num|blocks?|depth|members|num_labels)$")
+REPEATS, LABELS, LARGEST = 10_000, 1_000_000, 2**31
+
+
+def check_counts(raw: Mapping[str, Any], folder: Path) -> None:
+    """Raises `SourceError` for numbers in a config that no model has: a configuration lists each layer and label.
+
+    What is built from it is bounded by what the files hold; this keeps the configuration itself small.
+    """
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            check_counts(value, folder)
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        found = _REPEATED.search(str(key))
+        limit = LARGEST if not found else LABELS if found[0] == "num_labels" else REPEATS
+        if isinstance(value, int) and abs(value) > limit:
+            raise SourceError(f"{folder}: {key} in config.json is {value:,}; expected at most {limit:,}: correct it")
+
+
+def architecture_of(folder: Path, config: PretrainedConfig) -> str:
+    """Returns the class recorded in the config; without a record only the bare encoder is certain."""
+    recorded = list(config.architectures or ())
+    if not all(isinstance(name, str) for name in recorded):
+        raise SourceError(f"{folder}: architectures in config.json are no texts; name the class it was trained as")
+    if len(recorded) > 1:
+        raise SourceError(
+            f"{folder}: config.json names several architectures ({', '.join(recorded)}); keep one"
+        )
+    return recorded[0] if recorded else bare_class_name(config)
+
+
+def rename_labels(
+    config: PretrainedConfig, labels: Sequence[str], found: Sequence[str] | None, where: str
+) -> None:
+    """Gives a head's labels, in its order, the names that the user says they have.
+
+    Raises:
+        SourceError: the head has no labels, or other than as many, or two would have one name.
+    """
+    if found is None:
+        raise SourceError(f"{where}: labels {', '.join(labels)} are given, but the head tells no labels apart")
+    if len(labels) != len(found):
+        raise SourceError(
+            f"{where}: {len(labels)} labels are given ({', '.join(labels)}), the head has {len(found)} "
+            f"({listed(found)})"
+        )
+    if len(set(labels)) < len(labels) or not all(labels):
+        raise SourceError(f"{where}: labels {', '.join(labels)}: expected a name of its own for each")
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: row for row, name in enumerate(labels)}
+
+
+def _refuse_integers(folder: Path, names: naming.Names, headers: Mapping[str, Header]) -> None:
+    odd = [
+        f"{stored} is {headers[stored].dtype}"
+        for stored in (*names.body.values(), *names.head.values())
+        if not headers[stored].dtype.is_floating_point or headers[stored].dtype.itemsize == 1
+    ]
+    if odd:
+        raise SourceError(f"{folder}: quantized or integer weights cannot be merged: {listed(odd)}")
+
+
+FRONT = 100_000
+"""Characters of a card in which its front matter must end."""
+
+
+def recorded_base(folder: Path) -> str | None:
+    """Returns the base named in `plait.json`, the model card or the config, in this order, else None."""
+    return _from_provenance(folder) or _from_card(folder / "README.md") or _from_config(folder)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("origin", "path", "name") if value.get(key)), None)
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else None
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _from_provenance(folder: Path) -> str | None:
+    path = folder / "plait.json"
+    return _text(read_json(path).get("base")) if path.is_file() else None
+
+
+def _from_config(folder: Path) -> str | None:
+    """Returns `_name_or_path` of older transformers, unless it is the folder itself."""
+    text = _text(read_json(folder / "config.json").get("_name_or_path"))
+    return None if text is None or Path(text).resolve() == folder.resolve() else text
+
+
+def _from_card(card: Path) -> str | None:
+    """Returns `base_model` of the YAML block that model cards begin with."""
+    if not card.is_file():
+        return None
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        head, _, rest = stream.read(FRONT).partition("---\n")
+    try:
+        front = parse_yaml(rest.partition("\n---")[0], card) if not head.strip() else None
+    except SourceError:
+        return None
+    return _text(front.get("base_model")) if isinstance(front, dict) else None

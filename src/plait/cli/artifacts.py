@@ -1,0 +1,130 @@
+"""Commands that answer questions: evaluate, inspect, methods."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from plait.cli import render
+from plait.cli.app import app
+from plait.cli.options import (
+    BatchSize,
+    Json,
+    LabelColumn,
+    LabelNames,
+    MaxLength,
+    Names,
+    PairColumn,
+    Quiet,
+    Revision,
+    Seed,
+    TextColumn,
+    Trust,
+    label_names,
+    named_or_alone,
+    spec,
+)
+from plait.cli.show import show_members
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A merged checkpoint, an ensemble, or a plain one.")],
+    data: Names = None,
+    sources: Annotated[
+        bool, typer.Option("--sources/--no-sources", help="Score the sources or members beside it.")
+    ] = True,
+    out_of_scope: Annotated[
+        str | None,
+        typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?"),
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
+    ] = None,
+    labels: LabelNames = None,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = None,
+    seed: Seed = 0,
+    text_column: TextColumn = None,
+    text_pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a checkpoint on labelled data, absolute and relative to its sources."""
+    from plait import api
+
+    entry = spec(named_or_alone(data, "--data"), text_column, text_pair_column, label_column)
+    found = api.evaluate(
+        model, entry, sources=sources, examples=examples, batch_size=batch_size, max_length=max_length, seed=seed,
+        revision=revision, trust_remote_code=trust_remote_code, labels=label_names(labels),
+        out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
+    )  # fmt: skip
+    if json:
+        render.as_json(found.to_dict())
+        return
+    if api.is_ensemble(model):
+        for scores in found.tasks.values():
+            show_members(scores)
+        return
+    render.table(found.rows(), right=("score", "source", "relative", "examples"))
+    for scores in found.tasks.values():
+        for name, metrics in scores.sources.items() if len(scores.sources) > 1 else ():
+            render.line(f"  {name}: {scores.primary} {metrics[scores.primary]:.3f}")
+    if found.mean_relative is not None and len(found.tasks) > 1:
+        render.line(f"mean relative to the sources: {100 * found.mean_relative:.1f} %")
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A checkpoint, a merged checkpoint, or saved statistics.")],
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what lies at a path."""
+    from plait import api
+
+    found = api.inspect(path, revision=revision, trust_remote_code=trust_remote_code)
+    if json:
+        render.as_json(found)
+    else:
+        render.facts(found)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method; default all.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List what a recipe can name (merging methods, importances, gates, perturbations …), or explain one."""
+    from plait import api
+
+    found = api.methods(name)
+    if json:
+        render.as_json(found)
+    elif name is None:
+        rows = [
+            {"method": n, "what it does": m["summary"], "needs": ", ".join(m["needs"]) or "–",
+             "options": ", ".join(m["options"]) or "–"}
+            for n, m in found.items()
+        ]  # fmt: skip
+        render.table(rows)
+    else:
+        for key, about in found.items():
+            explain(key, about)
+
+
+def explain(name: str, method: dict[str, Any]) -> None:
+    """Prints one method whole: its equation, what it needs, its options."""
+    render.line(f"{name}\n\n{method['documentation']}\n")
+    render.facts({"needs": method["needs"], "paper": method["paper"], "laws": method["laws"]})
+    if method["options"]:
+        render.line("options:")
+        for option, about in method["options"].items():
+            render.line(f"  {option}: {about['type']} = {about['default']}")

@@ -1,0 +1,203 @@
+"""What commands print of each result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plait.cli import render
+
+
+def show_plan(plan: dict[str, Any], *, json: bool) -> None:
+    """Prints what a recipe would do."""
+    if json:
+        render.as_json(plan)
+    else:
+        render.facts(plan)
+
+
+def show_result(result: Any, *, json: bool) -> None:
+    """Prints what a recipe made: a merged checkpoint, a student, or an ensemble."""
+    pass  # MOVED
+    pass  # MOVED
+
+    shows: dict[str, Any] = {"Merged": show_merged, "Student": show_student, "SavedEnsemble": show_ensemble}
+    shows[type(result).__name__](result, json=json)
+
+
+def show_merged(merged: Any, *, json: bool) -> None:
+    """Prints where a merged checkpoint lies and what it scored."""
+    manifest = merged.manifest
+    if json:
+        render.as_json({
+            "output": str(merged.folder), "tasks": list(merged.tasks), "method": manifest.recipe["method"],
+            "scores": dict(manifest.scores), "refinement": dict(manifest.refinement), "heads": dict(manifest.heads),
+        })  # fmt: skip
+        return
+    count = f"{len(merged.tasks)} task{'s' if len(merged.tasks) > 1 else ''}"
+    render.line(f"{merged.folder}: one encoder, {count} ({', '.join(merged.tasks)})")
+    for name, scores in manifest.scores.get("tasks", {}).items():
+        render.line(f"  {name}: {scores['primary']} {scores['metrics'][scores['primary']]:.3f}")
+
+
+def show_student(student: Any, *, json: bool) -> None:
+    """Prints where a student lies, who taught it what, and what that cost."""
+    report = student.report
+    if json:
+        render.as_json({"output": str(student.folder), **report})
+        return
+    render.line(f"{student.folder}: {len(report['labels'])} labels ({', '.join(report['labels'])})")
+    for name, about in report["who_taught_what"]["teachers"].items():
+        labels = ", ".join(report["teachers"][name]["labels"])
+        told = (
+            f"taught {100 * about['share']:.1f} %"
+            if "share" in about
+            else f"weighs {100 * about['mean_weight']:.1f} %"
+        )
+        render.line(f"  {name} {told} of the texts ({labels})")
+    show_panel(report["who_taught_what"])
+    for number, before in enumerate(report.get("rounds_before", []), 1):
+        show_routing(before, f"before the correction of round {number}: ")
+    show_routing(report["who_taught_what"])
+    for epoch in report["epochs"]:
+        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
+    cost = report["forward_equivalents"]
+    stored = "" if cost["teachers_now"] else " (in the store already)"
+    base = f" + base {cost['base']:.2f}" if cost["base"] else ""
+    render.line(
+        f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f}{base} "
+        f"= {cost['total']:.2f} (a backward pass counts as two)"
+    )
+
+
+def show_routing(who: dict[str, Any], when: str = "") -> None:
+    """Prints how often the chosen teacher knows the text's label, where labels exist."""
+    if routing := who.get("routing"):
+        render.line(
+            f"  {when}routing accuracy {routing['accuracy']:.3f} on {routing['labelled']} texts with labels"
+        )
+
+
+def show_panel(who: dict[str, Any]) -> None:
+    """Prints what the gates of a joint one weigh, and how much of the corpus each teacher knows by their estimate."""
+    if panel := who.get("panel"):
+        gates = ", ".join(f"{name} {about['weight']:.2f}" for name, about in panel["gates"].items())
+        known = ", ".join(f"{name} {100 * share:.0f} %" for name, share in panel["prior"].items())
+        render.line(f"  gates weigh {gates}; estimated shares of the corpus: {known}")
+
+
+def show_ensemble(saved: Any, *, json: bool) -> None:
+    """Prints where an ensemble lies, what it is worth, weighs and costs."""
+    report = saved.report
+    if json:
+        render.as_json({"output": str(saved.folder), **report})
+        return
+    sizes, costs = report["parameters"], report["forward_equivalents"]
+    several = f"{report['members']} member{'s' if report['members'] > 1 else ''}"
+    several = f"one model of {several}" if saved.plain else several
+    render.line(
+        f"{saved.folder}: {several} by {report['recipe']['method']['name']}, {sizes['saved']:,} parameters "
+        f"({report['megabytes']:g} MB); as separate models {sizes['separate']:,}"
+    )
+    columns = dict.fromkeys((*SHOWN, report["recipe"].get("metric")))
+    for epoch in report["epochs"]:
+        shown = {name: epoch[name] for name in columns if name in epoch}
+        kept = " (kept)" if epoch.get("kept") else ""
+        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in shown.items()) + kept)
+    if taught := report.get("teachers"):
+        texts = f"{report['data']['examples']} texts with labels and {report['unlabelled']} without"
+        render.line(f"  taught by {', '.join(taught)} on {texts}")
+    if found := report.get("validation"):
+        primary, metrics = found["primary"], found["metrics"]
+        alone = [scores[primary] for scores in found["sources"].values()]
+        members = "" if saved.plain else f"; members alone {min(alone):.3f} to {max(alone):.3f}"
+        render.line(f"  together: {primary} {metrics[primary]:.3f}{members}")
+    render.line(
+        f"  forward passes per example: {costs['training_step']:g} an epoch (a backward pass counts as two), "
+        f"{costs['prediction']:g} a prediction"
+    )
+
+
+def show_members(scores: Any) -> None:
+    """Prints the scores of all members together and of each alone, and how they differ."""
+    together, names = scores.metrics, [scores.primary, *ALONE]
+    columns = [name for name in dict.fromkeys(names) if name in together]
+    rows = [
+        {"": who, **{name: f"{found[name]:.3f}" for name in columns}}
+        for who, found in {"together": together, **scores.sources}.items()
+    ]
+    render.table(rows, title=f"{scores.examples} examples", right=columns)
+    others = {name: value for name, value in together.items() if name not in columns}
+    render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
+
+
+TAUGHT = ("distilled", "hydra")
+"""Methods whose members teach a model that starts from a base."""
+UNNAMED = {"perturbation": "dropout", "consistency": "ensemble"}
+"""What options are for where no name is given."""
+ALONE = ("nll", "calibration_error", "brier", "aurc", "mse", "spearman")
+SHOWN = (
+    "member",
+    "epoch",
+    "accuracy",
+    "macro_f1",
+    "pearson",
+    "nll",
+    "calibration_error",
+    "consistency",
+    "disagreement",
+)
+
+
+def show_demo(report: dict[str, Any], output: Path) -> None:
+    """Prints the table of the demonstration and where everything lies."""
+    tasks = list(report["rows"])
+    sources = {
+        "": "three separate models",
+        **{t: f"{report['sources'][t]:.3f}" for t in tasks},
+        "mean relative": "100.0 %",
+    }
+    rows = [
+        {
+            "": label,
+            **{t: f"{row[t]:.3f}" for t in tasks},
+            "mean relative": f"{100 * row['mean relative']:.1f} %",
+        }
+        for label, row in report["methods"].items()
+    ]
+    render.table(
+        [sources, *rows],
+        title="accuracy on held-back files, one encoder for three tasks",
+        right=[*tasks, "mean relative"],
+    )
+    show_taught(report["amalgamation"], output)
+    show_demo_members(report["ensemble"], output)
+    render.line(
+        f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
+    )
+    render.line(
+        f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/average; plait methods fisher"
+    )
+
+
+def show_taught(taught: dict[str, Any], output: Path) -> None:
+    """Prints what teachers with half of the labels each know of all, and what their students do."""
+    scores = {**taught["accuracy"], "for comparison: trained on labels": taught["supervised"]}
+    rows = [{"": name, "accuracy": f"{score:.3f}"} for name, score in scores.items()]
+    title = f"accuracy over all libraries; two teachers know half of them each, {taught['texts']} texts without labels"
+    render.table(rows, title=title, right=["accuracy"])
+    render.line(f"teachers, student and posteriors {output}/amalgamation")
+
+
+def show_demo_members(made: dict[str, Any], output: Path) -> None:
+    """Prints what an ensemble scores beside one model, and what it takes."""
+    rows = [
+        {"": name, **{key.replace("_", " "): f"{score:.3f}" for key, score in scores.items()}}
+        for name, scores in made["scores"].items()
+    ]
+    render.table(rows, title="an ensemble whose members share one encoder", right=list(rows[0])[1:])
+    sizes = {name: made["parameters"][name] / 1e6 for name in ("saved", "separate")}
+    render.line(
+        f"ensemble {output}/ensemble: {sizes['saved']:.1f} million parameters, not {sizes['separate']:.1f}; "
+        "a prediction takes one encoder pass"
+    )

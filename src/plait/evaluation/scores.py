@@ -1,0 +1,182 @@
+"""Scores of a model on its tasks, absolute and relative to the models it was made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from plait.checkpoints.checkpoint import open_checkpoint
+from plait.data import Examples, Kind, ProblemType
+from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
+from plait.evaluation import predict_logits, primary_metric
+
+logger = logging.getLogger("plait")
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task's metrics, and the same metrics of each source on the same rows; of ensembles coverage and risk."""
+
+    metrics: Mapping[str, float]
+    primary: str
+    examples: int
+    sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def relative(self) -> float | None:
+        """Returns the primary metric divided by the best source's; None without a source above zero."""
+        best = max((s[self.primary] for s in self.sources.values()), default=0.0)
+        return self.metrics[self.primary] / best if best > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return {
+            "metrics": dict(self.metrics),
+            "primary": self.primary,
+            "examples": self.examples,
+            "sources": {name: dict(metrics) for name, metrics in self.sources.items()},
+            "relative": self.relative,
+            **({"selective_prediction": dict(self.curve)} if self.curve else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model: a `TaskScores` per task."""
+
+    model: str
+    tasks: Mapping[str, TaskScores]
+
+    def __getitem__(self, task: str) -> Mapping[str, float]:
+        return self.tasks[task].metrics
+
+    @property
+    def mean_relative(self) -> float | None:
+        """Returns the mean over tasks of the score relative to the source; None when a task has no source."""
+        found = [scores.relative for scores in self.tasks.values()]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(found) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data, ready for JSON."""
+        tasks = {name: scores.to_dict() for name, scores in self.tasks.items()}
+        return {"model": self.model, "tasks": tasks, "mean_relative": self.mean_relative}
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns a table: a row per task, with the primary metric of result and source and all other metrics."""
+        return [_row(name, scores) for name, scores in self.tasks.items()]
+
+
+def _row(name: str, scores: TaskScores) -> dict[str, str]:
+    best = max((s[scores.primary] for s in scores.sources.values()), default=None)
+    others = ", ".join(
+        f"{metric} {value:.3f}" for metric, value in scores.metrics.items() if metric != scores.primary
+    )
+    return {
+        "task": name,
+        "metric": scores.primary,
+        "score": f"{scores.metrics[scores.primary]:.3f}",
+        "source": "–" if best is None else f"{best:.3f}",
+        "relative": "–" if scores.relative is None else f"{100 * scores.relative:.1f} %",
+        "examples": str(scores.examples),
+        "others": others,
+    }
+
+
+def recorded_logits(  # noqa: PLR0917 - what predicting takes
+    name: str,
+    about: Mapping[str, Any],
+    examples: Examples,
+    batch_size: int,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> Tensor | None:
+    """Returns a teacher's logits, or None (with a warning) when it is gone or its weights have changed."""
+    try:
+        teacher = open_checkpoint(
+            about["origin"],
+            name=name,
+            revision=about.get("revision"),
+            trust_remote_code=trust_remote_code,
+            ask_hub=False,
+        )
+        if teacher.digest != about.get("digest"):
+            logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])
+            return None
+        rows = predict_logits(
+            teacher.model(),
+            teacher.tokenizer(),
+            examples.unlabelled(),
+            batch_size=batch_size,
+            max_length=max_length,
+        )
+    except PlaitError as error:
+        logger.warning("teacher %s cannot be scored: %s", name, error)
+        return None
+    return torch.stack(rows)
+
+
+def of_tasks(
+    names: Mapping[str | None, tuple[str, ...]], tasks: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Returns the names of labels by task.
+
+    Raises:
+        RecipeError: names for a task that is not there, or for none of several.
+    """
+    if None in names:
+        if len(tasks) > 1:
+            raise RecipeError(f"labels of which task? give TASK=NAME,NAME with one of {', '.join(tasks)}")
+        return {tasks[0]: names[None]}
+    found = {str(task): given for task, given in names.items()}
+    if strangers := [task for task in found if task not in tasks]:
+        raise RecipeError(listed(f"labels of no task {t!r}{did_you_mean(t, tasks)}" for t in strangers))
+    return found
+
+
+def name_data(data: Any, tasks: tuple[str, ...], *, free: bool = False) -> dict[str, Any]:
+    """Returns data by task; data alone is that of the only task. With `free`, tasks may have any name.
+
+    Raises:
+        RecipeError: a task that does not exist (did you mean), or data alone for several tasks.
+    """
+    if not is_by_task(data, tasks):
+        if len(tasks) != 1:
+            raise RecipeError(
+                f"which task is this data for? give --data TASK=FILE with one of {', '.join(tasks)}"
+            )
+        return {tasks[0]: data}
+    strangers = [] if free else [name for name in data if name not in tasks]
+    if strangers:
+        raise RecipeError(listed(f"no task {name!r}{did_you_mean(str(name), tasks)}" for name in strangers))
+    return dict(data)
+
+
+def is_by_task(data: Any, tasks: tuple[str, ...]) -> bool:
+    """Returns whether a mapping holds data by task: not one specification, and not the columns of one table."""
+    if not isinstance(data, Mapping) or not data or "path" in data:
+        return False
+    return any(name in tasks for name in data) or not all(map(_is_column, data.values()))
+
+
+def _is_column(values: Any) -> bool:
+    """Says whether values are a column in memory, such as a list or an array, rather than data of their own."""
+    whole = isinstance(values, str | bytes | Mapping | Examples) or hasattr(values, "column_names")
+    return hasattr(values, "__len__") and not whole and not hasattr(values, "columns")
+
+
+def primary_of(kind: str, problem_type: str | None) -> str:
+    """Returns the metric that stands for a head.
+
+    Raises:
+        DataError: a body without a head, which has nothing to score.
+    """
+    if kind == "body":
+        raise DataError("a body without a head cannot be evaluated")
+    return primary_metric(cast(Kind, kind), cast("ProblemType | None", problem_type))

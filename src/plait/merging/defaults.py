@@ -1,0 +1,94 @@
+"""What a merge does where its recipe leaves method and refinement open; the reasons stand in docs/merging.md.
+
+Apart from planning.py so that whoever changes a default finds one small file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.compatibility import align
+from plait.errors import PlaitError, RecipeError
+from plait.merging.rule import RULES
+from plait.recipe import MergeRecipe, MethodSpec
+from plait.statistics.importance import load_statistics
+
+logger = logging.getLogger("plait")
+
+PASSES = 3
+"""Passes of refinement where every source has texts; it stops by itself when one does not help."""
+
+
+def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
+    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open and texts exist."""
+    if recipe.refine is not None:
+        return recipe.refine
+    if not (recipe.open and has_texts(recipe, data)):
+        return 0
+    if find_spec("accelerate") is None:
+        logger.warning("accelerate is not installed: the merge is not refined (pip install accelerate)")
+        return 0
+    return PASSES
+
+
+def align_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> Literal["none", "shift", "ridge"]:
+    """Returns how heads are fitted: as the recipe says, else by `ridge` where the method is open and texts exist."""
+    if recipe.align_heads is not None:
+        return recipe.align_heads
+    return "ridge" if recipe.open and has_texts(recipe, data) else "none"
+
+
+def has_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> bool:
+    """Returns whether every source brings texts."""
+    return all(source.data or name in data for name, source in recipe.sources.items())
+
+
+def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> MethodSpec:
+    """Returns the recipe's method, or the default; statistics that a source brings say which method they are for.
+
+    Raises:
+        RecipeError: statistics of different kinds.
+    """
+    files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
+    if not recipe.open or not files:
+        return with_options(recipe.resolved_method(data, base=base), recipe, data)
+    kinds = {load_statistics(file).estimator for file in files}
+    if len(kinds) > 1:
+        raise RecipeError(
+            f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"
+        )
+    kind = kinds.pop()
+    found = {"name": "regmean"} if kind == "gram" else {"name": "fisher", "importance": kind}
+    return (recipe.method or MethodSpec()).model_copy(update=found)
+
+
+def with_options(method: MethodSpec, recipe: MergeRecipe, data: Mapping[str, Any]) -> MethodSpec:
+    """Returns the default method, or the one without a base where only that has the options that are given."""
+    wanted = set(method.options) | ({"forward"} if method.forward else set())
+    if not recipe.open or wanted <= set(RULES[method.name].options):
+        return method
+    return method.model_copy(update={"name": recipe.resolved_method(data).name})
+
+
+def usable_base(recipe: MergeRecipe, sources: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Returns the base that a recipe names, else the one folder that all sources record, if it is there and fits."""
+    trusted = recipe.trust_remote_code
+    if recipe.base is not None:
+        return open_checkpoint(recipe.base, name="base", trust_remote_code=trusted)
+    recorded = {source.recorded_base for source in sources}
+    found = recorded.pop() if len(recorded) == 1 else None
+    # A default does not ask the network.
+    if found is None or not Path(found).expanduser().is_dir():
+        return None
+    try:
+        base = open_checkpoint(found, name="base", trust_remote_code=trusted)
+        align(sources, base=base, tasks=recipe.tasks())
+    except PlaitError as error:
+        logger.warning("the recorded base %s is not used: %s", found, error)
+        return None
+    return base

@@ -1,0 +1,91 @@
+"""Scores of a merged checkpoint on labelled data, beside those of its sources."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from plait.checkpoints.checkpoint import open_checkpoint, rename_labels
+from plait.data import Examples, align_labels
+from plait.errors import PlaitError
+from plait.evaluation.scores import TaskScores, primary_of
+from plait.label_names import placeholders
+from plait.merging.merged import Merged
+from plait.report.record import Task
+
+logger = logging.getLogger("plait")
+
+Scorer = Callable[[Any, Any, Examples], dict[str, float]]
+
+
+def score_task(
+    merged: Merged,
+    task: str,
+    examples: Examples,
+    score: Scorer,
+    *,
+    sources: bool,
+    trust_remote_code: bool,
+    labels: tuple[str, ...] | None = None,
+) -> TaskScores:
+    """Returns one task's scores, with those of its sources where they can still be read."""
+    about = merged.about(task)
+    primary = primary_of(about.kind, about.problem_type)
+    network = merged.task(task)
+    if labels is not None:
+        network.config = copy.deepcopy(network.config)
+        rename_labels(network.config, labels, about.labels, f"task {task}")
+        about = replace(about, labels=labels)
+    metrics = score(network, merged.tokenizer, examples)
+    named = by_name(examples, about)
+    found = {
+        name: source_scores(merged, name, named, score, trust_remote_code=trust_remote_code, labels=labels)
+        for name in (about.sources if sources else ())
+    }
+    known = {name: metrics for name, metrics in found.items() if metrics is not None}
+    return TaskScores(metrics, primary, len(examples), known)
+
+
+def by_name(examples: Examples, about: Task) -> Examples:
+    """Returns examples whose label indices carry the task's label names: a source may count its labels differently."""
+    indexed = examples.label_names is None and all(isinstance(label, int) for label in examples.labels or ())
+    if not indexed or about.labels is None:
+        return examples
+    return align_labels(examples, about.labels, problem_type="single_label_classification")
+
+
+def source_scores(
+    merged: Merged,
+    name: str,
+    examples: Examples,
+    score: Scorer,
+    *,
+    trust_remote_code: bool,
+    labels: tuple[str, ...] | None = None,
+) -> dict[str, float] | None:
+    """Returns a source's scores, or None (with a warning) when it is gone or its weights have changed."""
+    record = merged.manifest.sources[name]
+    try:
+        source = open_checkpoint(
+            record["origin"], name=name, revision=record.get("revision"), trust_remote_code=trust_remote_code,
+            ask_hub=False,
+        )  # fmt: skip
+        if labels is not None and placeholders(source.labels):
+            source = open_checkpoint(
+                record["origin"],
+                name=name,
+                revision=record.get("revision"),
+                trust_remote_code=trust_remote_code,
+                labels=labels,
+                ask_hub=False,
+            )
+        if source.digest != record.get("digest"):
+            logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
+            return None
+        return score(source.model(), source.tokenizer(), examples)
+    except PlaitError as error:
+        logger.warning("source %s cannot be scored: %s", name, error)
+        return None

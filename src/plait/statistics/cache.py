@@ -1,0 +1,246 @@
+"""Statistics estimated from data, read from files, or reused while nothing has changed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+
+import plait
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.places import check_apart
+from plait.data import Examples, align_labels, batches
+from plait.data.reading import read
+from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
+from plait.evaluation import head_kind, head_labels, head_problem
+from plait.registry import Entry, canonical
+from plait.statistics.backward import Objective
+from plait.statistics.estimate import estimate_statistics
+from plait.statistics.estimator import ESTIMATORS
+from plait.statistics.importance import Statistics, load_statistics
+from plait.statistics.likelihood import Cotangents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger("plait")
+PASSES = 16
+"""Backward passes per text at most, where the expectation over all labels is wanted."""
+
+
+def cache_folder() -> Path:
+    """Returns where statistics are kept for reuse: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
+    if place := os.environ.get("PLAIT_CACHE"):
+        return Path(place) / "statistics"
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(home or Path.home() / ".cache") / "plait" / "statistics"
+    except RuntimeError:  # a user without a folder: nothing is kept from one boot to the next
+        return Path(tempfile.gettempdir()) / f"plait-{os.getuid()}" / "statistics"
+
+
+def key(provenance: Mapping[str, Any]) -> str:
+    """Returns the cache key of statistics: a hash of everything that decides them."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(provenance, sort_keys=True, default=str).encode())
+
+
+def provenance_of(
+    source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns everything that decides a source's statistics."""
+    # Only the reproduction `per: batch` depends on the batch size, and only `exact` labels on the passes.
+    idle = {"batch_size"} if settings["per"] != "batch" else set()
+    idle |= {"passes"} if settings["labels"] != "exact" else set()
+    return {
+        "estimator": estimator,
+        "source": source.digest,
+        "circumstances": source.circumstances,
+        "plait": plait.__version__,
+        "data": examples.fingerprint,
+        "examples": len(examples),
+        **{k: v for k, v in settings.items() if k not in idle},
+    }
+
+
+def cache_file(provenance: Mapping[str, Any]) -> Path:
+    """Returns where statistics are kept for reuse."""
+    return cache_folder() / f"{key(provenance)}.safetensors"
+
+
+def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
+    """Returns statistics from the cache when nothing that decides them has changed, else estimates and keeps them."""
+    provenance = provenance_of(source, examples, estimator, settings)
+    file = cache_file(provenance)
+    if (kept := from_cache(file)) is not None:
+        logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
+        return kept
+    # Half precision would round small gradients to nothing.
+    model = source.model(dtype=torch.float32)
+    check_finite(model, source.name)
+    found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
+    try:
+        found.save(file)
+    except (OSError, OutputError) as error:
+        logger.warning("statistics are not kept for reuse: %s", error)
+    return found
+
+
+def check_finite(model: PreTrainedModel, name: str) -> None:
+    """Raises `MergeError` when weights of a source hold NaN or Inf, naming every such parameter."""
+    guilty = [parameter for parameter, values in model.named_parameters() if not values.isfinite().all()]
+    if guilty:
+        raise MergeError(f"{listed(guilty)} of {name} contains NaN or Inf: train or download it again")
+
+
+def from_cache(file: Path) -> Statistics | None:
+    """Returns statistics kept by an earlier run, or None; a damaged file is estimated again."""
+    if not file.is_file():
+        return None
+    try:
+        return load_statistics(file)
+    except SourceError as error:
+        logger.warning("kept statistics are not usable (%s): estimating again", error)
+        return None
+
+
+def usable(
+    examples: Examples, estimator: str, labels: str, architecture: str, head: tuple[Any, Any, Any]
+) -> Examples:
+    """Returns examples as an estimator takes them, labels aligned with the head (kind, problem type, label names).
+
+    Raises:
+        DataError: no head where one is needed, or no labels.
+    """
+    kind, problem, names = head
+    if estimator != "gram" and kind is None:
+        raise DataError(f"{architecture} has no head: only gram can be estimated without one")
+    if estimator == "gram" or labels != "given":
+        return examples.unlabelled()
+    if examples.labels is None:
+        raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+    return align_labels(examples, names, kind=kind, problem_type=problem)
+
+
+def estimated(  # noqa: PLR0917 - all six decide the result
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Examples,
+    estimator: str,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Statistics:
+    """Returns statistics of a model on examples; labels are aligned with the head by name first."""
+    kind = head_kind(model)
+    problem = head_problem(model) if kind == "sequence_classification" else None
+    needs_labels = estimator != "gram" and settings["labels"] == "given"
+    names = head_labels(model) if needs_labels else None
+    examples = usable(examples, estimator, settings["labels"], type(model).__name__, (kind, problem, names))
+    inputs = batches(
+        examples,
+        tokenizer,
+        problem_type=problem,
+        batch_size=settings["batch_size"],
+        max_length=settings["max_length"],
+        config=model.config,
+        labels=needs_labels,
+    )
+    return estimate_statistics(
+        model,
+        inputs,
+        estimator=estimator,
+        labels=settings["labels"],
+        per=settings["per"],
+        passes=settings["passes"],
+        seed=settings["seed"],
+        provenance=dict(provenance),
+        total=ceil(len(examples) / settings["batch_size"]),
+    )
+
+
+def asked(
+    model: Any,
+    data: Any,
+    importance: str,
+    examples: int | None,
+    out: str | Path | None,
+    *,
+    overwrite: bool,
+    **settings: Any,
+) -> tuple[Entry[Any], Examples, dict[str, Any]]:
+    """Returns estimator, examples and settings of arguments of `estimate`, once they are checked.
+
+    Raises:
+        PlaitError: unknown importance or labels, unusable data, an output that exists or overlaps an input.
+    """
+    entry = ESTIMATORS[canonical(importance)]
+    Objective(Cotangents(settings["labels"], settings["passes"]), settings["per"])  # refuses what it does not know
+    for name in ("batch_size", "passes"):
+        if settings[name] < 1:
+            raise RecipeError(f"{name} is {settings[name]} (expected 1 or more)")
+    if out is not None:
+        check_file(Path(out), overwrite=overwrite)
+        check_apart(out, model, data)
+    return entry, read(data, limit=examples, seed=settings["seed"]), settings
+
+
+def estimate_plan(
+    model: str | Path,
+    data: Any,
+    *,
+    importance: str = "mask_nodes",
+    examples: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Returns what `estimate` would do with the same arguments, as plain data.
+
+    Weights are read only to tell whether there are statistics that can be reused.
+
+    Raises:
+        PlaitError: anything that would stop it before its first computation.
+    """
+    known: dict[str, Any] = {
+        "labels": "given", "per": "example", "passes": PASSES, "seed": 0, "batch_size": 16, "max_length": None,
+    }  # fmt: skip
+    entry, chosen, settings = asked(
+        model, data, importance, examples, out, overwrite=overwrite, **{**known, **settings}
+    )
+    source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
+    kind = None if source.kind == "body" else source.kind
+    head = (kind, source.problem_type, None if source.problem_type == "regression" else source.labels)
+    usable(chosen, entry.name, settings["labels"], source.architecture, head)
+    return {
+        "model": source.origin,
+        "architecture": source.architecture,
+        "estimator": entry.name,
+        "examples": len(chosen),
+        **settings,
+        "reused": cache_file(provenance_of(source, chosen, entry.name, settings)).is_file(),
+        "output": None if out is None else str(out),
+    }
+
+
+def check_file(file: Path, *, overwrite: bool) -> None:
+    """Raises `OutputError` when a file exists or its folder does not."""
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file} exists: choose another output or pass --overwrite")
+    if file.exists():
+        try:
+            load_statistics(file)
+        except SourceError:
+            raise OutputError(
+                f"{file} holds no statistics, it will not be overwritten: choose another output"
+            ) from None
+    if not file.parent.is_dir():
+        raise OutputError(f"{file.parent} is not a folder: make it first")
