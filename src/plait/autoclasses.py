@@ -21,6 +21,8 @@ from typing import Any
 
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
+ENSEMBLE = "plait_ensemble"
+"""The `model_type` of our ensembles."""
 
 
 def register_configurations(module: ModuleType) -> None:

@@ -82,6 +82,33 @@ def imports_of(file: Path) -> set[str]:
     return names
 
 
+METHODS = ("rules", "gates", "objectives", "methods", "perturbations", "estimators", "cli")
+"""Rooms of which every file is registered, by name or by command: nobody imports one by itself."""
+
+
+def importers() -> dict[str, set[Path]]:
+    modules = {".".join(f.relative_to(SOURCE.parent).with_suffix("").parts): f for f in FILES}
+    found: dict[str, set[Path]] = {name: set() for name in modules}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for name in {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}:
+                    if name in found and modules[name] != file:
+                        found[name].add(file)
+    return found
+
+
+def test_a_small_file_with_one_importer_says_why_it_is_apart() -> None:
+    silent = []
+    for name, users in importers().items():
+        file = SOURCE.parent / Path(*name.split(".")).with_suffix(".py")
+        lines = file.read_text().splitlines()
+        small = len(lines) < 120 and len(users) <= 1 and not file.stem.startswith("__")
+        if small and not set(METHODS) & set(file.parts) and "apart" not in lines[0]:
+            silent.append(name)
+    assert silent == []
+
+
 def test_merge_rules_know_torch_alone() -> None:
     allowed = {"torch", "plait.tensors", "plait.merging.rule", "plait.merging.algebra", "plait.errors"}
     for file in (SOURCE / "merging" / "rules").glob("*.py"):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from plait.amalgamation.gate import GATES, GateEntry
-from plait.amalgamation.gate_selection import JOINT
 from plait.amalgamation.label_space import LabelSpace
 from plait.amalgamation.objective import OBJECTIVES, ObjectiveEntry
 from plait.data import Texts
@@ -70,7 +69,7 @@ def check_gate(choices: Choices) -> None:
         try:
             (entry,) = choices.gate_entries
         except RecipeError:
-            known = (*GATES, *JOINT)
+            known = (*GATES, *MEMBERS)
             raise RecipeError(f"unknown gate {choices.gate!r}{did_you_mean(choices.gate, known)}") from None
         entry.check_values(choices.gate_options)
     elif choices.gate_options:
@@ -223,7 +222,7 @@ class Choices:
     @property
     def joint(self) -> bool:
         """Says whether several gates decide together."""
-        return self.gate in JOINT
+        return self.gate in MEMBERS
 
     @property
     def gate_entries(self) -> tuple[GateEntry, ...]:

@@ -35,7 +35,7 @@ from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.merging.rule import RULES
-from plait.merging.scores import score_task
+from plait.merging.scores import scores_of
 from plait.registry import Entry, Registry, canonical
 from plait.report.record import is_ensemble, is_merged, is_one_model, read_manifest
 from plait.statistics.estimator import ESTIMATORS
@@ -116,14 +116,10 @@ def evaluate(
         known = teacher_scores(plain.folder, chosen, **settings) if sources else {}
         return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen), known)})
     merged = model if isinstance(model, Merged) else Merged(model)
-    named = name_data(data, merged.tasks)
+    named = {task: read_data(entry) for task, entry in name_data(data, merged.tasks).items()}
     called = of_tasks(names, merged.tasks)
-    options: dict[str, Any] = {"sources": sources, "trust_remote_code": trust_remote_code}
-    scores = {
-        task: score_task(merged, task, read_data(entry), score, labels=called.get(task), **options)
-        for task, entry in named.items()
-    }
-    return Evaluation(str(merged.folder), scores)
+    settings |= {"sources": sources, "trust_remote_code": trust_remote_code}
+    return scores_of(merged, named, labels=called, **settings)
 
 
 def label_names(labels: Any) -> dict[str | None, tuple[str, ...]]:

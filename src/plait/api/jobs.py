@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from plait.amalgamation import run as amalgamating
+from plait.amalgamation.plan import check_output as check_amalgamation_output
+from plait.amalgamation.plan import plan as plan_amalgamation
 from plait.amalgamation.run import run_amalgamation, scoring_of
 from plait.amalgamation.student import Student
 from plait.amalgamation.texts import with_columns
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.checkpoints.output import one_writer
-from plait.ensembles import run as ensembling
+from plait.ensembles.plan import check_output as check_ensemble_output
+from plait.ensembles.plan import plan as plan_ensemble
 from plait.ensembles.run import run_ensemble
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError
-from plait.merging import plan as planning
-from plait.merging import run as merging
 from plait.merging.merged import Merged
+from plait.merging.plan import check_output as check_merge_output
+from plait.merging.plan import plan as plan_merge
 from plait.merging.run import run_merge
 from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
 from plait.recipe.arguments import amalgamation_recipe, are_files, ensemble_recipe, is_file, merge_recipe
@@ -58,14 +60,14 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
     """
     found = as_recipe(recipe)
     if isinstance(found, AmalgamateRecipe):
-        amalgamating.check_output(found, overwrite=overwrite)
-        return amalgamating.plan(found).describe()
+        check_amalgamation_output(found, overwrite=overwrite)
+        return plan_amalgamation(found).describe()
     if isinstance(found, EnsembleRecipe):
-        ensembling.check_output(found, overwrite=overwrite)
-        return ensembling.plan(found).describe()
+        check_ensemble_output(found, overwrite=overwrite)
+        return plan_ensemble(found).describe()
     if not overwrite:
-        planning.check_output(found, overwrite=False)
-    return planning.plan(found).describe()
+        check_merge_output(found, overwrite=False)
+    return plan_merge(found).describe()
 
 
 def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
@@ -83,10 +85,10 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     """
     found = as_recipe(recipe)
     if isinstance(found, AmalgamateRecipe):
-        return amalgamating.run_amalgamation(found, overwrite=overwrite, resume=resume)
+        return run_amalgamation(found, overwrite=overwrite, resume=resume)
     if isinstance(found, EnsembleRecipe):
-        return ensembling.run_ensemble(found, overwrite=overwrite, resume=resume)
-    return merging.run_merge(found, overwrite=overwrite, resume=resume)
+        return run_ensemble(found, overwrite=overwrite, resume=resume)
+    return run_merge(found, overwrite=overwrite, resume=resume)
 
 
 def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from plait.boundary import parse_yaml, reading
-from plait.checkpoints import parameter_names as naming
+from plait.checkpoints import parameter_names
 from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
 from plait.checkpoints.tokenizers import open_tokenizer
 from plait.encoders.heads import bare_class_name, kind_of, label_names, model_class, problem_of
@@ -77,7 +77,7 @@ class Checkpoint:
             return frozenset()
         config = copy.deepcopy(self.config)
         config.num_labels = len(self.labels) + 1
-        wider = naming.skeleton(self.model_class, config, str(self.folder))
+        wider = parameter_names.skeleton(self.model_class, config, str(self.folder))
         shapes = {name: tuple(parameter.shape) for name, parameter in wider.named_parameters()}
         return frozenset(
             name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
@@ -179,13 +179,13 @@ def open_checkpoint(
     architecture = architecture_of(folder, config)
     kind = kind_of(architecture, config, str(folder))
     cls = model_class(architecture, kind, config, folder, trust_remote_code)
-    model = naming.skeleton(cls, config, str(folder), stored=len(headers))
-    names = naming.match(model, headers, kind, str(folder))
+    model = parameter_names.skeleton(cls, config, str(folder), stored=len(headers))
+    names = parameter_names.match(model, headers, kind, str(folder))
     more: dict[str, Any] = {"head": names.head}
     if kind == "body":
-        naming.refuse_lost_head(architecture, config, headers, names, str(folder))
+        parameter_names.refuse_lost_head(architecture, config, headers, names, str(folder))
         more = _language(architecture, model, headers, names, folder)
-        names = naming.Names(names.body, more["head"])
+        names = parameter_names.Names(names.body, more["head"])
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     if labels is not None:
@@ -203,14 +203,14 @@ def _language(
     architecture: str,
     body: PreTrainedModel,
     headers: Mapping[str, Header],
-    names: naming.Names,
+    names: parameter_names.Names,
     folder: Path,
 ) -> dict[str, Any]:
     """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
-    cls = naming.language_class(architecture, body.config)
-    model = body if cls is None else naming.skeleton(cls, body.config, str(folder))
-    head = None if cls is None else naming.language_head(model, headers, str(folder))
-    left_out = naming.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
+    cls = parameter_names.language_class(architecture, body.config)
+    model = body if cls is None else parameter_names.skeleton(cls, body.config, str(folder))
+    head = None if cls is None else parameter_names.language_head(model, headers, str(folder))
+    left_out = parameter_names.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
     return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out}
 
 
@@ -243,7 +243,7 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     if not isinstance(raw.get("model_type", ""), str):
         raise SourceError(f"{folder}: model_type in config.json is no text; expected one such as bert")
     if not raw.get("model_type") and not trust_remote_code:
-        expected = naming.type_of(raw.get("architectures"))
+        expected = parameter_names.type_of(raw.get("architectures"))
         raise SourceError(f"{folder}: config.json names no model_type; expected one such as {expected}")
     check_counts(raw, folder)
     with reading(folder, "config.json is not understood"):
@@ -311,7 +311,7 @@ def rename_labels(
     config.label2id = {name: row for row, name in enumerate(labels)}
 
 
-def _refuse_integers(folder: Path, names: naming.Names, headers: Mapping[str, Header]) -> None:
+def _refuse_integers(folder: Path, names: parameter_names.Names, headers: Mapping[str, Header]) -> None:
     odd = [
         f"{stored} is {headers[stored].dtype}"
         for stored in (*names.body.values(), *names.head.values())

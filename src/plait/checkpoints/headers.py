@@ -21,11 +21,6 @@ from plait.boundary import check_plain, read_text, reading
 from plait.errors import SourceError, first_line, listed
 from plait.hub import PICKLE, SAFETENSORS
 
-__all__ = [
-    "PICKLE", "SAFETENSORS", "Header", "TensorFiles", "first_line", "instead", "load_pickle", "one_line",
-    "read_headers", "read_json", "read_pickle_header", "read_safetensors_header",
-]  # fmt: skip
-
 _HEADER_LIMIT = 100_000_000  # what the safetensors format allows
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -65,11 +65,7 @@ def _mistake(error: Exception) -> str | None:
 
 def _result(arguments: list[str]) -> object:
     """Returns what the argument parser makes of a command line, which signals may stop."""
-    from plait.cli import amalgamate as amalgamating  # noqa: F401 - registers their commands
-    from plait.cli import artifacts as looking
-    from plait.cli import ensemble as ensembling
-    from plait.cli import jobs as making
-    from plait.cli import train as training
+    from plait.cli import amalgamate, artifacts, ensemble, jobs, train  # noqa: F401 - registers their commands
     from plait.cli.app import app
 
     with stoppable():

@@ -18,9 +18,6 @@ def show_plan(plan: dict[str, Any], *, json: bool) -> None:
 
 def show_result(result: Any, *, json: bool) -> None:
     """Prints what a recipe made: a merged checkpoint, a student, or an ensemble."""
-    pass  # MOVED
-    pass  # MOVED
-
     shows: dict[str, Any] = {"Merged": show_merged, "Student": show_student, "SavedEnsemble": show_ensemble}
     shows[type(result).__name__](result, json=json)
 

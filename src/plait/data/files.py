@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.data.columns import Table
+from plait.data.delimited import read_delimited
 from plait.data.encoding import PACKED, Feed, encoding_of, kind_of, open_binary, open_text
 from plait.data.objects import from_mapping, from_rows
 from plait.errors import DataError
@@ -211,8 +212,6 @@ def declared(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _delimited(path: Path, chunk: int) -> Feed:
-    from plait.data.delimited import read_delimited
-
     return read_delimited(path, chunk)
 
 

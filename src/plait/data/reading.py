@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from plait.data import Examples
 from plait.data.columns import Table, Wanted, counted, examples_from
 from plait.data.encoding import Feed, kind_of
+from plait.data.examples import Examples
 from plait.data.files import FORMATS, batches_of, declared, is_data, one_line, open_file, sliced
 from plait.data.folders import matching, split_of, splits_in
 from plait.data.objects import as_list, from_mapping, from_rows

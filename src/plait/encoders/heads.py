@@ -133,7 +133,8 @@ def class_names(kind: str, config: PretrainedConfig) -> set[str]:
 
 def class_for(kind: str, config: PretrainedConfig) -> ModelClass | None:
     """Returns the class of a configuration and a kind of head, None where transformers has none (remote code)."""
-    table = getattr(transformers, f"MODEL_FOR_{HEAD_MAPPINGS[kind]}_MAPPING" if kind in HEAD_MAPPINGS else "MODEL_MAPPING")
+    name = f"MODEL_FOR_{HEAD_MAPPINGS[kind]}_MAPPING" if kind in HEAD_MAPPINGS else "MODEL_MAPPING"
+    table = getattr(transformers, name)
     found = table.get(type(config), None)
     chosen: ModelClass | None = found[0] if isinstance(found, tuple) else found
     return chosen
@@ -158,6 +159,7 @@ def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:
 
 
 def auto_class(kind: str) -> str:
+    """Returns the name of the auto class for a kind of head."""
     return "AutoModel" if kind == "body" else f"AutoModelFor{kind.title().replace('_', '')}"
 
 

@@ -241,6 +241,7 @@ def layers_of(base: PreTrainedModel) -> Layers:
 
 
 def grouped(base: PreTrainedModel) -> bool:
+    """Says whether the layers are ALBERT's groups, each applied several times."""
     return path_of_layers(base).endswith(GROUPS)
 
 

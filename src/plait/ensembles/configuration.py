@@ -10,6 +10,7 @@ from transformers.models.auto import configuration_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
 from plait import autoclasses
+from plait.autoclasses import ENSEMBLE
 from plait.encoders.families import FAMILIES
 from plait.errors import RecipeError, did_you_mean
 
@@ -41,7 +42,7 @@ class OfEncoder:
 class EnsembleConfig(PreTrainedConfig):
     """The configuration of M members over one encoder whose bottom `shared_layers` layers they share."""
 
-    model_type = "plait_ensemble"
+    model_type = ENSEMBLE
     sub_configs = {"encoder": AutoConfig}  # noqa: RUF012 (the attribute's type is given by transformers)
     hidden_size = OfEncoder()
     num_hidden_layers = OfEncoder()

@@ -34,7 +34,7 @@ from plait.ensembles.plan import EnsemblePlan, check_output, plan
 from plait.ensembles.saved import SavedEnsemble, keep, write_ensemble
 from plait.errors import SourceError, first_line, listed
 from plait.evaluation.scores import TaskScores
-from plait.merging import chunks as parts
+from plait.merging import chunks
 from plait.merging.engine import combine
 from plait.merging.rule import RULES
 from plait.recipe import EnsembleRecipe
@@ -316,5 +316,5 @@ def built(job: EnsemblePlan) -> tuple[Ensemble, ...]:
 def merged_bottom(job: EnsemblePlan) -> dict[str, Any]:
     """Returns the average of the sources' encoders, which the merge engine makes; one of them is as it is."""
     names = [name for name in job.sources[0].body if all(name in s.body for s in job.sources)]
-    bodies = [parts.body(source) for source in job.sources]
+    bodies = [chunks.body(source) for source in job.sources]
     return dict(combine(bodies, names, RULES["average"], dtype=torch.float32))

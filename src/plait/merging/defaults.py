@@ -1,4 +1,4 @@
-"""What a merge does where its recipe leaves method and refinement open; the reasons stand in docs/merging.md.
+"""Method and refinement of a merge whose recipe leaves them open; apart, as docs/merging.md argues each default.
 
 Apart from planning.py so that whoever changes a default finds one small file.
 """

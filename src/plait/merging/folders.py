@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from plait.boundary import reading
-from plait.checkpoints import parameter_names as naming
+from plait.checkpoints import parameter_names
 from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.checkpoint import read_config
 from plait.checkpoints.tokenizers import tokenizer_files
@@ -144,11 +144,11 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
     """
     place = folder / TASKS / about.name
     config = read_config(place)
-    cls = naming.language_class(about.architecture, config)
+    cls = parameter_names.language_class(about.architecture, config)
     if cls is None:
         return None
     stored = [name for file in weight_files(folder) for name in names_in(file)]
-    model = naming.skeleton(cls, config, str(place), stored=len(stored))
+    model = parameter_names.skeleton(cls, config, str(place), stored=len(stored))
     wanted = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
     own: dict[str, torch.Tensor] = {}
     with reading(folder, "the language model does not load", advice="merge again"):

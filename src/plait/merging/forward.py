@@ -17,7 +17,7 @@ from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.data import collate, encode, plan
 from plait.errors import MergeError
-from plait.merging import chunks as parts
+from plait.merging import chunks
 from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
 from plait.merging.chunks import TensorSource
 from plait.merging.engine import combine
@@ -230,7 +230,7 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
     """
     weights = job.recipe.weights()
     merge = ForwardMerge(
-        [parts.body(source) for source in job.sources],
+        [chunks.body(source) for source in job.sources],
         job.rule,
         torch.ones(len(job.sources)) if weights is None else torch.tensor(weights),
         job.method.options,

@@ -1,4 +1,4 @@
-"""Which parameters are the linear weights of layers, and how deep each lies.
+"""Which parameters are the linear weights of layers, and how deep each lies; apart from job.py, as a fact of models.
 
 The topology table says so where it knows the family. Elsewhere names and shapes do: a layer is what has a number in its
 name, and a linear weight a matrix in it that is no embedding. Its axes are taken for [out, in]; weights of GPT-2's

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from plait.boundary import reading
-from plait.checkpoints import parameter_names as naming
+from plait.checkpoints import parameter_names
 from plait.checkpoints.checkpoint import quiet_loading, read_config, whole
 from plait.checkpoints.headers import read_headers, read_safetensors_header
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
@@ -196,8 +196,8 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     stored = read_headers(folder)
     cls: Any = model_class("", "body", config, folder, False)
     # Names at the top may be those of a model with a head: transformers compares the shapes.
-    naming.check_size(cls, config, stored, str(folder), shapes=False)
-    wanted = naming.skeleton(cls, config, str(folder), stored=len(stored)).state_dict().keys()
+    parameter_names.check_size(cls, config, stored, str(folder), shapes=False)
+    wanted = parameter_names.skeleton(cls, config, str(folder), stored=len(stored)).state_dict().keys()
     poolers = ("pooler.", f"{cls.base_model_prefix}.pooler.")
     poolerless = any(n.startswith("pooler.") for n in wanted) and not any(n.startswith(poolers) for n in stored)
     options: dict[str, Any] = {"add_pooling_layer": False} if poolerless else {}
@@ -229,7 +229,7 @@ def assemble(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTrainedM
     config = read_config(place)
     cls = class_of(place, config, about.architecture, about.kind)
     headers = read_safetensors_header(file)
-    model = naming.skeleton(cls, config, str(place), stored=len(headers) + len(encoder.state_dict()))
+    model = parameter_names.skeleton(cls, config, str(place), stored=len(headers) + len(encoder.state_dict()))
     check_task(place, about, model, encoder)
     with reading(file, "the head does not fit", advice="merge again"):
         with safe_open(file, "pt") as handle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from plait.data.answers import best_answers
 from plait.data.batching import UNKNOWN, padding_for, without_padding
 from plait.data.reading import one_text
 from plait.errors import DataError
-from plait.merging.merged import Merged
 from plait.progress import track
 from plait.report.record import Task
+
+if TYPE_CHECKING:
+    from plait.merging.merged import Merged
 
 logger = logging.getLogger("plait")
 Prediction = Any

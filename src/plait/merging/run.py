@@ -20,7 +20,7 @@ from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.encoders.topology import topology, topology_of
-from plait.merging import chunks as parts
+from plait.merging import chunks
 from plait.merging.chunks import Held
 from plait.merging.engine import combine, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
@@ -31,6 +31,7 @@ from plait.merging.plan import Plan, check_output, plan
 from plait.merging.refinement.files import agree
 from plait.merging.refinement.run import identity, improve
 from plait.merging.rule import RULES
+from plait.merging.scores import scores_of
 from plait.recipe import MergeRecipe
 from plait.report.cards import model_card
 from plait.report.record import BASE, Manifest, Task, versions
@@ -156,13 +157,13 @@ def group_job(
     rule = rule or (job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners)))
     chosen = None if weightings is None else [weightings[i] for i in owners]
     return prepare(
-        [parts.body(job.sources[i]) for i in owners],
+        [chunks.body(job.sources[i]) for i in owners],
         names,
         rule,
         weights=None if alone else weights,
         importances=chosen if "importances" in rule.inputs else None,
         grams=chosen if "grams" in rule.inputs else None,
-        base=parts.body(job.alignment.base)
+        base=chunks.body(job.alignment.base)
         if job.alignment.base is not None and "base" in rule.inputs
         else None,
         options=job.method.options if rule is job.rule else {},
@@ -186,11 +187,11 @@ def language_jobs(job: Plan, dtype: torch.dtype) -> list[Job]:
         weights = None if every is None or not any(every[i] for i in owners) else [every[i] for i in owners]
         merges.append(
             prepare(
-                [parts.head(job.sources[i]) for i in owners],
+                [chunks.head(job.sources[i]) for i in owners],
                 names,
                 rule,
                 weights=weights,
-                base=parts.head(base) if base is not None and "base" in rule.inputs else None,
+                base=chunks.head(base) if base is not None and "base" in rule.inputs else None,
                 options=job.method.options if rule is job.rule else {},
                 dtype=dtype,
                 seed=job.method.seed,
@@ -223,7 +224,7 @@ def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
     weights = None if every is None or not any(every[i] for i in members) else [every[i] for i in members]
     own = [job.alignment.own(source) for source in sources]
     rows = job.alignment.head_rows
-    heads = [parts.head(s, rows.get(s.name), stored) for s, stored in zip(sources, own, strict=True)]
+    heads = [chunks.head(s, rows.get(s.name), stored) for s, stored in zip(sources, own, strict=True)]
     names = list(own[0])
     if names:
         merged = dict(combine(heads, names, RULES["average"], weights=weights, dtype=dtype))
@@ -349,9 +350,7 @@ def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
     """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
     manifest.write(folder)
     if job.inputs.judged:
-        from plait.api.artifacts import evaluate
-
-        found = evaluate(folder, dict(job.inputs.judged), trust_remote_code=job.recipe.trust_remote_code)
+        found = scores_of(Merged(folder), job.inputs.judged, trust_remote_code=job.recipe.trust_remote_code)
         manifest = replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
         manifest.write(folder)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")

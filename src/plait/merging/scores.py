@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from plait.checkpoints.checkpoint import open_checkpoint, rename_labels
 from plait.data import Examples, align_labels
 from plait.errors import PlaitError
-from plait.evaluation.scores import TaskScores, primary_of
+from plait.evaluation import evaluate_model
+from plait.evaluation.scores import Evaluation, TaskScores, primary_of
 from plait.label_names import placeholders
 from plait.merging.merged import Merged
 from plait.report.record import Task
@@ -19,6 +20,30 @@ from plait.report.record import Task
 logger = logging.getLogger("plait")
 
 Scorer = Callable[[Any, Any, Examples], dict[str, float]]
+
+
+def scores_of(
+    merged: Merged,
+    data: Mapping[str, Examples],
+    *,
+    labels: Mapping[str, tuple[str, ...]] | None = None,
+    sources: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Returns the scores of a merged checkpoint's tasks on labelled data, beside those of their sources."""
+
+    def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
+        return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
+
+    options: dict[str, Any] = {"sources": sources, "trust_remote_code": trust_remote_code}
+    called = labels or {}
+    scored = {
+        task: score_task(merged, task, examples, score, labels=called.get(task), **options)
+        for task, examples in data.items()
+    }
+    return Evaluation(str(merged.folder), scored)
 
 
 def score_task(

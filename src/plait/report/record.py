@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from plait.autoclasses import ENSEMBLE
 from plait.boundary import parse_json, read_text, usable_name, validated
 from plait.checkpoints.headers import read_json
-from plait.ensembles.configuration import EnsembleConfig
 from plait.errors import SourceError
 
 FILE = "plait.json"
@@ -183,7 +183,7 @@ def is_ensemble(place: Any) -> bool:
         return False
     config, record = Path(place) / "config.json", Path(place) / "plait.json"
     if config.is_file():
-        return bool(read_json(config).get("model_type") == EnsembleConfig.model_type)
+        return bool(read_json(config).get("model_type") == ENSEMBLE)
     return (Path(place) / MEMBERS).is_dir() and record.is_file()
 
 

@@ -19,8 +19,8 @@ from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.places import check_apart
 from plait.data import Examples, align_labels, batches
 from plait.data.reading import read
+from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
-from plait.evaluation import head_kind, head_labels, head_problem
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
 from plait.statistics.estimate import estimate_statistics

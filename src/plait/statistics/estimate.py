@@ -1,4 +1,4 @@
-"""Statistics of a model on batches: the one function that runs estimators."""
+"""Statistics of a model on batches: runs estimators; apart from cache.py, which decides whether to run them."""
 
 from __future__ import annotations
 

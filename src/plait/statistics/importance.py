@@ -54,7 +54,6 @@ class Statistics:
         """
         if self.estimator != "mask_nodes":
             return self.tensors.get(self.relative(parameter))
-        pass  # MOVED
 
         return as_importance(self).of(parameter)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plait.checkpoints import parameter_names as naming
+from plait.checkpoints import parameter_names
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.headers import Header
 from plait.data import Texts, encode, length_limit
@@ -112,7 +112,7 @@ def _products(teacher: Checkpoint, base: Checkpoint) -> tuple[Tensor, Tensor, Te
 
 def _table(checkpoint: Checkpoint) -> tuple[str, Header]:
     """Returns the stored name and the header of the table of token embeddings."""
-    model = naming.skeleton(checkpoint.model_class, checkpoint.config, str(checkpoint.folder))
+    model = parameter_names.skeleton(checkpoint.model_class, checkpoint.config, str(checkpoint.folder))
     weight = getattr(model.get_input_embeddings(), "weight", None)
     names = (name for name, value in model.named_parameters(remove_duplicate=False) if value is weight)
     stored = next(_stored(checkpoint, names), None)

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from torch import nn
 from transformers import PreTrainedModel
 
-from plait.checkpoints import parameter_names as naming
+from plait.checkpoints import parameter_names
 from plait.checkpoints.beside import FOREIGN
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.encoders.families import FAMILIES
@@ -126,7 +126,7 @@ def check_able(teachers: Sequence[Checkpoint], settings: Settings) -> None:
     """Raises one `SourceError` for all teachers that cannot be scored with these settings."""
     problems = []
     for teacher in teachers:
-        model = naming.skeleton(teacher.model_class, teacher.config, str(teacher.folder))
+        model = parameter_names.skeleton(teacher.model_class, teacher.config, str(teacher.folder))
         problem = without_padding(model) or unable(model, settings) or _without_dropout(model, settings)
         problem = problem or _without_features(teacher, settings)
         if problem:
