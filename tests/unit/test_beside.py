@@ -131,5 +131,5 @@ def test_a_head_of_no_numbers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"classifier\.bias contains NaN or Inf"):
         plait.load(merged).predict(texts(2))
     rewritten(folder, lambda stored: {**stored, "classifier.bias": torch.tensor([torch.nan, 0.0])})
-    with pytest.raises(SourceError, match="the model answers NaN"):
+    with pytest.raises(SourceError, match="NaN or Inf: its weights are damaged"):
         plait.evaluate(str(folder), {"text": texts(4), "label": [0, 1] * 2})

@@ -124,7 +124,7 @@ class TestConfig:
         assert said in refusal(folder)
 
     def test_no_model_type(self, folder):
-        assert "config.json names no model_type; expected one such as bert" in refusal(
+        assert "config.json names no model_type; expected one such as \"model_type\": \"bert\"" in refusal(
             configure(folder, model_type=None)
         )
 

@@ -61,7 +61,7 @@ def test_the_rule_merges_two_models(
     assert merged.manifest.recipe["method"]["name"] == "median"
     heavy = load_file(Path(two["mood"]) / "model.safetensors")
     name = "encoder.layer.0.output.dense.weight"
-    assert torch.equal(load_file(tmp_path / "m" / "model.safetensors")[name], heavy[f"bert.{name}"])
+    assert torch.equal(load_file(tmp_path / "m" / "model.safetensors")[f"bert.{name}"], heavy[f"bert.{name}"])
     command = ["merge", *(f"{n}={p}" for n, p in two.items()), "-o", str(tmp_path / "n"), "--method", "median"]
     assert invoke([*command, "--quiet"]) == 0
     assert invoke(["methods", "median"]) == 0

@@ -375,7 +375,7 @@ def test_a_base_without_a_tokenizer_of_its_own(tmp_path):
 
 def test_accelerate_may_be_missing(base, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PlaitError, match=r"needs accelerate.*pip install 'plait\[train\]'"):
+    with pytest.raises(PlaitError, match=r"needs accelerate.*pip install accelerate"):
         finetune(base, DATA["sequence"], tmp_path / "out", **QUICK)
 
 

@@ -21,7 +21,14 @@ from plait.boundary import parse_yaml, reading
 from plait.checkpoints import parameter_names
 from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
 from plait.checkpoints.tokenizers import open_tokenizer
-from plait.encoders.heads import bare_class_name, kind_of, label_names, model_class, problem_of
+from plait.encoders.heads import (
+    bare_class_name,
+    kind_of,
+    label_names,
+    language_class,
+    model_class,
+    problem_of,
+)
 from plait.errors import SourceError, listed
 from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
 
@@ -207,7 +214,7 @@ def _language(
     folder: Path,
 ) -> dict[str, Any]:
     """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
-    cls = parameter_names.language_class(architecture, body.config)
+    cls = language_class(architecture, body.config)
     model = body if cls is None else parameter_names.skeleton(cls, body.config, str(folder))
     head = None if cls is None else parameter_names.language_head(model, headers, str(folder))
     left_out = parameter_names.left_out(model, headers, {*names.body.values(), *(head or {}).values()})

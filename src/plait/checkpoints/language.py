@@ -1,4 +1,4 @@
-"""Heads of language models: merged like the body where Plait can carry them, refused by name where it cannot."""
+"""Heads of language models: merged like the body, or refused by name; apart, as classifiers' heads stay per task."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from threading import get_ident
 from typing import Any
 
 import torch
-import transformers
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -23,7 +22,13 @@ from transformers.models.auto import modeling_auto as auto
 
 from plait.boundary import reading
 from plait.checkpoints.headers import Header
-from plait.encoders.heads import _LANGUAGE, HEAD_MAPPINGS, PRETRAINING, ModelClass, class_for, class_names
+from plait.encoders.heads import (
+    HEAD_MAPPINGS,
+    PRETRAINING,
+    ModelClass,
+    class_for,
+    class_names,
+)
 from plait.errors import SourceError, listed
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.", "_orig_mod.module.")
@@ -36,16 +41,6 @@ class Names:
 
     body: Mapping[str, str]
     head: Mapping[str, str]
-
-
-def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | None:
-    """Returns the class of a language model that a checkpoint records, None for a bare encoder or code of its own."""
-    for head in _LANGUAGE:
-        found = getattr(transformers, f"MODEL_FOR_{head}_MAPPING").get(type(config), None)
-        for cls in found if isinstance(found, tuple) else (found,):
-            if cls is not None and cls.__name__ == architecture:
-                return cls  # type: ignore[no-any-return]
-    return None
 
 
 def skeleton(

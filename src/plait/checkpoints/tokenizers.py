@@ -61,7 +61,9 @@ def keep_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def _again(tokenizer: PreTrainedTokenizerBase, origin: Path) -> PreTrainedTokenizerBase | None:
     try:
-        found: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(origin, local_files_only=True)
+        found: PreTrainedTokenizerBase = type(tokenizer).from_pretrained(
+            origin, local_files_only=True, trust_remote_code=False
+        )
     except Exception:  # what cannot be opened like this, such as code of its own, is written anew
         return None
     return found

@@ -1,4 +1,4 @@
-"""Folders of data: which files are the parts of one split, and what the splits are called."""
+"""Folders of data: files that are parts of one split, and names of splits; apart from reading.py, which reads one."""
 
 from __future__ import annotations
 

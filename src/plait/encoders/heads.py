@@ -116,7 +116,7 @@ HEAD_MAPPINGS = {
     "token_classification": "TOKEN_CLASSIFICATION",
     "question_answering": "QUESTION_ANSWERING",
 }
-_LANGUAGE = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
 
 PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 ModelClass = type[PreTrainedModel]
@@ -124,7 +124,8 @@ ModelClass = type[PreTrainedModel]
 
 def class_names(kind: str, config: PretrainedConfig) -> set[str]:
     """Returns the classes that a kind of checkpoint with this configuration may record, code of its own included."""
-    heads = [f"FOR_{HEAD_MAPPINGS[kind]}_"] if kind in HEAD_MAPPINGS else ["", *(f"FOR_{head}_" for head in _LANGUAGE)]
+    language = ["", *(f"FOR_{head}_" for head in LANGUAGE_HEADS)]
+    heads = [f"FOR_{HEAD_MAPPINGS[kind]}_"] if kind in HEAD_MAPPINGS else language
     found = (getattr(auto, f"MODEL_{head}MAPPING_NAMES").get(config.model_type, ()) for head in heads)
     custom: str = (getattr(config, "auto_map", None) or {}).get(auto_class(kind), "")
     known = {name for names in found for name in ([names] if isinstance(names, str) else names)}
@@ -133,11 +134,21 @@ def class_names(kind: str, config: PretrainedConfig) -> set[str]:
 
 def class_for(kind: str, config: PretrainedConfig) -> ModelClass | None:
     """Returns the class of a configuration and a kind of head, None where transformers has none (remote code)."""
-    name = f"MODEL_FOR_{HEAD_MAPPINGS[kind]}_MAPPING" if kind in HEAD_MAPPINGS else "MODEL_MAPPING"
-    table = getattr(transformers, name)
+    head = HEAD_MAPPINGS.get(kind)
+    table = getattr(transformers, f"MODEL_FOR_{head}_MAPPING" if head else "MODEL_MAPPING")
     found = table.get(type(config), None)
     chosen: ModelClass | None = found[0] if isinstance(found, tuple) else found
     return chosen
+
+
+def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | None:
+    """Returns the class of a language model that a checkpoint records, None for a bare encoder or code of its own."""
+    for head in LANGUAGE_HEADS:
+        found = getattr(transformers, f"MODEL_FOR_{head}_MAPPING").get(type(config), None)
+        for cls in found if isinstance(found, tuple) else (found,):
+            if cls is not None and cls.__name__ == architecture:
+                return cls  # type: ignore[no-any-return]
+    return None
 
 
 def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:

@@ -25,7 +25,7 @@ from plait.checkpoints import parameter_names
 from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.checkpoint import read_config
 from plait.checkpoints.tokenizers import tokenizer_files
-from plait.encoders.heads import model_class
+from plait.encoders.heads import language_class, model_class
 from plait.errors import SourceError, listed
 from plait.hub import SAFETENSORS
 from plait.report.record import Task
@@ -144,7 +144,7 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
     """
     place = folder / TASKS / about.name
     config = read_config(place)
-    cls = parameter_names.language_class(about.architecture, config)
+    cls = language_class(about.architecture, config)
     if cls is None:
         return None
     stored = [name for file in weight_files(folder) for name in names_in(file)]

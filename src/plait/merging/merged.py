@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from plait.boundary import reading
 from plait.checkpoints import parameter_names
-from plait.checkpoints.checkpoint import quiet_loading, read_config, whole
+from plait.checkpoints.checkpoint import architecture_of, quiet_loading, read_config, whole
 from plait.checkpoints.headers import read_headers, read_safetensors_header
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.encoders.heads import kind_of, model_class
@@ -194,6 +194,7 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
     config = read_config(folder)
     stored = read_headers(folder)
+    kind_of(architecture_of(folder, config), config, str(folder))  # refuses what is no model
     cls: Any = model_class("", "body", config, folder, False)
     # Names at the top may be those of a model with a head: transformers compares the shapes.
     parameter_names.check_size(cls, config, stored, str(folder), shapes=False)
