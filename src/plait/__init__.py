@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         methods,
         posteriors,
         run,
+        schema,
     )
     from plait.errors import PlaitError
 
@@ -46,6 +47,7 @@ __all__ = [
     "methods",
     "posteriors",
     "run",
+    "schema",
 ]
 
 

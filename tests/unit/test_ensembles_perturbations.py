@@ -170,10 +170,10 @@ class TestEveryPerturbation:
     def test_a_strength_of_nothing_is_refused(self, name: str, value: object):
         for option in PERTURBATIONS[name].facts.get("limits", {}):
             with pytest.raises(
-                RecipeError, match=f"perturbation {name}: {option} is {value}; expected a .*above 0"
+                RecipeError, match=f"perturbation {name}: {option} is {value!r}; expected a .*above 0"
             ):
                 check(name, **{option: value})
-            with pytest.raises(RecipeError, match=f"{option} is {value}"):
+            with pytest.raises(RecipeError, match=f"{option} is {value!r}"):
                 perturb(name, {option: value}, **samples(name))
 
 

@@ -263,7 +263,7 @@ class TestWithoutDropout:
             score(teacher(family, **config), Settings())
         assert str(error.value) == (
             f"{family}: its passes are all the same, for the teacher has no dropout: give --dropout RATE to inject "
-            "it, or ask for no passes: --passes 0, and a gate that needs none (mahalanobis, energy, entropy, max_logit)"
+            "it, or ask for no passes: --passes 0, and a gate that needs none (plait methods)"
         )
 
     def test_no_passes_need_none(self, teacher):
@@ -315,7 +315,7 @@ def test_batchnorm_is_refused(teacher):
         score((checkpoint, model), Settings())
     assert str(error.value) == (
         "bert: bert.pooler.dense.1 is a BatchNorm, which in train mode mixes the texts of a batch and changes "
-        "itself; use a gate that needs no passes: mahalanobis, energy, entropy, max_logit"
+        "itself; use a gate that needs no passes (plait methods)"
     )
     assert score((checkpoint, model), Settings(passes=0))[1] == 1
 

@@ -122,10 +122,11 @@ class TestSettings:
         with pytest.raises(RecipeError) as error:
             Settings(passes=-1, batch_size=0, dropout=1.5, keep="all", stop="soon")
         assert str(error.value) == (
-            "passes is -1 (expected 0 or more); batch_size is 0 (expected 1 or more); "
-            "dropout is 1.5 (expected a rate between 0 and 1); "
-            "unknown keep 'all' (known: features, layers, none); "
-            "unknown stop 'soon' (known: certain, likely, never)"
+            "passes is -1 (expected 0 or more); "
+            "dropout is 1.5; expected a number above 0 and below 1; "
+            "keep is 'all'; expected features, layers or none; "
+            "batch_size is 0 (expected 1 or more); "
+            "stop is 'soon'; expected certain, likely or never"
         )
 
     def test_rounds(self):

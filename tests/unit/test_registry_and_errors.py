@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from plait.errors import RecipeError, did_you_mean, listed
-from plait.registry import Registry, canonical
+from plait.registry import Above, Registry, canonical
 
 
 def make() -> Registry:
@@ -60,3 +62,79 @@ def test_hint_without_a_close_match() -> None:
 def test_listed_says_how_many_more() -> None:
     assert listed("abc", limit=2) == "a; b; and 1 more"
     assert listed("ab") == "a; b"
+
+
+class TestOptions:
+    """Options are checked by a model made of the signature, wherever they come from."""
+
+    @staticmethod
+    def registry() -> Registry:
+        registry: Registry = Registry("thing", hint="thing none does nothing")
+
+        @registry.register("first", limits={"rate": (0.0, 1.0), "count": Above(0), "share": Above(0, 1)}, when="Often.")
+        def first(
+            params: float,
+            *,
+            rate: float = 0.5,
+            count: int = 1,
+            share: float | None = None,
+            how: Literal["one", "two"] = "one",
+            deep: bool = False,
+        ) -> float:
+            """Returns params.
+
+            Args:
+                params: What is changed.
+                rate: Rate of change, which
+                    takes two lines.
+                count: Times.
+                share: Share.
+                how: Way.
+                deep: Depth.
+
+            Raises:
+                ValueError: never.
+            """
+            return params * rate * count
+
+        return registry
+
+    def test_descriptions_and_limits(self) -> None:
+        options = self.registry()["first"].options
+        assert options["rate"].meaning == "Rate of change, which takes two lines."
+        assert options["deep"].meaning == "Depth."
+        assert [o.bounds for o in options.values()] == ["0 to 1", "above 0", "above 0 and below 1", "", ""]
+        assert [o.type for o in options.values()] == ["float", "int", "float | none", "one | two", "bool"]
+        assert self.registry()["first"].when == "Often."
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"rate": 2}, "rate is 2 (expected 0 to 1)"),
+            ({"rate": "much"}, "rate is 'much' (expected a number)"),
+            ({"rate": True}, "rate is True (expected a number)"),
+            ({"rate": float("nan")}, "rate is nan (expected a number)"),
+            ({"count": 1.5}, "count is 1.5; expected a whole number above 0"),
+            ({"count": None}, "count is None; expected a whole number above 0"),
+            ({"share": 1}, "share is 1; expected a number above 0 and below 1"),
+            ({"how": "twoo"}, "how is 'twoo' (did you mean 'two'?"),
+            ({"how": "zzz"}, "how is 'zzz'; expected one or two"),
+            ({"deep": 1}, "deep is 1; expected true or false"),
+            ({"rate": 2, "deep": "no"}, "thing first: rate is 2 (expected 0 to 1); deep is 'no'; expected"),
+        ],
+    )
+    def test_refused(self, options: dict[str, object], message: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            self.registry()["first"].check_values(options)
+        assert message in str(caught.value)
+        assert str(caught.value).endswith("(thing none does nothing)")
+
+    def test_accepted(self) -> None:
+        self.registry()["first"].check_values({"rate": 1, "count": 3, "share": None, "how": "two", "deep": True})
+
+    def test_the_model_is_a_json_schema(self) -> None:
+        found = self.registry()["first"].model.model_json_schema()
+        assert found["additionalProperties"] is False
+        assert found["properties"]["count"] == {
+            "default": 1, "description": "Times.", "exclusiveMinimum": 0, "title": "Count", "type": "integer",
+        }  # fmt: skip

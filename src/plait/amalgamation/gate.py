@@ -18,7 +18,9 @@ from plait.registry import Entry, Registry
 
 Gate = Callable[..., Tensor]
 GateEntry = Entry[Gate]
-GATES: Registry[Gate] = Registry("gate", "plait.amalgamation.gates")
+GATES: Registry[Gate] = Registry(
+    "gate", "plait.amalgamation.gates", plugins="plait.gates", temperature=1.0, passes=False, keep="none"
+)
 
 INPUTS = (
     "logits", "mean", "expected_entropy", "features", "labels", "known", "base", "near", "drift", "tokens", "starts",

@@ -55,7 +55,11 @@ class Verdict:
         return Verdict(self.routing.first(count), self.evidence, chosen)
 
 
-@JOINT.register("auto", paper="doi:10.2307/2346806")
+@JOINT.register(
+    "auto",
+    paper="doi:10.2307/2346806",
+    when="Start here: several gates together, no labels.",
+)
 def auto(panel: Panel, names: Sequence[str]) -> Verdict:
     """Returns whom several gates believe together, each weighed by how far it separates the teachers' texts.
 
@@ -127,7 +131,11 @@ def believed(logits: Scores) -> Routing:
     return Routing(torch.log_softmax(logits.double(), -1), shares.float(), logits.argmax(-1), margin.float())
 
 
-@JOINT.register("fitted", paper=None)
+@JOINT.register(
+    "fitted",
+    paper=None,
+    when="A few dozen labelled texts are at hand (--validation).",
+)
 def fitted(panel: Panel, names: Sequence[str], known: Tensor, rows: Tensor) -> Verdict:
     """Returns whom several gates believe together, weighed by logistic regression on some labelled texts.
 

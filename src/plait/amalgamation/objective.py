@@ -21,7 +21,9 @@ Terms = Mapping[str, Tensor]
 AmalgamationObjective = Callable[..., Terms]
 ObjectiveEntry = Entry[AmalgamationObjective]
 TEMPERATURES = (0.01, 100.0)
-OBJECTIVES: Registry[AmalgamationObjective] = Registry("objective", "plait.amalgamation.objectives")
+OBJECTIVES: Registry[AmalgamationObjective] = Registry(
+    "objective", "plait.amalgamation.objectives", plugins="plait.objectives", keep="none"
+)
 
 INPUTS = (
     "student_logits", "target", "weight", "teacher_logits", "columns", "student_features", "teacher_features",

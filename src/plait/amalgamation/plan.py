@@ -18,7 +18,7 @@ from plait.checkpoints.writer import check_target
 from plait.data import Examples
 from plait.data.texts import Texts
 from plait.errors import RecipeError, SourceError, listed
-from plait.recipe import AmalgamateRecipe, GateSpec
+from plait.recipe import AmalgamateRecipe, NamedOptions
 from plait.report.record import is_ensemble, is_merged
 from plait.teachers import Settings
 from plait.teachers.record import FILE, check_same, read_record
@@ -59,7 +59,7 @@ class AmalgamationPlan:
             chosen["rounds"] = self.rounds
             chosen["base"] = None if self.bases.base is None else self.bases.base.origin
             chosen |= {name: getattr(self.choices, name) for name in ("target", "margin", "agreement")}
-            chosen["gate"] = GateSpec.model_validate({"name": self.choices.gate, **given})
+            chosen["gate"] = NamedOptions.model_validate({"name": self.choices.gate, **given})
             chosen["temperature"] = self.choices.softness if self.choices.target != "hard" else None
         scoring = {name: getattr(self.settings, name) for name in SCORING}
         return self.recipe.model_copy(update={**chosen, **scoring, "student": self.start.origin})

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from plait.amalgamation.student import Student
-from plait.api.artifacts import evaluate, export, inspect, methods
+from plait.api.artifacts import evaluate, export, inspect
+from plait.api.catalog import methods
 from plait.api.jobs import amalgamate, check, ensemble, estimate, finetune, merge, posteriors, run
+from plait.api.recipe_schema import schema
 from plait.ensembles.saved import SavedEnsemble
 from plait.merging.merged import Merged
 from plait.report.record import is_ensemble, is_one_model, is_student
@@ -43,4 +45,5 @@ __all__ = [
     "methods",
     "posteriors",
     "run",
+    "schema",
 ]

@@ -1,8 +1,7 @@
-"""What can be done with what lies on disk: evaluate, inspect, export; and which methods there are."""
+"""What can be done with what lies on disk: evaluate, inspect, export."""
 
 from __future__ import annotations
 
-import inspect as python_inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from plait.amalgamation.baselines import teacher_scores
-from plait.amalgamation.gate import GATES
-from plait.amalgamation.gate_selection import JOINT
-from plait.amalgamation.objective import OBJECTIVES
 from plait.amalgamation.student import Student
 from plait.checkpoints.checkpoint import open_checkpoint, quiet_loading
 from plait.checkpoints.headers import read_json
@@ -22,23 +18,17 @@ from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data import Examples
 from plait.data.reading import read
-from plait.ensembles.consistency import CONSISTENCIES
 from plait.ensembles.evaluation import saved_scores
 from plait.ensembles.export import export_ensemble, export_plain
-from plait.ensembles.method import METHODS
-from plait.ensembles.perturbation import PERTURBATIONS
 from plait.ensembles.saved import SavedEnsemble
-from plait.errors import RecipeError, did_you_mean, listed
+from plait.errors import RecipeError, listed
 from plait.evaluation import evaluate_model
 from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
 from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
-from plait.merging.rule import RULES
 from plait.merging.scores import scores_of
-from plait.registry import Entry, Registry, canonical
 from plait.report.record import is_ensemble, is_merged, is_one_model, read_manifest
-from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import load_statistics
 from plait.teachers import Store, open_store
 from plait.teachers.record import read_record
@@ -333,65 +323,3 @@ def describe_store(store: Store) -> dict[str, Any]:
         "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
         "megabytes": round(sum(f.stat().st_size for f in store.folder.rglob("*.safetensors")) / 1e6, 2),
     }
-
-
-KINDS: dict[str, Registry[Any]] = {
-    "method": RULES,
-    "gate": GATES,
-    "joint gate": JOINT,
-    "objective": OBJECTIVES,
-    "ensemble": METHODS,
-    "perturbation": PERTURBATIONS,
-    "consistency": CONSISTENCIES,
-    "importance": ESTIMATORS,
-}
-"""What there is to choose from: merging methods and the statistics they use, gates and objectives of an amalgamation,
-and what an ensemble has.
-"""
-
-
-def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
-    """Returns every method by name (or those of one name): what each does, needs and takes.
-
-    Merging methods stand under their name, all others behind what they are: `gate muka`, `importance diagonal`.
-
-    Raises:
-        RecipeError: no such name (did you mean).
-    """
-    every = {
-        (known if kind == "method" else f"{kind} {known}"): (kind, registry[known])
-        for kind, registry in KINDS.items()
-        for known in registry
-    }
-    if name is not None:
-        wanted = canonical(name)
-        every = {key: (kind, e) for key, (kind, e) in every.items() if wanted in {e.name, canonical(key)}}
-        if not every:
-            known = {entry for registry in KINDS.values() for entry in registry}
-            raise RecipeError(f"unknown method {name!r}{did_you_mean(name, known)}")
-    return {key: {"kind": kind, **describe_method(entry)} for key, (kind, entry) in every.items()}
-
-
-def describe_method(entry: Entry[Any]) -> dict[str, Any]:
-    """Returns one method as plain data, read off its signature and docstring."""
-    needs = {"importances": "data", "grams": "data", "base": "base", "labels": "labels"}
-    wanted = {needs[name] for name in entry.inputs if name in needs} | set(entry.facts.get("needs", ()))
-    wanted |= {"passes"} if entry.facts.get("passes") else set()
-    wanted |= {kept} if (kept := entry.facts.get("keep", "none")) != "none" else set()
-    return {
-        "summary": entry.summary,
-        "needs": sorted(wanted),
-        "options": {
-            o.name: {"type": spelled(o.annotation), "default": o.default} for o in entry.options.values()
-        },
-        "paper": entry.facts.get("paper"),
-        "laws": sorted(str(getattr(law, "value", law)) for law in entry.facts.get("laws", ())),
-        "documentation": python_inspect.getdoc(entry.function) or "",
-    }
-
-
-def spelled(annotation: Any) -> str:
-    """Returns an annotation as a user would write it: `float`, or `global | tensor` for a choice."""
-    if choices := getattr(annotation, "__args__", None):
-        return " | ".join(c.__name__ if isinstance(c, type) else str(c) for c in choices)
-    return str(getattr(annotation, "__name__", annotation))

@@ -126,7 +126,7 @@ def estimate(
     Args:
         model: a checkpoint (folder or Hub id) or a transformers model in memory, which is left as it was.
         data: a file, a `datasets.Dataset`, columns, or `(texts, labels)`.
-        importance: `mask_nodes`, `diagonal`, `block_traces`; or `gram` for RegMean.
+        importance: an importance of `plait.methods()`; `gram` for RegMean.
         labels: `given`, `sampled` from the model, or `exact` (the expectation over the model's distribution).
         tokenizer: needed for a model in memory.
         batch_size: texts at a time; the result does not depend on it (except for `per="batch"`).
@@ -269,7 +269,7 @@ def ensemble(
 ) -> SavedEnsemble:
     """Returns an ensemble trained on labelled data and written to `out`; `.model` is a transformers model.
 
-    Methods `distilled`, `soup`, `greedy_soup`, `swa` and `deni` write one ordinary checkpoint.
+    Some methods write one ordinary checkpoint: see `plait.methods()`.
 
     Args:
         base: the encoder that all members start from (folder or Hub id).

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from plait.cli import render
+from plait.cli.fields import Completing
 
 app = typer.Typer(
     name="plait",
+    cls=Completing,
     help="Weave several fine-tuned language models into one.",
     no_args_is_help=False,
     add_completion=False,

@@ -98,11 +98,11 @@ def inspect(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method; default all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One method. Default: all.")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what a recipe can name (merging methods, importances, gates, perturbations …), or explain one."""
+    """List what a recipe can name and when to use it, or explain one method with its options."""
     from plait import api
 
     found = api.methods(name)
@@ -110,21 +110,34 @@ def methods(
         render.as_json(found)
     elif name is None:
         rows = [
-            {"method": n, "what it does": m["summary"], "needs": ", ".join(m["needs"]) or "–",
-             "options": ", ".join(m["options"]) or "–"}
+            {"method": n + (" *" if m["default"] else ""), "when to use it": m["when"] or m["summary"],
+             "needs": ", ".join(m["needs"]) or "–", "options": ", ".join(m["options"]) or "–"}
             for n, m in found.items()
         ]  # fmt: skip
         render.table(rows)
+        render.line("* default; `plait methods NAME` explains a method and its options")
     else:
         for key, about in found.items():
             explain(key, about)
 
 
 def explain(name: str, method: dict[str, Any]) -> None:
-    """Prints one method whole: its equation, what it needs, its options."""
+    """Prints one method whole: its equation, when to use it, what it needs, its options."""
     render.line(f"{name}\n\n{method['documentation']}\n")
-    render.facts({"needs": method["needs"], "paper": method["paper"], "laws": method["laws"]})
+    shown = {"when to use it": method["when"], "default": method["default"], "needs": method["needs"]}
+    render.facts({**shown, "paper": method["paper"], "laws": method["laws"]})
     if method["options"]:
-        render.line("options:")
-        for option, about in method["options"].items():
-            render.line(f"  {option}: {about['type']} = {about['default']}")
+        rows = [
+            {"option": option, "type": about["type"], "default": str(about["default"]).replace("None", "–"),
+             "limits": about["limits"] or "–", "meaning": about["meaning"]}
+            for option, about in method["options"].items()
+        ]  # fmt: skip
+        render.table(rows)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors: every key, every method with its options."""
+    from plait import api
+
+    render.as_json(api.schema())

@@ -9,13 +9,17 @@ import typer
 
 from plait.cli import render
 from plait.cli.app import app
+from plait.cli.fields import with_fields
 from plait.cli.options import (
+    METHOD,
+    SOURCES,
     BatchSize,
     DryRun,
     Json,
     LabelColumn,
     MaxLength,
     Names,
+    Output,
     Overwrite,
     PairColumn,
     Quiet,
@@ -35,98 +39,48 @@ from plait.errors import RecipeError, did_you_mean
 
 
 @app.command()
+@with_fields("MergeRecipe", "MethodSpec", without=("sources", "output", "evaluate", "labels"))
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="NAME=CHECKPOINT: a folder or a Hub id.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    *,
+    sources: Annotated[
+        list[str], typer.Argument(help="NAME=CHECKPOINT: a folder or a Hub id.", rich_help_panel=SOURCES)
+    ],
     data: Names = None,
-    method: Annotated[
-        str | None, typer.Option("--method", help="Default: chosen by what is given (docs/merging.md).")
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weight", help="NAME=λ: weight of a source. Default: 1.", rich_help_panel=SOURCES),
     ] = None,
-    importance: Annotated[
-        str | None, typer.Option("--importance", help="mask-nodes, diagonal or block-traces.")
-    ] = None,
-    mapping: Annotated[str | None, typer.Option("--mapping", help="paper or structural.")] = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
             "--labels",
             help="given, sampled or exact: whose labels statistics are of. NAME=LABEL,LABEL: what the labels of a "
             "source's head are called, in its order.",
+            rich_help_panel=SOURCES,
         ),
     ] = None,
-    normalize: Annotated[str | None, typer.Option("--normalize", help="none, mean, l2 or tensor.")] = None,
-    examples: Annotated[
-        int | None, typer.Option("--examples", min=1, help="Examples per source for statistics.")
-    ] = None,
-    per: Annotated[
-        str | None, typer.Option("--per", help="example; batch to reproduce published numbers.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Texts at a time.")] = None,
-    max_length: MaxLength = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of every random choice.")] = None,
-    options: Annotated[list[str] | None, typer.Option("--set", help="OPTION=VALUE of the method.")] = None,
-    weights: Annotated[list[str] | None, typer.Option("--weight", help="NAME=λ, 1 where not given.")] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option("--task", help="NAME=TASK: sources that share one task and head.")
+        list[str] | None,
+        typer.Option("--task", help="NAME=TASK: sources that share one task and head.", rich_help_panel=SOURCES),
     ] = None,
     statistics: Annotated[
-        list[str] | None, typer.Option("--statistics", help="NAME=FILE from `plait estimate`.")
+        list[str] | None,
+        typer.Option("--statistics", help="NAME=FILE from `plait estimate`.", rich_help_panel=SOURCES),
     ] = None,
     evaluate: Annotated[
-        list[str] | None, typer.Option("--evaluate", help="TASK=FILE to score the result on.")
+        list[str] | None,
+        typer.Option("--evaluate", help="TASK=FILE to score the result on.", rich_help_panel=SOURCES),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="The model the sources were fine-tuned from.")
-    ] = None,
-    forward: Annotated[
-        bool | None,
-        typer.Option("--forward", help="RegMean: statistics from the layers merged so far, in forward order."),
-    ] = None,
-    merge_pooler: Annotated[
-        bool, typer.Option("--merge-pooler", help="Merge poolers too; default: each stays with its head.")
-    ] = False,
-    align_heads: Annotated[
-        str | None,
-        typer.Option(
-            "--align-heads",
-            help="Fit heads to the merged encoder on texts: none, shift or ridge. Default: ridge without --method and "
-            "with --data of every source, else none.",
-        ),
-    ] = None,
-    align_ridge: Annotated[
-        float, typer.Option("--align-ridge", help="Of ridge: how strongly heads stay as they are.")
-    ] = 1.0,
-    refine: Annotated[
-        int | None,
-        typer.Option(
-            "--refine",
-            min=0,
-            help="Passes in which the result learns the sources' answers. Default: 3 without --method and with "
-            "--data of every source, else 0.",
-        ),
-    ] = None,
-    refine_texts: Annotated[
-        int, typer.Option("--refine-texts", min=2, help="Texts of each source for refinement and heads.")
-    ] = 256,
-    refine_on: Annotated[
-        str, typer.Option("--refine-on", help="logits, or hidden: the states that heads read.")
-    ] = "logits",
-    refine_heads: Annotated[bool, typer.Option("--refine-heads", help="Train heads too.")] = False,
-    refine_dropout: Annotated[bool, typer.Option("--refine-dropout", help="With the encoder's dropout.")] = False,
-    refine_rate: Annotated[float, typer.Option("--refine-rate", help="Highest learning rate.")] = 1e-4,
-    refine_batch_size: Annotated[int, typer.Option("--refine-batch-size", min=1, help="Texts a step.")] = 16,
-    refine_precision: Annotated[
-        str, typer.Option("--refine-precision", help="float32 or bfloat16.")
-    ] = "float32",
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; default the sources'.")
-    ] = None,
-    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Such as 5GB.")] = "5GB",
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     revision: Revisions = None,
-    trust_remote_code: Trust = False,
+    fields: dict[str, Any],
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="OPTION=VALUE of the method; see `plait methods NAME`.", rich_help_panel=METHOD),
+    ] = None,
+    output: Output,
     overwrite: Overwrite = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -136,41 +90,22 @@ def merge(
     """Merge fine-tuned checkpoints into one encoder with a head per task."""
     from plait import api
     from plait.merging.plan import check_output
+    from plait.recipe import MergeRecipe
     from plait.recipe.arguments import merge_recipe
 
-    chosen = {
-        "importance": importance, "mapping": mapping, "labels": whose_labels(labels), "normalize": normalize,
-        "examples": examples, "per": per, "batch_size": batch_size, "max_length": max_length, "seed": seed,
-        "forward": forward,
-    }  # fmt: skip
+    columns = (text_column, text_pair_column, label_column)
+    settings = {name: value for name, value in fields.items() if name in MergeRecipe.model_fields}
+    chosen = {name: value for name, value in fields.items() if name not in settings}
+    if (whose := whose_labels(labels)) is not None:
+        chosen["labels"] = whose
+    given = revised(pairs(sources, "sources"), revision)
     recipe, _ = merge_recipe(
-        named_sources(
-            revised(pairs(sources, "sources"), revision), [told for told in labels or () if "=" in told]
-        ),
-        out=output,
-        method=method,
-        data=spec(pairs(data, "--data"), text_column, text_pair_column, label_column),
-        statistics=pairs(statistics, "--statistics"),
-        base=base,
-        weights=pairs(weights, "--weight", float),
-        tasks=pairs(tasks, "--task"),
-        evaluate=spec(pairs(evaluate, "--evaluate"), text_column, text_pair_column, label_column),
-        merge_pooler=merge_pooler,
-        align_heads=align_heads,
-        align_ridge=align_ridge,
-        refine=refine,
-        refine_texts=refine_texts,
-        refine_on=refine_on,
-        refine_heads=refine_heads,
-        refine_dropout=refine_dropout,
-        refine_rate=refine_rate,
-        refine_batch_size=refine_batch_size,
-        refine_precision=refine_precision,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        trust_remote_code=trust_remote_code,
-        options={**{k: v for k, v in chosen.items() if v is not None}, **pairs(options, "--set", parse_yaml)},
-    )
+        named_sources(given, [told for told in labels or () if "=" in told]), out=output,
+        data=spec(pairs(data, "--data"), *columns),
+        statistics=pairs(statistics, "--statistics"), weights=pairs(weights, "--weight", float),
+        tasks=pairs(tasks, "--task"), evaluate=spec(pairs(evaluate, "--evaluate"), *columns),
+        options={**chosen, **pairs(options, "--set", parse_yaml)}, **{"base": None, "method": None, **settings},
+    )  # fmt: skip
     if dry_run:
         check_output(recipe, overwrite=overwrite)
         show_plan(api.check(recipe), json=json)
@@ -243,7 +178,7 @@ def estimate(
     data: Annotated[str, typer.Option("--data", help="FILE with texts and labels.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .safetensors file to write.")],
     importance: Annotated[
-        str, typer.Option("--importance", help="mask-nodes, diagonal, block-traces, or gram.")
+        str, typer.Option("--importance", help="Statistic to estimate; see `plait methods`.")
     ] = "mask_nodes",
     labels: Annotated[str, typer.Option("--labels", help="given, sampled or exact.")] = "given",
     examples: Annotated[int, typer.Option("--examples", min=1, help="A random subset of this size.")] = 256,

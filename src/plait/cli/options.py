@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from plait.errors import RecipeError, did_you_mean
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+SOURCES, METHOD, OUTPUT, RUN = "Sources and data", "Method", "Output", "Run"
+"""Subjects under which the help lists options that stand in no recipe."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.", rich_help_panel=RUN)]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no notes, only results and errors.")
+    bool,
+    typer.Option("--quiet", "-q", help="No progress and no notes, only results and errors.", rich_help_panel=RUN),
 ]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", rich_help_panel=OUTPUT)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that exists, once the new one is complete.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace an existing output, once the new one is complete.", rich_help_panel=OUTPUT
+    ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own code.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
 Revisions = Annotated[
-    list[str] | None, typer.Option("--revision", help="NAME=REVISION: branch, tag or commit of a source's Hub id.")
+    list[str] | None,
+    typer.Option(
+        "--revision", help="NAME=REVISION: branch, tag or commit of a source's Hub id.", rich_help_panel=SOURCES
+    ),
 ]
 TextColumn = Annotated[
-    str | None, typer.Option("--text-column", help="Column with the text; default found by name.")
+    str | None,
+    typer.Option(
+        "--text-column", help="Column of the texts. Default: found by name.", rich_help_panel=SOURCES
+    ),
 ]
-PairColumn = Annotated[str | None, typer.Option("--text-pair-column", help="Column with the second text.")]
-LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column with the label.")]
+PairColumn = Annotated[
+    str | None,
+    typer.Option("--text-pair-column", help="Column of the second text of a pair.", rich_help_panel=SOURCES),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", help="Column of the labels.", rich_help_panel=SOURCES)
+]
 Epochs = Annotated[float, typer.Option("--epochs", min=0.0)]
 LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0)]
-StepSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts a step.")]
+StepSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Batch size: examples per optimizer step.")
+]
 CutAt = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
 Warmup = Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's.")]
@@ -40,12 +62,20 @@ ProblemType = Annotated[
     str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
 ]
 ReportTo = Annotated[str, typer.Option("--report-to", help="A tracker that transformers knows.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was stopped.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, compute nothing.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume an interrupted training run.", rich_help_panel=RUN)
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything, compute nothing.", rich_help_panel=RUN)
+]
 
 Names = Annotated[
     list[str] | None,
-    typer.Option("--data", help="NAME=FILE: texts of a source or task, with labels where they are needed."),
+    typer.Option(
+        "--data",
+        help="NAME=FILE: texts of a source or task, with labels where they are needed.",
+        rich_help_panel=SOURCES,
+    ),
 ]
 
 LabelNames = Annotated[
@@ -53,6 +83,7 @@ LabelNames = Annotated[
     typer.Option(
         "--labels",
         help="NAME=LABEL,LABEL: what the labels of a head are called, in its order; for heads of LABEL_0, LABEL_1.",
+        rich_help_panel=SOURCES,
     ),
 ]
 

@@ -128,10 +128,6 @@ def show_members(scores: Any) -> None:
     render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
 
 
-TAUGHT = ("distilled", "hydra")
-"""Methods whose members teach a model that starts from a base."""
-UNNAMED = {"perturbation": "dropout", "consistency": "ensemble"}
-"""What options are for where no name is given."""
 ALONE = ("nll", "calibration_error", "brier", "aurc", "mse", "spearman")
 SHOWN = (
     "member",

@@ -42,11 +42,9 @@ def accelerated(model: nn.Module) -> Iterator[torch.device]:
         model.to(CPU)
 
 
-NO_PASSES = "mahalanobis, energy, entropy, max_logit"
-"""Gates that do without Monte Carlo passes."""
 DEAD = (
     "its passes are all the same, for the teacher has no dropout: give --dropout RATE to inject it, or ask for no "
-    f"passes: --passes 0, and a gate that needs none ({NO_PASSES})"
+    "passes: --passes 0, and a gate that needs none (plait methods)"
 )
 
 
@@ -57,7 +55,7 @@ def batchnorm_problem(model: nn.Module) -> str | None:
         return None
     return (
         f"{listed(found)} is a BatchNorm, which in train mode mixes the texts of a batch and changes itself; use a "
-        f"gate that needs no passes: {NO_PASSES}"
+        "gate that needs no passes (plait methods)"
     )
 
 

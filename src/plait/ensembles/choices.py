@@ -16,7 +16,7 @@ from plait.encoders.heads import Head
 from plait.ensembles.build import check_sources
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import projection
-from plait.ensembles.method import Build, Choice, refuse_unused
+from plait.ensembles.method import Build, Choice, built_as, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES
 from plait.ensembles.objective import Noise
 from plait.ensembles.perturbation import PERTURBATIONS, Place
@@ -24,6 +24,7 @@ from plait.ensembles.perturbations.dropout import dropouts
 from plait.errors import DataError, MergeError, RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation import primary_metric
 from plait.recipe import EnsembleRecipe
+from plait.registry import either
 from plait.report.record import is_ensemble, is_merged
 from plait.training.heads import head_for
 
@@ -266,7 +267,7 @@ def refuse_stray(
         takes = choice.taught or choice.build is Build.SOUP
         given = {"from": None if takes else recipe.sources, "replicate_at": recipe.replicate_at, **shares}
     stray = [name for name, value in given.items() if value is not None]
-    others = "camero, shared or one"
+    others = Build.SHARED
     if not choice.taught:
         kept = recipe.keep_members and choice.build is not Build.SOUP
         told = {
@@ -274,11 +275,11 @@ def refuse_stray(
             "keep_members": kept or None,
         }  # fmt: skip
         teaching = [name for name, value in told.items() if value is not None]
-        stray, others = [*stray, *teaching], "distilled or hydra" if teaching else others
+        stray, others = [*stray, *teaching], Build.TAUGHT if teaching else others
     if stray:
         raise RecipeError(
             f"method {choice.name} does not use {', '.join(stray)}; leave "
-            f"{'it' if len(stray) == 1 else 'them'} out, or choose method {others}"
+            f"{'it' if len(stray) == 1 else 'them'} out, or choose method {either(built_as(others))}"
         )
     if recipe.sources is not None and (recipe.keep_members or (choice.taught and recipe.student_epochs is not None)):
         raise RecipeError(

@@ -16,7 +16,7 @@ from plait.errors import RecipeError
 from plait.registry import Registry
 
 Consistency = Callable[..., Scalar]
-CONSISTENCIES: Registry[Consistency] = Registry("consistency")
+CONSISTENCIES: Registry[Consistency] = Registry("consistency", plugins="plait.consistencies")
 PAPER = "arXiv:2204.06625"
 
 
@@ -51,7 +51,11 @@ def spread(
     return ((expected - middle) * (z - mean)).sum(-1).mean(0)
 
 
-@CONSISTENCIES.register("ensemble", paper=PAPER)
+@CONSISTENCIES.register(
+    "ensemble",
+    paper=PAPER,
+    when="Start here: cost grows with the number of members.",
+)
 def ensemble(
     logits: MemberLogits,
     problem: ProblemType = SINGLE,
@@ -77,7 +81,11 @@ def ensemble(
     return rows.sum() / mask.bool().expand(rows.shape).sum().clamp(min=1)
 
 
-@CONSISTENCIES.register("pairwise", paper=PAPER)
+@CONSISTENCIES.register(
+    "pairwise",
+    paper=PAPER,
+    when="To reproduce the paper; the same up to a factor of alpha.",
+)
 def pairwise(
     logits: MemberLogits,
     problem: ProblemType = SINGLE,
@@ -100,7 +108,10 @@ def pairwise(
     return ensemble(logits, problem, mask, detach=detach) * _pairs(logits.shape[0])
 
 
-@CONSISTENCIES.register("none")
+@CONSISTENCIES.register(
+    "none",
+    when="Members that should differ as much as they can.",
+)
 def none(logits: MemberLogits) -> Scalar:
     """Returns 0: the members go their own ways."""
     return logits.new_zeros(())

@@ -140,7 +140,7 @@ def check_taught(recipe: EnsembleRecipe, job: EnsemblePlan) -> None:
     if job.kind != "sequence_classification":
         raise RecipeError(
             f"method {job.choice.name} teaches what whole texts are; found data for {job.kind.replace('_', ' ')}: "
-            "choose method camero, shared, separate, soup, swa or deni"
+            "choose a method without a student, such as camero (plait methods)"
         )
     if job.examples is None and not job.texts:
         raise DataError("no data given: a student needs --data FILE with labels, --text FILE without, or both")

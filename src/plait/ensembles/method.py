@@ -11,7 +11,6 @@ use for; `limits` what options may be.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,12 +21,14 @@ from torch import Tensor
 from plait.data import ProblemType
 from plait.ensembles.consistency import CONSISTENCIES
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
-from plait.errors import RecipeError, listed
+from plait.errors import RecipeError
 from plait.registry import Entry, Registry
 
 Terms = Mapping[str, Scalar]
 Method = Callable[..., Terms]
-METHODS: Registry[Method] = Registry("ensemble method", "plait.ensembles.methods")
+METHODS: Registry[Method] = Registry(
+    "ensemble method", "plait.ensembles.methods", plugins="plait.ensemble_methods", build="shared"
+)
 
 INPUTS = ("task", "regulariser", "logits", "problem", "mask", "labels", "alpha", "teachers", "labelled")
 """All that a method may ask for.
@@ -51,6 +52,12 @@ class Build(StrEnum):
     SOUP = "soup"
     PATH = "path"
     BRANCHES = "branches"
+
+
+def built_as(build: Build) -> list[str]:
+    """Returns the methods that train several models in this way."""
+    entries = (METHODS[name] for name in METHODS)
+    return [entry.name for entry in entries if entry.facts["build"] == build and not entry.facts.get("lone")]
 
 
 ONE_BY_ONE = (Build.SEPARATE, Build.TAUGHT, Build.SOUP)
@@ -81,15 +88,8 @@ class Choice:
         Raises:
             RecipeError: an unknown method, regulariser or option (did you mean).
         """
-        self.entry.check(self.options)
-        if "limits" in self.entry.facts:
-            self.entry.check_values(self.options)
-        elif low := [f"{name} is {value}" for name, value in self.options.items() if not _above_zero(value)]:
-            raise RecipeError(f"method {self.entry.name}: {listed(low)}; expected a number above 0")
-        CONSISTENCIES[self.consistency].check(self.consistency_options)
-        given = self.consistency_options.items()
-        if wrong := [f"{name} is {value!r}" for name, value in given if not isinstance(value, bool)]:
-            raise RecipeError(f"consistency {self.consistency}: {listed(wrong)}; expected true or false")
+        self.entry.check_values(self.options)
+        CONSISTENCIES[self.consistency].check_values(self.consistency_options)
 
     @property
     def entry(self) -> Entry[Method]:
@@ -163,11 +163,6 @@ class Choice:
         if "regulariser" in entry.inputs:
             given["regulariser"] = self.alpha * regulariser(self, logits, problem, mask)
         return entry.function(**{name: given[name] for name in entry.inputs}, **self.options)
-
-
-def _above_zero(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
 
 
 def regulariser(choice: Choice, logits: MemberLogits, problem: ProblemType, mask: Mask | None) -> Scalar:

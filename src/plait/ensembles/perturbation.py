@@ -6,7 +6,6 @@ members gets what M separate passes would have drawn, and one member can be draw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,11 +18,16 @@ from torch import Generator, Tensor
 from plait.data import ProblemType
 from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.shapes import Hidden, Mask
-from plait.errors import RecipeError, listed
 from plait.registry import Registry
 
 Perturbation = Callable[..., Tensor]
-PERTURBATIONS: Registry[Perturbation] = Registry("perturbation", "plait.ensembles.perturbations")
+PERTURBATIONS: Registry[Perturbation] = Registry(
+    "perturbation",
+    "plait.ensembles.perturbations",
+    plugins="plait.perturbations",
+    hint="perturbation none does nothing",
+    place="hidden",
+)
 Generators = Sequence[Generator] | None
 
 INPUTS = ("hidden", "members", "mask", "generators", "prediction", "droppable", "blank")
@@ -67,26 +71,12 @@ def place(name: str, options: Mapping[str, Any]) -> Place:
     entry = PERTURBATIONS[name]
     if "at" not in entry.options:
         return Place(entry.facts["place"])
-    chosen = options.get("at", entry.options["at"].default)
-    if chosen not in (Place.EMBEDDINGS, Place.HIDDEN):
-        raise RecipeError(f"perturbation {entry.name}: at is {chosen!r}; expected embeddings or hidden")
-    return Place(chosen)
+    return Place(options.get("at", entry.options["at"].default))
 
 
 def check(name: str, **options: Any) -> None:
     """Raises `RecipeError` with all options of a perturbation that are unknown to it or out of their limits."""
-    entry = PERTURBATIONS[name]
-    entry.check(options)
-    limits = entry.facts.get("limits", {})
-    problems = [
-        f"{option} is {value}; expected {wanted}"
-        for option, value in options.items()
-        if option in limits and (value is not None or entry.options[option].default is not None)
-        if (wanted := _wrong(value, *limits[option], whole=entry.options[option].annotation is int))
-    ]
-    if problems:
-        raise RecipeError(f"perturbation {entry.name}: {listed(problems)} (perturbation none does nothing)")
-    place(name, options)
+    PERTURBATIONS[name].check_values(options)
 
 
 def perturb(name: str, options: Mapping[str, Any], **inputs: Any) -> Tensor:
@@ -127,15 +117,6 @@ def member_generators(members: int, device: torch.device | str = "cpu") -> list[
     """Returns a generator per member, seeded from the default one: a run resumed with its state draws the same."""
     seeds = torch.randint(2**62, (members,)).tolist()
     return [Generator(device=device).manual_seed(seed) for seed in seeds]
-
-
-def _wrong(value: Any, low: float, high: float, *, whole: bool) -> str:
-    """Returns what was expected of an option that is no number inside its limits; nothing where it is one."""
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if number and math.isfinite(value) and low < value < high:
-        return ""
-    kind = "whole number" if whole else "number"
-    return f"a {kind} above {low:g}" + (f" and below {high:g}" if math.isfinite(high) else "")
 
 
 def by_member(hidden: Hidden, members: int) -> Tensor:

@@ -16,7 +16,7 @@ from plait.tensors import Coefficients, Parameter, Stack
 
 Rule = Callable[..., Tensor]
 RuleEntry = Entry[Rule]
-RULES: Registry[Rule] = Registry("method", "plait.merging.rules")
+RULES: Registry[Rule] = Registry("method", "plait.merging.rules", plugins="plait.rules")
 
 INPUTS = (
     "params",

@@ -1,8 +1,8 @@
 """Recipes: frozen descriptions of one job, validated before anything is loaded; YAML in and out."""
 
-from plait.recipe.amalgamate import AmalgamateRecipe, GateSpec, ObjectiveSpec, TeacherSpec
-from plait.recipe.ensemble import ChoiceSpec, EnsembleRecipe
-from plait.recipe.fields import DataSpec, number
+from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
+from plait.recipe.ensemble import EnsembleRecipe
+from plait.recipe.fields import DataSpec, NamedOptions, number
 from plait.recipe.merge import AUTO, ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
 from plait.recipe.parsing import COMBINES, Recipe, parse_as, parse_recipe, read_recipe, to_yaml
 
@@ -11,13 +11,11 @@ __all__ = [
     "COMBINES",
     "ESTIMATION",
     "AmalgamateRecipe",
-    "ChoiceSpec",
     "DataSpec",
     "EnsembleRecipe",
-    "GateSpec",
     "MergeRecipe",
     "MethodSpec",
-    "ObjectiveSpec",
+    "NamedOptions",
     "Recipe",
     "SourceSpec",
     "TeacherSpec",

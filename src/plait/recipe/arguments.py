@@ -8,6 +8,7 @@ from typing import Any
 
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe import AUTO, AmalgamateRecipe, EnsembleRecipe, MergeRecipe, parse_as
+from plait.recipe.ensemble import TEACHING
 
 
 def is_file(entry: Any) -> bool:
@@ -63,7 +64,7 @@ def ensemble_recipe(
         **options,
     }
     if "method" not in content and (texts is not None or content.get("text")):
-        content["method"] = "distilled"
+        content["method"] = TEACHING
     return parse_as(EnsembleRecipe, content, "ensemble")
 
 

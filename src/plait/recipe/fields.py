@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
@@ -25,13 +27,76 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class Strict(BaseModel):
-    """Frozen, and closed: an unknown key is an error that names it."""
+    """Frozen, and closed: an unknown key is an error that names it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The docstring's section `Attributes` is the help of the command line and the description in the JSON schema.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields by subject, in which the help of the command line lists them."""
+
+
+@dataclass(frozen=True)
+class Short:
+    """Says in the JSON schema that a text alone, or one entry of a list, stands for the whole."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Returns the schema of the short form or the long one."""
+        long = handler(schema)
+        entry = long["items"] if long.get("type") == "array" else {"type": "string"}
+        return {"anyOf": [entry, long]}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Says in the JSON schema which registry a name and its options are of, by its entry-point group."""
+
+    group: str
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Returns a mark that `plait.schema()` replaces by every method with its options."""
+        return {**handler(schema), REGISTRY: self.group}
+
+
+REGISTRY = "x-registry"
+"""The key of that mark."""
+
+
+class NamedOptions(BaseModel):
+    """A method by name, and its own options: any key that its signature declares.
+
+    A recipe is parsed without importing any method, so that names and values are checked when the job is planned.
+
+    Attributes:
+        name: Name of the method; `plait methods` lists them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+
+    name: Name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Returns the method's own options."""
+        return {name: number(value) for name, value in (self.model_extra or {}).items()}
+
+
+def named(value: Any) -> Any:
+    """Returns a name alone as a mapping."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class DataSpec(Strict):
-    """Where texts and labels are, and which columns hold them (found by name when not given)."""
+    """Where texts and labels are, and which columns hold them (found by name when not given).
+
+    Attributes:
+        path: File, folder, or data set id on the Hub.
+        split: Split of a data set on the Hub.
+        text: Column of the texts.
+        text_pair: Column of the second text of a pair.
+        label: Column of the labels.
+    """
 
     path: Text
     split: str | None = None
@@ -45,11 +110,11 @@ class DataSpec(Strict):
 
 
 LabelNames = Annotated[
-    tuple[str, ...], BeforeValidator(lambda value: told(value) if isinstance(value, str) else value)
+    tuple[str, ...], BeforeValidator(lambda value: told(value) if isinstance(value, str) else value), Short()
 ]
 """Names of a head's labels, in its order: a list, or `negative,positive`."""
 
-Data = Annotated[DataSpec, BeforeValidator(lambda v: {"path": v} if isinstance(v, str | Path) else v)]
+Data = Annotated[DataSpec, BeforeValidator(lambda v: {"path": v} if isinstance(v, str | Path) else v), Short()]
 
 
 def number(value: Any) -> Any:

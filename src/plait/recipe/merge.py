@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-from plait.recipe.fields import Data, LabelNames, Name, PlainName, Strict, Text, number
+from plait.recipe.fields import (
+    Data,
+    LabelNames,
+    Name,
+    NamedOptions,
+    PlainName,
+    Registered,
+    Short,
+    Strict,
+    Text,
+    named,
+)
 
 
 class SourceSpec(Strict):
-    """One fine-tuned checkpoint, with the data that tells which of its weights count."""
+    """One fine-tuned checkpoint, with the data that tells which of its weights count.
+
+    Attributes:
+        model: Checkpoint: a folder or a Hub id.
+        data: Texts of this source, with labels where the method needs them.
+        statistics: File from `plait estimate`, in place of data.
+        task: Task of this source; sources that name the same task share one head. Default: the source's name.
+        weight: λ, the weight of this source; 1 where not given.
+        labels: Names of the head's labels, in its order, for heads of LABEL_0, LABEL_1.
+        revision: Branch, tag or commit of a Hub id.
+    """
 
     model: Text
     data: Data | None = None
@@ -23,7 +44,9 @@ class SourceSpec(Strict):
     revision: str | None = None
 
 
-Source = Annotated[SourceSpec, BeforeValidator(lambda v: {"model": v} if isinstance(v, str | Path) else v)]
+Source = Annotated[
+    SourceSpec, BeforeValidator(lambda v: {"model": v} if isinstance(v, str | Path) else v), Short()
+]
 
 ESTIMATION = (
     "importance",
@@ -44,10 +67,25 @@ AUTO = "auto"
 """The method that Plait chooses by what it is given."""
 
 
-class MethodSpec(BaseModel):
-    """A merging rule, the importance it uses, and the rule's own options (any key the rule declares)."""
+class MethodSpec(NamedOptions):
+    """A merging rule with its own options, and how the statistics that it uses are gathered.
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    Attributes:
+        name: Merging method; `plait methods` lists them.
+        importance: Statistic that weighs parameters; see `plait methods`.
+        mapping: Mapping from mask nodes to tensors.
+        labels: Labels that statistics are estimated with: those of the data, or drawn from or averaged over the
+            model's own distribution.
+        normalize: Scale of the importances: over the whole model (mean, l2), tensor by tensor, or as they are.
+        per: Unit whose gradients are squared; `batch` only reproduces published numbers.
+        examples: Examples of each source for statistics, a random subset.
+        batch_size: Batch size for statistics; does not change the result.
+        max_length: Token limit per text, of statistics and of refinement. Default: the model's.
+        seed: Random seed.
+        forward: Statistics in forward order, through the layers merged so far (methods that use Gram matrices).
+    """
+
+    PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {"Statistics": ESTIMATION}
 
     name: Name = AUTO
     importance: Name = "diagonal"
@@ -61,17 +99,48 @@ class MethodSpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     forward: bool = False
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Returns the rule's own options."""
-        return {name: number(value) for name, value in (self.model_extra or {}).items()}
 
-
-Method = Annotated[MethodSpec, BeforeValidator(lambda v: {"name": v} if isinstance(v, str) else v)]
+Method = Annotated[MethodSpec, BeforeValidator(named), Registered("plait.rules")]
 
 
 class MergeRecipe(Strict):
-    """A merge: sources become one encoder with a head per task."""
+    """A merge: sources become one encoder with a head per task.
+
+    Attributes:
+        combine: Kind of job.
+        sources: Checkpoints by name: a folder or a Hub id, or a mapping with data.
+        base: Model that the sources were fine-tuned from. Default: the one that they record.
+        method: Merging method; see `plait methods`. Default: chosen by what is given (docs/merging.md).
+        merge_pooler: Merge poolers too, instead of keeping each with its head.
+        align_heads: Fitting of heads to the merged encoder, on texts. Default: ridge where the method is left open and
+            every source has data, else none.
+        align_ridge: Strength with which ridge keeps heads as they are.
+        refine: Passes in which the merged encoder learns the sources' answers, without labels. Default: 3 where the
+            method is left open and every source has data, else 0.
+        refine_texts: Texts of each source for refinement and heads, a random subset.
+        refine_on: Target of refinement: the sources' logits, or the hidden states that their heads read.
+        refine_heads: Train heads too.
+        refine_dropout: Refine with the encoder's dropout on.
+        refine_rate: Peak learning rate of refinement.
+        refine_batch_size: Batch size of refinement.
+        refine_precision: Precision of refinement; bfloat16 is mixed precision.
+        output: Folder to write.
+        dtype: Data type of the result. Default: that of the sources.
+        max_shard_size: Size limit of a weight file, such as 5GB.
+        trust_remote_code: Let checkpoints run code of their own.
+        evaluate: Labelled data by task, to score the result and its sources on.
+    """
+
+    PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "Sources and data": ("sources", "base", "evaluate", "trust_remote_code"),
+        "Method": ("method", "merge_pooler"),
+        "Statistics": ESTIMATION,
+        "Heads and refinement": (
+            "align_heads", "align_ridge", "refine", "refine_texts", "refine_on", "refine_heads", "refine_dropout",
+            "refine_rate", "refine_batch_size", "refine_precision",
+        ),
+        "Output": ("output", "dtype", "max_shard_size"),
+    }  # fmt: skip
 
     combine: Literal["merge"] = "merge"
     sources: dict[PlainName, Source] = Field(min_length=1)

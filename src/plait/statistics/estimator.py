@@ -27,7 +27,7 @@ class Estimator(Protocol):
 
 
 Maker = Callable[[PreTrainedModel, Objective], Estimator]
-ESTIMATORS: Registry[Maker] = Registry("importance", "plait.statistics.estimators")
+ESTIMATORS: Registry[Maker] = Registry("importance", "plait.statistics.estimators", plugins="plait.importances")
 
 
 def body_name(model: PreTrainedModel, parameter: str) -> str:

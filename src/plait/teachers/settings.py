@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
-from plait.errors import RecipeError, did_you_mean, listed
+from plait.errors import RecipeError, listed
+from plait.registry import Above, Limits, Option, option_model, options_of, refused
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Keep = Literal["none", "features", "layers"]
 Stop = Literal["never", "certain", "likely"]
 KEEPS: tuple[Keep, ...] = ("none", "features", "layers")
 """Each keeps what the one before keeps, and more."""
-STOPS: tuple[Stop, ...] = ("never", "certain", "likely")
+LIMITS: Mapping[str, Limits] = {
+    "passes": (0, math.inf), "last_layers": (0, math.inf), "batch_size": (1, math.inf), "max_length": (1, math.inf),
+    "dropout": Above(0, 1),
+}  # fmt: skip
 ROUND = 4
 """Monte Carlo passes between two looks at whether the routing is decided."""
 
@@ -41,24 +51,10 @@ class Settings:
     stop: Stop = "never"
 
     def __post_init__(self) -> None:
-        if problems := list(self._problems()):
+        options, model = _checked()
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if problems := refused(options, model, values):
             raise RecipeError(listed(problems))
-
-    def _problems(self) -> list[str]:
-        least = {"passes": 0, "last_layers": 0, "batch_size": 1, "max_length": 1}
-        found = [
-            f"{name} is {value} (expected {low} or more)"
-            for name, low in least.items()
-            if (value := getattr(self, name)) is not None and value < low
-        ]
-        if self.dropout is not None and not 0 < self.dropout < 1:
-            found.append(f"dropout is {self.dropout} (expected a rate between 0 and 1)")
-        choices = {"keep": KEEPS, "stop": STOPS}
-        return found + [
-            f"unknown {name} {getattr(self, name)!r}{did_you_mean(str(getattr(self, name)), known)}"
-            for name, known in choices.items()
-            if getattr(self, name) not in known
-        ]
 
     @property
     def deciding(self) -> dict[str, Any]:
@@ -77,3 +73,10 @@ class Settings:
     def keeps(self, what: Keep) -> bool:
         """Says whether `what` is kept."""
         return KEEPS.index(self.keep) >= KEEPS.index(what)
+
+
+@cache
+def _checked() -> tuple[Mapping[str, Option], type[BaseModel]]:
+    """Returns the fields of `Settings` as options, and the model that checks their values."""
+    options = {option.name: option for option in options_of(Settings, LIMITS)}
+    return options, option_model("Settings", options)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from plait.amalgamation.gate import GATES, PerText, Probabilities, certainty, entropy_of
 
 
-@GATES.register("bald", paper="arXiv:1112.5745", temperature=0.2, passes=True, keep="none")
+@GATES.register(
+    "bald",
+    paper="arXiv:1112.5745",
+    temperature=0.2,
+    passes=True,
+    keep="none",
+    when="For comparison: disagreement between dropout passes alone.",
+)
 def bald(mean: Probabilities, expected_entropy: PerText) -> PerText:
     """Returns 1 minus the normalised mutual information between the label and the dropout mask.
 

@@ -14,6 +14,7 @@ from plait.amalgamation.neighbours import MOST, averaged
     passes=False,
     keep="none",
     limits={"neighbours": (0, MOST), "shrinkage": (0.0, 1.0)},
+    when="Teachers of similar texts, told apart by what their neighbours are about.",
 )
 def base(
     base: Features, near: Near, logits: Logits, *, neighbours: int = 30, shrinkage: float = 0.1

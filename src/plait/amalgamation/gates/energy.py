@@ -7,7 +7,14 @@ import torch
 from plait.amalgamation.gate import GATES, Logits, PerText
 
 
-@GATES.register("energy", paper="arXiv:2010.03759", temperature=1.0, passes=False, keep="none")
+@GATES.register(
+    "energy",
+    paper="arXiv:2010.03759",
+    temperature=1.0,
+    passes=False,
+    keep="none",
+    when="Quick first look: one pass, no features.",
+)
 def energy(logits: Logits) -> PerText:
     """Returns the negative free energy of the logits.
 

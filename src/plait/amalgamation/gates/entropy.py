@@ -7,7 +7,14 @@ import torch
 from plait.amalgamation.gate import GATES, Logits, PerText, certainty
 
 
-@GATES.register("entropy", paper="arXiv:2112.07327", temperature=0.2, passes=False, keep="none")
+@GATES.register(
+    "entropy",
+    paper="arXiv:2112.07327",
+    temperature=0.2,
+    passes=False,
+    keep="none",
+    when="Quick first look: one pass, and teachers that are equally sure of themselves.",
+)
 def entropy(logits: Logits) -> PerText:
     """Returns 1 minus the normalised entropy of one deterministic pass.
 

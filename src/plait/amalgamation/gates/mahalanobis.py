@@ -23,6 +23,7 @@ LEAST_VARIANCE = 1e-6  # of the corpus's typical one: labels with one text each 
     passes=False,
     keep="features",
     limits={"shrinkage": (0.0, 1.0)},
+    when="One gate alone, with one pass for each text.",
 )
 def mahalanobis(features: Features, logits: Logits, *, shrinkage: float = 0.1) -> PerText:
     """Returns minus the relative Mahalanobis distance to the nearest label, in units of its own spread.

@@ -5,7 +5,14 @@ from __future__ import annotations
 from plait.amalgamation.gate import GATES, PerText, Probabilities, certainty, entropy_of
 
 
-@GATES.register("muka", paper="arXiv:2112.07327", temperature=0.2, passes=True, keep="none")
+@GATES.register(
+    "muka",
+    paper="arXiv:2112.07327",
+    temperature=0.2,
+    passes=True,
+    keep="none",
+    when="To reproduce the paper; needs Monte Carlo passes.",
+)
 def muka(mean: Probabilities) -> PerText:
     """Returns 1 minus the normalised entropy of the Monte Carlo mean.
 

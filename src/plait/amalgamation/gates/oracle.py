@@ -5,7 +5,14 @@ from __future__ import annotations
 from plait.amalgamation.gate import GATES, Known, PerText, Positions
 
 
-@GATES.register("oracle", paper="arXiv:2210.05230", temperature=0.2, passes=False, keep="none")
+@GATES.register(
+    "oracle",
+    paper="arXiv:2210.05230",
+    temperature=0.2,
+    passes=False,
+    keep="none",
+    when="For study: the upper bound that true labels give.",
+)
 def oracle(labels: Positions, known: Known) -> PerText:
     """Returns 1 where the teacher has the text's true label, else 0.
 

@@ -16,6 +16,7 @@ from plait.amalgamation.neighbours import MOST, averaged, nearest
     passes=False,
     keep="layers",
     limits={"shrinkage": (0.0, 1.0), "lowest": (0, 1000), "neighbours": (0, MOST)},
+    when="Teachers whose last layer says little about what they know.",
 )
 def strata(
     layers: Layers, logits: Logits, *, shrinkage: float = 0.1, lowest: int = 1, neighbours: int = 0

@@ -14,6 +14,7 @@ from plait.amalgamation.routing import standardize
     passes=False,
     keep="none",
     limits={"neighbours": (0, MOST)},
+    when="Teachers fine-tuned from one base, on texts of different kinds.",
 )
 def update(response: Response, near: Near, *, neighbours: int = 0) -> PerText:
     """Returns how much of each linear layer's output fine-tuning has changed, as standard scores, averaged over layers.

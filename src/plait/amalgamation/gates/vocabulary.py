@@ -15,6 +15,7 @@ from plait.amalgamation.neighbours import MOST, averaged
     passes=False,
     keep="none",
     limits={"neighbours": (0, MOST), "smoothing": (1e-6, 100.0)},
+    when="Teachers of different topics, which words tell apart.",
 )
 def vocabulary(
     drift: Drift, tokens: Tokens, starts: Starts, near: Near, *, neighbours: int = 10, smoothing: float = 0.1

@@ -32,6 +32,7 @@ _LEAST = 1e-6  # of a kernel's squared width: features are of length 1
     keep="features",
     adapters=CommonSpace,
     limits={"temperature": TEMPERATURES, "matching": (0.0, math.inf), "reconstruction": (0.0, math.inf)},
+    when="For comparison: features of teachers and student in one common space.",
 )
 def cfl(  # noqa: PLR0917 (inputs by name)
     student_logits: Logits,

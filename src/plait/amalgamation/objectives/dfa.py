@@ -30,6 +30,7 @@ from plait.amalgamation.objectives.vkd import vkd
     keep="layers",
     adapters=Alignment,
     limits={"temperature": TEMPERATURES, "alignment": (0.0, math.inf)},
+    when="For comparison: teachers as deep as the student, matched layer by layer.",
 )
 def dfa(  # noqa: PLR0917 (inputs by name)
     student_logits: Logits,

@@ -12,6 +12,7 @@ from plait.amalgamation.objective import OBJECTIVES, TEMPERATURES, Logits, Targe
     paper="arXiv:2112.07327",
     keep="none",
     limits={"temperature": TEMPERATURES, "selected": (0.01, 1.0), "bootstrap": (0.0, 1.0)},
+    when="Start here: the only objective that uses the gate.",
 )
 def muka(
     student_logits: Logits,

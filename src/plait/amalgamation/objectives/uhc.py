@@ -17,7 +17,13 @@ from plait.amalgamation.objective import (
 )
 
 
-@OBJECTIVES.register("uhc", paper="arXiv:1904.06062", keep="none", limits={"temperature": TEMPERATURES})
+@OBJECTIVES.register(
+    "uhc",
+    paper="arXiv:1904.06062",
+    keep="none",
+    limits={"temperature": TEMPERATURES},
+    when="Teachers that share labels, without a gate.",
+)
 def uhc(
     student_logits: Logits, teacher_logits: Outputs, columns: Columns, *, temperature: float = 1.0
 ) -> Terms:

@@ -16,7 +16,13 @@ from plait.amalgamation.objective import (
 )
 
 
-@OBJECTIVES.register("vkd", paper="arXiv:1503.02531", keep="none", limits={"temperature": TEMPERATURES})
+@OBJECTIVES.register(
+    "vkd",
+    paper="arXiv:1503.02531",
+    keep="none",
+    limits={"temperature": TEMPERATURES},
+    when="Baseline: plain distillation from all teachers on every text.",
+)
 def vkd(
     student_logits: Logits, teacher_logits: Outputs, columns: Columns, *, temperature: float = 1.0
 ) -> Terms:

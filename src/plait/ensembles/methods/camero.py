@@ -6,7 +6,12 @@ from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.shapes import Scalar
 
 
-@METHODS.register("camero", build="shared", paper="arXiv:2204.06625")
+@METHODS.register(
+    "camero",
+    build="shared",
+    paper="arXiv:2204.06625",
+    when="Start here: M members for the price of one, in training and prediction.",
+)
 def camero(task: Scalar, regulariser: Scalar) -> Terms:
     """Returns the members' losses and what keeps them consistent.
 

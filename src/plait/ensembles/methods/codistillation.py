@@ -6,9 +6,16 @@ from plait.data import ProblemType
 from plait.ensembles.divergences import read, softened
 from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
+from plait.registry import Above
 
 
-@METHODS.register("codistillation", build="joint", paper="arXiv:1804.03235")
+@METHODS.register(
+    "codistillation",
+    build="joint",
+    limits={"temperature": Above(0)},
+    paper="arXiv:1804.03235",
+    when="M separate models that are trained side by side and can all be kept.",
+)
 def codistillation(
     task: Scalar,
     logits: MemberLogits,

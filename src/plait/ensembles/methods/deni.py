@@ -12,6 +12,7 @@ from plait.ensembles.shapes import Scalar
     plain=True,
     limits={"share": (0, 1), "noise": (0, 10), "rounds": (1, 1000)},
     paper="arXiv:2406.12471",
+    when="One ordinary model from little more than one training.",
 )
 def deni(
     task: Scalar,

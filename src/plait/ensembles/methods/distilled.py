@@ -16,6 +16,7 @@ from plait.ensembles.shapes import Mask, MemberLogits, Scalar
     plain=True,
     limits={"mixture": (0, 1), "temperature": (0.1, 100)},
     paper="arXiv:1503.02531",
+    when="One ordinary model that comes close to M separate ones; texts without labels help.",
 )
 def distilled(
     task: Scalar,

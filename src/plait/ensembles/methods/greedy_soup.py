@@ -6,7 +6,14 @@ from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.shapes import Scalar
 
 
-@METHODS.register("greedy_soup", build="soup", plain=True, greedy=True, paper="arXiv:2203.05482")
+@METHODS.register(
+    "greedy_soup",
+    build="soup",
+    plain=True,
+    greedy=True,
+    paper="arXiv:2203.05482",
+    when="One ordinary model from M trainings, where some may fail.",
+)
 def greedy_soup(task: Scalar) -> Terms:
     """Returns the loss of one of M models, task(z_j, y), which are then tried in the order of their validation scores.
 

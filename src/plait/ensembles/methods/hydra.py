@@ -13,6 +13,7 @@ from plait.ensembles.shapes import Mask, MemberLogits, Scalar
     build="taught",
     limits={"mixture": (0, 1), "temperature": (0.1, 100)},
     paper="arXiv:2001.04694",
+    when="One encoder that keeps the members apart, for uncertainty at the price of one pass.",
 )
 def hydra(
     task: Scalar,

@@ -50,7 +50,12 @@ def add_updates(model: Ensemble, *, rank: int = 8, encoder: str = "trained") -> 
 
 
 @METHODS.register(
-    "lora", build="factors", factors=add_updates, limits={"rank": (1, 4096)}, paper="arXiv:2405.14438"
+    "lora",
+    build="factors",
+    factors=add_updates,
+    limits={"rank": (1, 4096)},
+    paper="arXiv:2405.14438",
+    when="Members that add few parameters to one encoder, at M passes for each prediction.",
 )
 def lora(
     task: Scalar,

@@ -9,9 +9,16 @@ from plait.ensembles.divergences import read, softened
 from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.modeling import task_loss
 from plait.ensembles.shapes import Mask, MemberLogits, Scalar
+from plait.registry import Above
 
 
-@METHODS.register("one", build="shared", paper="arXiv:1806.04606")
+@METHODS.register(
+    "one",
+    build="shared",
+    limits={"temperature": Above(0)},
+    paper="arXiv:1806.04606",
+    when="Members over one encoder that learn from their own mean.",
+)
 def one(  # noqa: PLR0917 (inputs by name)
     task: Scalar,
     logits: MemberLogits,

@@ -62,7 +62,12 @@ def take_apart(model: Ensemble, *, spread: float = 0.1) -> None:
 
 
 @METHODS.register(
-    "singular", build="factors", factors=take_apart, limits={"spread": (0, 1)}, paper="arXiv:2601.22068"
+    "singular",
+    build="factors",
+    factors=take_apart,
+    limits={"spread": (0, 1)},
+    paper="arXiv:2601.22068",
+    when="Members with very few parameters of their own over a frozen encoder.",
 )
 def singular(task: Scalar, *, spread: float = 0.1) -> Terms:  # noqa: ARG001 (read by whoever builds the model)
     """Returns the members' losses, (1/M) Σ_j task(z_j, y), where member j has weights U diag(σ_j) Vᵀ.

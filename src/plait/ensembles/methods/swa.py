@@ -7,7 +7,13 @@ from plait.ensembles.shapes import Scalar
 
 
 @METHODS.register(
-    "swa", build="path", plain=True, lone=True, limits={"share": (0, 1)}, paper="arXiv:1803.05407"
+    "swa",
+    build="path",
+    plain=True,
+    lone=True,
+    limits={"share": (0, 1)},
+    paper="arXiv:1803.05407",
+    when="One ordinary model from one training.",
 )
 def swa(task: Scalar, *, share: float = 0.5) -> Terms:  # noqa: ARG001 (read by whoever trains the model)
     """Returns the loss of the one model; what is written has the mean of its weights after the last epochs  (alg. 1).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Literal
 
@@ -21,13 +20,15 @@ from plait.ensembles.perturbation import (
     mask_by_member,
 )
 from plait.ensembles.shapes import Hidden, Mask, Values
+from plait.registry import Above
 
 
 @PERTURBATIONS.register(
     "adversarial",
     place=Place.HIDDEN,
     paper="arXiv:1704.03976",
-    limits={"strength": (0.0, math.inf), "start": (0.0, math.inf), "steps": (0.0, math.inf)},
+    limits={"strength": Above(0.0), "start": Above(0.0), "steps": Above(0.0)},
+    when="Members that agree too soon; costs additional passes in training.",
 )
 def adversarial(
     hidden: Hidden,

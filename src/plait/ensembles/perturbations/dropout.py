@@ -10,9 +10,16 @@ from torch import nn
 from plait.ensembles.perturbation import PERTURBATIONS, Place, check
 from plait.ensembles.shapes import Hidden
 from plait.errors import RecipeError
+from plait.registry import Above
 
 
-@PERTURBATIONS.register("dropout", place=Place.DROPOUT, paper="arXiv:1207.0580", limits={"rate": (0.0, 1.0)})
+@PERTURBATIONS.register(
+    "dropout",
+    place=Place.DROPOUT,
+    paper="arXiv:1207.0580",
+    limits={"rate": Above(0.0, 1.0)},
+    when="Start here: costs nothing.",
+)
 def dropout(hidden: Hidden, *, rate: float | None = None) -> Hidden:
     """Returns the hidden states as they are: the layers above draw a mask for every row, so for every member.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -17,10 +16,15 @@ from plait.ensembles.perturbation import (
     mask_by_member,
 )
 from plait.ensembles.shapes import Hidden, Mask
+from plait.registry import Above
 
 
 @PERTURBATIONS.register(
-    "gaussian", place=Place.HIDDEN, paper="arXiv:2008.03156", limits={"strength": (0.0, math.inf)}
+    "gaussian",
+    place=Place.HIDDEN,
+    paper="arXiv:2008.03156",
+    limits={"strength": Above(0.0)},
+    when="Encoders without dropout.",
 )
 def gaussian(
     hidden: Hidden,

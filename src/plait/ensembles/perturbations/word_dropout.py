@@ -17,10 +17,15 @@ from plait.ensembles.perturbation import (
     mask_by_member,
 )
 from plait.ensembles.shapes import Hidden, Ids, Mask
+from plait.registry import Above
 
 
 @PERTURBATIONS.register(
-    "word_dropout", place=Place.EMBEDDINGS, paper="arXiv:1512.05287", limits={"rate": (0.0, 1.0)}
+    "word_dropout",
+    place=Place.EMBEDDINGS,
+    paper="arXiv:1512.05287",
+    limits={"rate": Above(0.0, 1.0)},
+    when="Short texts, in which single words decide.",
 )
 def word_dropout(
     hidden: Hidden,

@@ -18,6 +18,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8), "spread": (0.0, 1e6), "level": (0.0, 1.0)},
     elsewhere="average",
+    when="Base at hand, no data, and actmerge falls short on a task.",
 )
 def ace(
     params: Stack,

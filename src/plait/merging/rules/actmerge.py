@@ -16,6 +16,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8)},
     elsewhere="average",
+    when="Base at hand: the most accurate method that needs no data.",
 )
 def actmerge(params: Stack, base: Parameter, weights: Coefficients, *, ridge: float = 0.1) -> Parameter:
     """Returns RegMean's weight with Gram matrices that come from the task vectors, for linear weights of layers.

@@ -10,6 +10,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     "average",
     paper="arXiv:2203.05482",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.BOUNDED, Law.ELEMENTWISE, Law.PROPAGATES},
+    when="Neither base nor data: sources whose weights are close to each other.",
 )
 def average(params: Stack, weights: Coefficients) -> Parameter:
     """Returns the weighted mean of the sources, the plain one where no weights are given.

@@ -18,6 +18,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.IDEMPOTENT, Law.SYMMETRIC},
     limits={"keep": (0.0, 1.0)},
     elsewhere="average",
+    when="Neither base nor data, and the average loses too much.",
 )
 def cart(params: Stack, weights: Coefficients, *, keep: float = 0.08, scale: float = 1.0) -> Parameter:
     """Returns the average plus the strongest singular directions of all differences to it.

@@ -13,6 +13,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2111.09832",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.BOUNDED, Law.ELEMENTWISE, Law.SCALE_FREE, Law.PROPAGATES},
     limits={"floor": (0.0, 1.0)},
+    when="Labelled data of every source, or importances that somebody shares in place of data.",
 )
 def fisher(
     params: Stack, importances: Stack, typical: Coefficients, weights: Coefficients, *, floor: float = 1e-6

@@ -16,6 +16,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"common": (0.0, 1.0)},
     elsewhere="average",
+    when="Base at hand, and many tasks of equal weight.",
 )
 def iso(
     params: Stack, base: Parameter, weights: Coefficients, *, common: float = 1.0, scale: float = 1.0

@@ -19,6 +19,7 @@ NEAR = 1e-7
     "karcher",
     paper="doi:10.1002/cpa.3160300502",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES},
+    when="Neither base nor data, and the average shrinks the weights.",
 )
 def karcher(params: Stack, weights: Coefficients) -> Parameter:
     """Returns the weighted mean of directions on the sphere, of the sources' mean length, tensor by tensor.

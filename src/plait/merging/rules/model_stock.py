@@ -14,6 +14,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     "model_stock",
     paper="arXiv:2403.19522",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.ANCHORED, Law.PROPAGATES},
+    when="Base at hand, and sources that were trained on one task with different seeds.",
 )
 def model_stock(params: Stack, base: Parameter, weights: Coefficients) -> Parameter:
     """Returns the point between the base and the average that the angle between task vectors asks for.

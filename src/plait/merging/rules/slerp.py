@@ -16,6 +16,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="doi:10.1145/325165.325242",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES},
     sources=2,
+    when="Exactly two sources, neither base nor data.",
 )
 def slerp(params: Stack, weights: Coefficients) -> Parameter:
     """Returns the point at the share t of the arc from the first source to the second, tensor by tensor.

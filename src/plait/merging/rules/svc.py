@@ -15,6 +15,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"alpha": (0.0, 1e6)},
     elsewhere="task_arithmetic",
+    when="Base at hand, and tasks that pull the same way are counted twice.",
 )
 def svc(
     params: Stack, base: Parameter, weights: Coefficients, *, alpha: float = 1.0, scale: float = 0.4

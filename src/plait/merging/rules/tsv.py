@@ -14,6 +14,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2412.00081",
     laws={Law.SYMMETRIC, Law.ANCHORED},
     elsewhere="average",
+    when="Base at hand, no data, and many tasks: a sturdy second choice after actmerge.",
 )
 def tsv(params: Stack, base: Parameter, weights: Coefficients, *, scale: float = 1.0) -> Parameter:
     """Returns the base plus the sum of the tasks' strongest singular directions, for linear weights of layers.

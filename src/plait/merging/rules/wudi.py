@@ -13,6 +13,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8)},
     elsewhere="average",
+    when="Base at hand, and tasks of very different strength that should count the same.",
 )
 def wudi(params: Stack, base: Parameter, weights: Coefficients, *, ridge: float = 1e-2) -> Parameter:
     """Returns the task vector of least interference with every source's, for linear weights of layers.

@@ -116,7 +116,11 @@ def outer_traces(piece: Outer, kept: int | None) -> Tensor | None:
     return (sides * (kernel @ sides)).sum(1).double().sum(0)
 
 
-@ESTIMATORS.register("block_traces", needs=("data",))
+@ESTIMATORS.register(
+    "block_traces",
+    needs=("data",),
+    when="Fisher merges: the most accurate on average, one number a block.",
+)
 def block_traces(model: PreTrainedModel, objective: Objective) -> BlockTraces:
     """Returns the mean of the exact Fisher diagonal inside each block: a head's rows or columns, a neuron's, a tensor.
 

@@ -45,7 +45,12 @@ class Diagonal:
         self._gradients.close()
 
 
-@ESTIMATORS.register("diagonal", needs=("data",), paper="arXiv:2111.09832")
+@ESTIMATORS.register(
+    "diagonal",
+    needs=("data",),
+    paper="arXiv:2111.09832",
+    when="Fisher merges: one number a weight, as exact as the method allows.",
+)
 def diagonal(model: PreTrainedModel, objective: Objective) -> Diagonal:
     """Returns the exact diagonal of the Fisher information, per example.
 

@@ -101,7 +101,12 @@ class Gram:
             handle.remove()
 
 
-@ESTIMATORS.register("gram", needs=("data",), paper="arXiv:2212.09849")
+@ESTIMATORS.register(
+    "gram",
+    needs=("data",),
+    paper="arXiv:2212.09849",
+    when="Statistics for regmean, to share in place of texts.",
+)
 def gram(model: PreTrainedModel, objective: Objective) -> Gram:  # noqa: ARG001 (no label plays a part)
     """Returns for each linear layer the Gram matrix of its inputs.
 

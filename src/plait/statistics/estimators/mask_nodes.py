@@ -106,7 +106,12 @@ class MaskNodes:
             nodes.handle.remove()
 
 
-@ESTIMATORS.register("mask_nodes", needs=("data",), paper="arXiv:2403.09891")
+@ESTIMATORS.register(
+    "mask_nodes",
+    needs=("data",),
+    paper="arXiv:2403.09891",
+    when="Fisher merges: the smallest file, one number a head and neuron.",
+)
 def mask_nodes(model: PreTrainedModel, objective: Objective) -> MaskNodes:
     """Returns the Fisher information of masks on attention heads and FFN neurons.
 
