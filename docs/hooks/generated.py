@@ -214,10 +214,11 @@ def floors() -> str:
     """Returns the contract of imports as a table, the top floor first, with what each package is for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = project["tool"]["importlinter"]["contracts"]
-    rows = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    layers = next(contract for contract in contracts if contract["type"] == "layers")
+    root = "".join(f"{name}." for name in layers.get("containers", ()))
     lines = ["| packages of one floor | what they are for |", "|---|---|"]
-    for row in rows:
-        packages = [name.strip(" ()") for name in re.split(r"[|:]", row)]
+    for row in layers["layers"]:
+        packages = [root + name.strip(" ()") for name in re.split(r"[|:]", row)]
         names = ", ".join(f"`{name}`" for name in packages)
         about = "<br>".join(f"`{name.rpartition('.')[2]}`: {cell(first_line(name))}" for name in packages)
         lines.append(f"| {names} | {about} |")

@@ -13,7 +13,7 @@ import pytest
 import plait
 from plait.amalgamation import run as amalgamating
 from plait.amalgamation import run as scoring
-from plait.api import jobs as training
+from plait.api import jobs
 from plait.cli import invoke
 from plait.ensembles import run as ensembling
 from plait.errors import RecipeError
@@ -42,6 +42,12 @@ def stopped(call: Callable[[], Any]) -> Reached:
     with pytest.raises(Reached) as found:
         call()
     return found.value
+
+
+def halt(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    """Stops a job where the command line starts it, and where Python does."""
+    for place in (module, jobs):
+        monkeypatch.setattr(place, name, reach)
 
 
 SPECIFIED = {"path": "f.csv", "text": "t", "text_pair": "p", "label": "l"}
@@ -73,6 +79,7 @@ SOURCE = {
     "data": (SPECIFIED, ("--data", "a=f.csv", *COLUMNS), {"data": {"a": SPECIFIED}}),
     "statistics": ("s", ("--statistics", "a=s"), {"statistics": {"a": "s"}}),
     "task": ("t", ("--task", "a=t"), {"tasks": {"a": "t"}}),
+    "labels": (["no", "yes"], ("--labels", "a=no,yes"), {"labels": {"a": ["no", "yes"]}}),
     "weight": (0.5, ("--weight", "a=0.5"), {"weights": {"a": 0.5}}),
     "revision": ("r", ("--revision", "a=r"), {"sources": {"a": {"model": "m", "revision": "r"}}}),
 }
@@ -183,7 +190,7 @@ def test_every_field_of_a_recipe_stands_below(model: Any, table: dict[str, Any])
 
 @pytest.mark.parametrize("field", MERGE)
 def test_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "run_merge", reach)
+    halt(monkeypatch, merging, "run_merge")
     wanted = parse_as(
         MergeRecipe, {"sources": {"a": "m"}, "output": "o", field: MERGE[field][0]}, "merge"
     )
@@ -194,7 +201,7 @@ def test_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("field", SOURCE)
 def test_sources_of_a_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "run_merge", reach)
+    halt(monkeypatch, merging, "run_merge")
     value, typed, arguments = SOURCE[field]
     wanted = parse_as(MergeRecipe, {"sources": {"a": {"model": "m", field: value}}, "output": "o"}, "merge")
     found = stopped(lambda: invoke(["merge", "a=m", "-o", "o", *typed])).values[0]
@@ -205,7 +212,7 @@ def test_sources_of_a_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("field", METHOD)
 def test_statistics_of_a_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "run_merge", reach)
+    halt(monkeypatch, merging, "run_merge")
     value = METHOD[field]
     line = ["merge", "a=m", "-o", "o", "--method", "fisher", *map(str, option(field, value))]
     method = stopped(lambda: invoke(line)).values[0].method
@@ -216,7 +223,7 @@ def test_statistics_of_a_merge(field: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("field", AMALGAMATE)
 def test_amalgamate(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(amalgamating, "run_amalgamation", reach)
+    halt(monkeypatch, amalgamating, "run_amalgamation")
     told = {"text": "x.txt", field: AMALGAMATE[field][0]}
     wanted = parse_as(AmalgamateRecipe, {"sources": {"a": "m"}, "output": "o", **told}, "amalgamate")
     line = ["amalgamate", "a=m", "-o", "o", *([] if field == "text" else ["--text", "x.txt"])]
@@ -230,7 +237,7 @@ def test_amalgamate(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("field", ENSEMBLE)
 def test_ensemble(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensembling, "run_ensemble", reach)
+    halt(monkeypatch, ensembling, "run_ensemble")
     value = ENSEMBLE[field][0]
     start = {} if field in {"sources", "base"} else {"base": "m"}
     method = {"method": "distilled"} if field == "text" else {}
@@ -356,4 +363,4 @@ def test_weight_decay_reaches_the_student() -> None:
 
     recipe = {"sources": {"a": "m"}, "text": "t", "output": "o", "weight_decay": 0.5}
     assert schedule_of(parse_as(AmalgamateRecipe, recipe, "amalgamate")).weight_decay == 0.5
-    assert training.finetune is plait.finetune
+    assert jobs.finetune is plait.finetune

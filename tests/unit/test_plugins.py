@@ -41,7 +41,8 @@ merged = plait.merge({"a": a, "b": b, "c": c}, method="median", out=out)
 parts = [load_file(f"{place}/model.safetensors") for place in (a, b, c)]
 import torch
 name = "bert.encoder.layer.0.attention.self.query.weight"
-found = load_file(f"{out}/model.safetensors")[name.removeprefix("bert.")]
+merged_state = {key.removeprefix("bert."): t for key, t in load_file(f"{out}/model.safetensors").items()}
+found = merged_state[name.removeprefix("bert.")]
 assert torch.equal(found, torch.stack([part[name] for part in parts]).median(0).values)
 assert plait.methods("median")["median"]["when"] == "Outliers among the sources."
 assert "median" in str(plait.schema()["$defs"]["plait.rules"])
