@@ -261,7 +261,7 @@ def test_a_student_is_loaded_as_one(place: Path, teachers: Paths, tmp_path: Path
     found = plait.load(tmp_path / "student")
     assert found.labels == made.labels == ("World", "Business", "Sports", "Tech")
     assert found.predict(["A text."]) == made.predict(["A text."])
-    with pytest.raises(SourceError, match="is no merged checkpoint but one of amalgamate"):
+    with pytest.raises(SourceError, match="is not a merged checkpoint but a student"):
         plait.export(tmp_path / "student", tmp_path / "plain")
 
 

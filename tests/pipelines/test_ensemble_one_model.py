@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import plait
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
-from plait.report.record import is_ensemble, is_one_model
+from plait.report.record import kind_of
 from plait.teachers import open_store
 from plait.teachers.mc_dropout import Scorer
 from plait.training import trainer as loop
@@ -96,8 +96,7 @@ def test_the_result_needs_no_plait(made: Any, tmp_path: Path) -> None:
 
 
 def test_it_is_an_ordinary_model(made: Any, place: Path, tmp_path: Path) -> None:
-    assert is_one_model(made.folder)
-    assert not is_ensemble(made.folder)
+    assert kind_of(made.folder) == "one_model"
     assert made.method == "distilled"  # with texts and no method
     assert (made.plain, made.members, made.labels) == (True, 1, NAMES)
     assert isinstance(plait.load(made.folder), PreTrainedModel)
@@ -217,7 +216,7 @@ def test_a_hydra_is_an_ensemble_of_one_pass(
         place / "base", sources=[place / f"seed{s}" for s in (1, 2, 3)], texts=texts(64, seed=4), method="hydra",
         out=tmp_path / "e", **{**ONE, "epochs": 12},
     )  # fmt: skip
-    assert is_ensemble(saved.folder)
+    assert kind_of(saved.folder) == "ensemble"
     assert (saved.members, saved.config.shared_layers) == (3, 2)
     calls, own = [], BertEncoder.forward
     monkeypatch.setattr(BertEncoder, "forward", lambda *a, **k: calls.append(len(a[1])) or own(*a, **k))
@@ -442,7 +441,7 @@ def test_teachers_that_cannot_be(place: Path, tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SourceError, match=r"base has no classification head.*tagger is a model for token"):
         asked(place / "seed1", place / "base", tmp_path / "tagger")
     plait.ensemble(sources=[place / "seed1", place / "seed2"], out=tmp_path / "several", epochs=0)
-    with pytest.raises(RecipeError, match="several: an ensemble; plait export its members first"):
+    with pytest.raises(RecipeError, match="several: an ensemble has several members; plait export it first"):
         asked(place / "seed1", tmp_path / "several")
     plait.merge({"a": place / "seed1", "b": place / "seed2"}, out=tmp_path / "merged")
     with pytest.raises(RecipeError, match="merged: a merged checkpoint has several heads"):

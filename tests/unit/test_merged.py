@@ -13,7 +13,7 @@ import plait
 from plait.data import Examples
 from plait.errors import DataError, RecipeError, SourceError
 from plait.evaluation.evaluate import predict_answers
-from plait.report.record import is_merged, read_manifest
+from plait.report.record import kind_of, read_manifest
 from tests.models import save, texts, tiny
 
 
@@ -37,8 +37,8 @@ def test_manifest_round_trip(folder: Path, tmp_path: Path) -> None:
     manifest = read_manifest(folder)
     manifest.write(tmp_path)
     assert read_manifest(tmp_path) == manifest
-    assert is_merged(folder)
-    assert not is_merged(tmp_path / "none")
+    assert kind_of(folder) == "merged"
+    assert kind_of(tmp_path / "none") is None
 
 
 def test_not_merged(tmp_path: Path) -> None:

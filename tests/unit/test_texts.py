@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import logging
 import tracemalloc
 
 import datasets
+import numpy as np
 import pytest
 
 from plait.data import Examples, open_texts, read_examples
+from plait.data.texts import keep_texts
 from plait.errors import DataError
 
 ROWS = [{"text": f"text number {i}", "label": i % 3} for i in range(23)]
@@ -234,3 +237,57 @@ def test_memory_does_not_grow_with_the_file(kind, tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 200_000, peaks
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_that_are_kept_are_those_of_the_file(kind, tmp_path):
+    rows = [{**row, "topic": f"topic {row['label']}"} for row in ROWS]
+    file = write(tmp_path / f"rows{kind}", rows)
+    options = {} if kind == ".txt" else {"label": "label"}
+    read, kept = open_texts(file, chunk=5, **options), open_texts(file, chunk=5, once=True, **options)
+    file.unlink()
+    assert (kept.count(), kept.skipped, kept.source) == (23, 0, str(file))
+    write(file, rows)
+    assert list(kept.chunks()) == list(read.chunks())
+    for size in (2, 7, 100):
+        assert list(kept.chunks(size)) == list(read.chunks(size))
+        both = zip(kept.hashed(size), read.hashed(size), strict=True)
+        assert all(a == b and np.array_equal(one(), two()) for (a, one), (b, two) in both)
+    assert kept.fingerprint == read.fingerprint
+    assert keep_texts(kept) is kept
+
+
+def test_kept_texts_have_pairs_names_and_rows_without_a_label(tmp_path, caplog):
+    features = datasets.Features({
+        "text": datasets.Value("string"), "text_pair": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["no", "yes"]),
+    })  # fmt: skip
+    rows = [{"text": f"t{i}", "text_pair": "" if i == 3 else f"p{i}", "label": i % 3 - 1} for i in range(9)]
+    data = datasets.Dataset.from_list(rows, features=features)
+    with caplog.at_level(logging.WARNING, "plait"):
+        kept = open_texts(data, label="label", once=True)
+        assert (kept.count(), kept.skipped) == (8, 1)
+    assert caplog.text.count("without a text, skipped") == 1
+    assert list(kept.chunks(4)) == list(open_texts(data, label="label").chunks(4))
+    assert kept.label_names == ("no", "yes")
+    assert (kept.count(), kept.skipped) == (8, 1)
+
+
+def test_the_file_of_kept_texts_goes_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = open_texts(["one", "two"], once=True)
+    assert len(list(tmp_path.glob("plait-texts-*"))) == 1
+    del kept
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="half a character"):
+        open_texts(["one", "\ud800"], once=True)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("plait.data.texts.write_texts", no_room)
+    with pytest.raises(DataError, match=r"cannot be kept in .*No space left.*TMPDIR"):
+        open_texts(["one", "two"], once=True)
+    assert not list(tmp_path.iterdir())
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")

@@ -62,7 +62,7 @@ def test_every_head_learns(base, tmp_path, head):
     assert report["data"]["examples"] == 24
     record = json.loads((tmp_path / "out" / "plait.json").read_text())
     assert record["base"] == str(base)
-    assert record["made_by"] == "finetune"
+    assert record["kind"] == "finetuned"
     losses = [entry["loss"] for entry in record["losses"]]
     assert losses[-1] < losses[0]
     assert "losses" not in report

@@ -15,6 +15,7 @@ from plait.amalgamation.texts import warn_of_places
 from plait.data import Examples, align_labels
 from plait.evaluation import score
 from plait.evaluation.scores import recorded_logits
+from plait.report.record import models_from
 
 logger = logging.getLogger("plait")
 TOGETHER = "all teachers, logits side by side"
@@ -31,7 +32,7 @@ def teacher_scores(
     record = taught_by(folder)
     if not record:
         return {}
-    told = record["teachers"]
+    told = models_from(folder, record["teachers"])
     space = union({name: t["labels"] for name, t in told.items()}, record["recipe"].get("rename"))
     warn_of_places(examples.source, examples, space.names)
     aligned = align_labels(examples, space.names, problem_type="single_label_classification")

@@ -14,7 +14,7 @@ from plait.data import Texts
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe import AmalgamateRecipe
 from plait.teachers import Settings
-from plait.teachers.record import FILE, TextFacts, read_record
+from plait.teachers.record import Record, TextFacts
 from plait.teachers.scoring import text_facts
 
 logger = logging.getLogger("plait")
@@ -140,7 +140,7 @@ def rounds_of(recipe: AmalgamateRecipe, choices: Choices) -> int:
     return ROUNDS if recipe.rounds is None else recipe.rounds
 
 
-def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts) -> Settings:
+def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts, known: Record | None) -> Settings:
     """Returns how teachers score texts.
 
     What the recipe does not say is taken from the store where there is one of these texts, finished or not; so are the
@@ -153,9 +153,8 @@ def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts) -> Set
     }  # fmt: skip
     given = {name: getattr(recipe, name) for name in SCORING if name in told}
     values |= {name: value for name, value in given.items() if value is not None}
-    folder = recipe.store_folder()
-    if (folder / FILE).is_file() and of_these(read_record(folder).texts, texts):
-        found = read_record(folder).settings
+    if known is not None and of_these(known.texts, texts):
+        found = known.settings
         usable = bool(found.passes) or not choices.needs_passes
         free = [name for name in SCORING if usable and (given.get(name) is None or _idle(name, choices))]
         values |= {name: getattr(found, name) for name in [*free, "seed"]}

@@ -10,8 +10,8 @@ from plait.amalgamation.choices import SCORING, Choices, choices_of, for_space, 
 from plait.amalgamation.gate_inputs import Bases, bases_of, check_bases, expected_passes
 from plait.amalgamation.initialization import Start, check_start, start_of
 from plait.amalgamation.label_space import LabelSpace, union
-from plait.amalgamation.texts import labelled, open_corpus
-from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.amalgamation.texts import labelled, open_corpus, store_record
+from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_models
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
@@ -19,9 +19,8 @@ from plait.data import Examples
 from plait.data.texts import Texts
 from plait.errors import RecipeError, SourceError, listed
 from plait.recipe import AmalgamateRecipe, NamedOptions
-from plait.report.record import is_ensemble, is_merged
 from plait.teachers import Settings
-from plait.teachers.record import FILE, check_same, read_record
+from plait.teachers.record import Record, check_same
 from plait.teachers.scoring import text_facts
 from plait.teachers.teacher import check_able, check_teachers, label_layers, teacher_of
 from plait.training.trainer import check_tracker
@@ -47,6 +46,7 @@ class AmalgamationPlan:
     validation: Examples | None = None
     bases: Bases = field(default_factory=lambda: Bases(None, ()))
     rounds: int = 0
+    known: Record | None = None
 
     def resolved(self) -> AmalgamateRecipe:
         """Returns the recipe with what was left to Plait spelled out."""
@@ -147,13 +147,14 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     space = union({t.name: t.labels or () for t in teachers}, recipe.rename)
     choices = for_space(choices, recipe, space)
     start = start_of(recipe, teachers)
-    check_start(start, trust_remote_code=recipe.trust_remote_code)
-    opened, skipped = open_corpus(recipe, texts)
+    start = check_start(start, trust_remote_code=recipe.trust_remote_code)
+    known = store_record(recipe)
+    opened, skipped = open_corpus(recipe, texts, known)
     held = recipe.validation if validation is None else validation
     judged = None if held is None else labelled(held, space)
     if judged is None and choices.gate == "fitted":
         raise RecipeError("gate fitted learns from labelled texts: give --validation FILE, or --gate auto")
-    settings = settings_of(recipe, choices, opened)
+    settings = settings_of(recipe, choices, opened, known)
     if choices.joint and settings.keep == "features" and any(label_layers(t) != 1 for t in teachers):
         # One of several gates needs what the head reads; the others do without.
         settings = replace(settings, keep="none")
@@ -161,7 +162,8 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     bases = bases_of(recipe, teachers, start) if choices.gated else Bases(None, ())
     check_bases(choices, bases)
     found = AmalgamationPlan(
-        recipe, choices, teachers, space, opened, settings, start, skipped, judged, bases, rounds_of(recipe, choices)
+        recipe, choices, teachers, space, opened, settings, start, skipped, judged, bases, rounds_of(recipe, choices),
+        known,
     )
     check_gold(found)
     check_store(found)
@@ -192,9 +194,9 @@ def warn_of_few_texts(job: AmalgamationPlan) -> None:
 def check_store(job: AmalgamationPlan) -> None:
     """Raises `DataError` where a store that was named is of other texts, teachers or settings."""
     folder = job.recipe.store_folder()
-    if job.recipe.store is not None and (folder / FILE).is_file():
+    if job.recipe.store is not None and job.known is not None:
         wanted = tuple(teacher_of(t) for t in job.teachers)
-        check_same(folder, read_record(folder), text_facts(job.texts), wanted, job.settings)
+        check_same(folder, job.known, text_facts(job.texts), wanted, job.settings)
 
 
 def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
@@ -204,19 +206,8 @@ def open_teachers(recipe: AmalgamateRecipe) -> tuple[Checkpoint, ...]:
         SourceError: one that is missing, corrupt, or not a classifier of single labels, all of which are named; or
             one without a tokenizer.
     """
-    found = tuple(
-        open_checkpoint(
-            t.model, name=name, revision=t.revision, trust_remote_code=recipe.trust_remote_code, labels=t.labels
-        )
-        for name, t in recipe.sources.items()
-    )
-    merged = [f"{t.name} ({t.origin})" for t in found if is_merged(t.folder)]
-    if merged:
-        raise RecipeError(
-            f"{listed(merged)}: a merged checkpoint has several heads; plait export one task of it first"
-        )
-    if several := [f"{t.name} ({t.origin})" for t in found if is_ensemble(t.folder)]:
-        raise RecipeError(f"{listed(several)}: an ensemble has several members; plait export it first")
+    wanted = [Wanted(t.model, name, t.revision, t.labels) for name, t in recipe.sources.items()]
+    found = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     check_teachers(found)
     # What is wrong with a tokenizer is said before the first teacher has scored everything.
     fits = {teacher.name: misfit(teacher.tokenizer(), teacher.config) for teacher in found}

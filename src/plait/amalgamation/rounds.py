@@ -160,8 +160,10 @@ def open_pupil(
 ) -> tuple[Pupil, PreTrainedTokenizerBase]:
     """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
     recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
-    with starting_point(recipe, job.start) as start:
-        model, tokenizer = open_with(start.origin, head, recipe.trust_remote_code, start.revision)
+    with starting_point(job.start) as start:
+        model, tokenizer = open_with(
+            start.origin, head, recipe.trust_remote_code, start.revision, start.encoder
+        )
     if problem := without_padding(model):
         raise SourceError(f"student {start.origin}: {problem}")
     model.config.problem_type = SINGLE

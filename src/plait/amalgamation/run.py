@@ -21,7 +21,7 @@ from plait.amalgamation.initialization import MERGED
 from plait.amalgamation.plan import AmalgamationPlan, check_output, open_teachers, plan
 from plait.amalgamation.rounds import Taught, judge_of, material_of, teach_in_rounds
 from plait.amalgamation.student import Student, write_student
-from plait.amalgamation.texts import open_corpus, warn_of_places, with_columns
+from plait.amalgamation.texts import open_corpus, store_record, warn_of_places, with_columns
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.output import write_whole
 from plait.checkpoints.places import check_apart
@@ -30,10 +30,10 @@ from plait.data.texts import Texts
 from plait.errors import DataError, RecipeError, did_you_mean, first_line, listed
 from plait.recipe import AmalgamateRecipe
 from plait.recipe.arguments import amalgamation_recipe, is_file
-from plait.report.record import versions
+from plait.report.record import origin_beside, versions
 from plait.teachers import Settings, Store, score_texts
 from plait.teachers.files import check_place
-from plait.teachers.record import FILE, OtherStoreError, check_same, read_record
+from plait.teachers.record import FILE, OtherStoreError, Record, check_same
 from plait.teachers.scoring import text_facts
 from plait.teachers.teacher import check_able, teacher_of
 from plait.training.state import (
@@ -115,10 +115,9 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
     """Returns what is written beside the student: who taught it what, how, and what that cost."""
     teachers, student = store.cost.total, taught.forwards / store.count
     return {
-        "made_by": "amalgamate",
         "base": None if job.start.origin == MERGED else job.start.origin,
         "labels": list(job.space.names),
-        "teachers": {t.name: describe_teacher(t) for t in job.teachers},
+        "teachers": {t.name: describe_teacher(t, job.recipe.output) for t in job.teachers},
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
         "data": {"source": job.texts.source, "texts": store.count, "skipped": job.skipped},
         "settings": asdict(store.settings),
@@ -136,11 +135,10 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
     }  # fmt: skip
 
 
-def describe_teacher(teacher: Checkpoint) -> dict[str, Any]:
+def describe_teacher(teacher: Checkpoint, output: str) -> dict[str, Any]:
     """Returns how a teacher is found again, whichever folder is the current one then."""
-    place = Path(teacher.origin).expanduser()
     return {
-        "origin": str(place.resolve()) if place.is_dir() else teacher.origin,
+        "origin": origin_beside(teacher.origin, output),
         "revision": teacher.revision,
         "digest": teacher.digest,
         "architecture": teacher.architecture,
@@ -159,6 +157,7 @@ class Scoring:
     texts: Texts
     teachers: tuple[Checkpoint, ...]
     settings: Settings
+    known: Record | None = None
 
 
 def scoring_of(
@@ -190,8 +189,9 @@ def scoring_of(
         raise RecipeError(f"posteriors: unknown option {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     check_apart(out, *(teacher.model for teacher in recipe.sources.values()), recipe.text)
     chosen = Settings(**{"max_length": recipe.max_length, "keep": "features", **settings})
-    opened, _ = open_corpus(recipe, None if is_file(texts) else texts)
-    return Scoring(opened, open_teachers(recipe), chosen)
+    stored = store_record(recipe)
+    opened, _ = open_corpus(recipe, None if is_file(texts) else texts, stored)
+    return Scoring(opened, open_teachers(recipe), chosen, stored)
 
 
 def posteriors_plan(
@@ -205,10 +205,10 @@ def posteriors_plan(
     job, folder = scoring_of(teachers, out=out, **asked), Path(out)
     check_able(job.teachers, job.settings)
     check_place(folder, FILE)
-    if (folder / FILE).is_file() and not overwrite:
+    if job.known is not None and not overwrite:
         wanted = tuple(teacher_of(teacher) for teacher in job.teachers)
-        check_same(folder, read_record(folder), text_facts(job.texts), wanted, job.settings)
-    there = frozenset() if overwrite else finished(folder)
+        check_same(folder, job.known, text_facts(job.texts), wanted, job.settings)
+    there = frozenset() if overwrite else finished(job.known)
     return {
         "texts": job.texts.count(),
         "skipped": job.texts.skipped,
@@ -231,7 +231,7 @@ def score(
     """
     make = partial(score_texts, folder, job.texts, job.teachers, job.settings)
     note = None if state is None else state / BEGUN
-    before = _noted(note) if note and note.is_file() else _note(note, finished(folder))
+    before = _noted(note) if note and note.is_file() else _note(note, finished(job.known))
     try:
         store = make()
     except OtherStoreError as error:
@@ -269,11 +269,9 @@ def warn_of_twins(store: Store) -> None:
             )
 
 
-def finished(folder: Path) -> frozenset[str]:
+def finished(record: Record | None) -> frozenset[str]:
     """Returns the digests of the teachers that a store has heard to the end; none where there is no store."""
-    try:
-        record = read_record(folder)
-    except DataError:
+    if record is None:
         return frozenset()
     return frozenset(teacher.digest for teacher in record.teachers if teacher.name in record.forwards)
 

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, Field
-
-from plait.boundary import validated
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from plait.checkpoints.headers import read_json
 from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data.reading import to_predict
 from plait.errors import OutputError
 from plait.evaluation.predict import predict_logits
 from plait.report.cards import student_card
+from plait.report.record import report_of, write_record
 from plait.training.heads import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class _Teacher(BaseModel):
-    """A teacher as a student's record has it."""
-
-    origin: str | None
-    digest: str | None = None
-    revision: str | None = None
-    labels: tuple[str, ...] = ()
-
-
-class _Recipe(BaseModel):
-    """What is read of a student's recipe."""
-
-    rename: dict[str, str] = Field(default_factory=dict)
-
-
-class _Report(BaseModel):
-    """The record of a student, as far as it is read; what only people read is of any form."""
-
-    teachers: dict[str, _Teacher]
-    recipe: _Recipe
 
 
 def taught_by(folder: Path) -> dict[str, Any]:
@@ -54,24 +28,21 @@ def taught_by(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError: the record is damaged.
     """
-    file = folder / "plait.json"
-    record = read_json(file) if file.is_file() else {}
-    if record.get("made_by") != "amalgamate":
-        return {}
-    validated(_Report, record, file)
-    return record
+    record = report_of(folder)
+    return record if record.get("kind") == "student" else {}
 
 
 @dataclass(frozen=True)
 class Student:
     """A model taught by several: `.labels`, `.report`, `.predict(texts)`; `.model` is an ordinary transformers one."""
 
+    artifact: ClassVar = "student"
     folder: Path
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """Returns who taught it what, how, and what that cost."""
-        return dict(read_json(self.folder / "plait.json"))
+        return report_of(self.folder)
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -127,8 +98,7 @@ def write_student(
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
             keep_tokenizer(tokenizer, folder)
-            record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            (folder / "plait.json").write_text(record, encoding="utf-8")
+            write_record(folder, "student", report)
             (folder / "README.md").write_text(student_card(report), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

@@ -12,19 +12,30 @@ import numpy as np
 from plait.amalgamation.label_space import LabelSpace
 from plait.data import Examples, align_labels, open_texts
 from plait.data.reading import read
-from plait.data.texts import Texts
+from plait.data.texts import Texts, keep_texts
 from plait.errors import DataError
 from plait.recipe import AmalgamateRecipe, DataSpec
 from plait.recipe.arguments import is_file
-from plait.teachers.record import FILE, read_record
+from plait.teachers.record import FILE, Record, read_record
 
 logger = logging.getLogger("plait")
 
 
-def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> tuple[Texts, int]:
-    """Returns the texts, or a random subset of them, and how many rows had no text.
+def store_record(recipe: AmalgamateRecipe) -> Record | None:
+    """Returns the record of the recipe's store, None where there is none yet."""
+    folder = recipe.store_folder()
+    return read_record(folder) if (folder / FILE).is_file() else None
+
+
+def open_corpus(recipe: AmalgamateRecipe, texts: Any, known: Record | None) -> tuple[Texts, int]:
+    """Returns the texts, or a random subset of them, and how many rows had no text; they are read once and kept.
 
     A store that exists decides which subset: its texts serve students of other seeds.
+
+    Args:
+        recipe: what to do.
+        texts: in memory, instead of the recipe's file.
+        known: the record of the store.
 
     Raises:
         DataError: none are given, or there is none among them.
@@ -33,14 +44,12 @@ def open_corpus(recipe: AmalgamateRecipe, texts: Any) -> tuple[Texts, int]:
     if given is None:
         raise DataError("no texts given: an amalgamation needs --text FILE, unlabelled texts to teach on")
     told = {"path": given.path, **given.columns()} if isinstance(given, DataSpec) else given
-    whole = told if isinstance(told, Texts) else open_texts(told)
+    whole = keep_texts(told) if isinstance(told, Texts) else open_texts(told, once=True)
     if recipe.limit is None or recipe.limit >= whole.count():
         return whole, whole.skipped
-    folder = recipe.store_folder()
-    seed = read_record(folder).settings.seed if (folder / FILE).is_file() else recipe.seed
-    return open_texts(
-        subset(whole, recipe.limit, seed), label="label" if labels(whole) else None
-    ), whole.skipped
+    seed = recipe.seed if known is None else known.settings.seed
+    chosen = subset(whole, recipe.limit, seed)
+    return open_texts(chosen, label="label" if labels(whole) else None, once=True), whole.skipped
 
 
 def labels(texts: Texts) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from plait.amalgamation.baselines import teacher_scores
 from plait.amalgamation.student import Student
-from plait.checkpoints.checkpoint import open_checkpoint, quiet_loading
-from plait.checkpoints.headers import read_json
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer
 from plait.checkpoints.writer import atomic_folder
@@ -21,20 +20,73 @@ from plait.data.reading import read
 from plait.ensembles.evaluation import saved_scores
 from plait.ensembles.export import export_ensemble, export_plain
 from plait.ensembles.saved import SavedEnsemble
-from plait.errors import RecipeError, listed
+from plait.errors import RecipeError, SourceError, listed
 from plait.evaluation import evaluate_model
 from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
 from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import scores_of
-from plait.report.record import is_ensemble, is_merged, is_one_model, read_manifest
-from plait.statistics.importance import load_statistics
+from plait.report.record import ARTICLES, Kind, kind_of, read_manifest, report_of
+from plait.statistics.importance import Statistics, load_statistics
 from plait.teachers import Store, open_store
 from plait.teachers.record import read_record
 from plait.training.state import full_disk
 
 logger = logging.getLogger("plait")
+
+
+Artifact = Merged | Student | SavedEnsemble | Checkpoint | Statistics | Store
+"""What lies at a path, opened; `.artifact` says which of them it is."""
+
+OPENERS: dict[Kind | None, Callable[[Path], Artifact]] = {
+    "merged": Merged,
+    "student": Student,
+    "ensemble": SavedEnsemble,
+    "one_model": SavedEnsemble,
+    "posteriors": open_store,
+    "statistics": load_statistics,
+}
+
+
+def open_artifact(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Artifact:
+    """Returns what lies at a path, opened: a merged checkpoint, a student, an ensemble, statistics, posteriors.
+
+    Everything else is an ordinary checkpoint. No weights are read.
+
+    Args:
+        path: a folder, a file of statistics, or a Hub id.
+        revision: of a Hub id.
+        trust_remote_code: whether an ordinary checkpoint may run its own code.
+
+    Raises:
+        SourceError: nothing there that Plait understands, or something damaged.
+        DataError: posteriors that are damaged or not finished.
+    """
+    kind = kind_of(path)
+    if kind == "members":
+        raise SourceError(f"{path} is {ARTICLES[kind]}")
+    if kind in OPENERS:
+        return OPENERS[kind](Path(path).expanduser())
+    return open_checkpoint(path, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load(folder: str | Path) -> Any:
+    """Returns a merged checkpoint, a student, an ensemble, statistics or posteriors.
+
+    A merged checkpoint has `.tasks`, `.task(name)`, `.predict(texts, task=…)` and `.tokenizer`; a student `.labels`,
+    `.report`, `.predict(texts)`, and its transformers model as `.model`. An ensemble, and the one model that some
+    methods make of it, is a transformers model; its tokenizer comes from `AutoTokenizer`, as with all of them.
+
+    Raises:
+        SourceError: none of them, or a damaged one.
+    """
+    if kind_of(folder) in (None, "checkpoint", "finetuned"):
+        return Merged(folder)  # says what is missing
+    found = open_artifact(folder)
+    return found.model if isinstance(found, SavedEnsemble) else found
 
 
 def evaluate(
@@ -71,45 +123,83 @@ def evaluate(
     Raises:
         PlaitError: an unknown task, unusable data, labels that the head does not have.
     """
-
-    def read_data(entry: Any) -> Examples:
-        return read(entry, limit=examples, seed=seed)
-
-    def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
-        return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
-
-    if isinstance(model, SavedEnsemble | Student):
-        model = model.folder
+    opened = (
+        open_artifact(model, revision=revision, trust_remote_code=trust_remote_code)
+        if isinstance(model, str | Path)
+        else model
+    )
+    name = str(model if isinstance(model, str | Path) else model.folder)
+    told: dict[str, Any] = {"sources": sources, "batch_size": batch_size, "max_length": max_length}
+    given = Given(data, out_of_scope, examples, seed)
     names = label_names(labels)
-    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-    if is_ensemble(model) or is_one_model(model):
-        (task, entry), *others = name_data(data, ("model",), free=True).items()
-        if others:
-            raise RecipeError(f"{model} is an ensemble for one task: give --data once")
+    if isinstance(opened, SavedEnsemble):
         if names:
             raise RecipeError("labels (--labels) name those of a merged or plain checkpoint, not of an ensemble")
-        strange = None if out_of_scope is None else read_data(out_of_scope)
-        found = saved_scores(str(model), read_data(entry), strange, members=sources, **settings)
-        return Evaluation(str(model), {task: found})
+        return evaluate_ensemble(name, opened, given, **told)
     if out_of_scope is not None:
         raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
-    if not isinstance(model, Merged) and not is_merged(model):
+    told |= {"trust_remote_code": trust_remote_code}
+    if isinstance(opened, Merged):
+        named = {task: given.read(entry) for task, entry in name_data(data, opened.tasks).items()}
+        return scores_of(opened, named, labels=of_tasks(names, opened.tasks), **told)
+    if isinstance(opened, Student | Checkpoint) and (names or isinstance(opened, Student)):
         mine = only(names, model)
-        plain = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code, labels=mine)
-        (task, entry), *others = name_data(data, ("model",), free=True).items()
+        opened = open_checkpoint(opened.folder, trust_remote_code=trust_remote_code, labels=mine)
+    if not isinstance(opened, Checkpoint):
+        raise RecipeError(f"{model} holds {ARTICLES[opened.artifact]}, which answers nothing: expected a model")
+    return evaluate_plain(name, opened, given, **told)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Data to score on, and how much of it."""
+
+    data: Any
+    out_of_scope: Any
+    examples: int | None
+    seed: int
+
+    def read(self, entry: Any) -> Examples:
+        """Returns the rows of one entry, or a random subset of them."""
+        return read(entry, limit=self.examples, seed=self.seed)
+
+    def alone(self, what: str) -> tuple[str, Examples]:
+        """Returns the name and rows of the only entry, for a model with one task."""
+        (task, entry), *others = name_data(self.data, ("model",), free=True).items()
         if others:
-            raise RecipeError(f"{model} is a plain checkpoint with one task: give --data once")
-        primary = primary_of(plain.kind, plain.problem_type)
-        chosen = read_data(entry)
-        metrics = score(plain.model(), plain.tokenizer(), chosen)
-        settings |= {"trust_remote_code": trust_remote_code}
-        known = teacher_scores(plain.folder, chosen, **settings) if sources else {}
-        return Evaluation(str(model), {task: TaskScores(metrics, primary, len(chosen), known)})
-    merged = model if isinstance(model, Merged) else Merged(model)
-    named = {task: read_data(entry) for task, entry in name_data(data, merged.tasks).items()}
-    called = of_tasks(names, merged.tasks)
-    settings |= {"sources": sources, "trust_remote_code": trust_remote_code}
-    return scores_of(merged, named, labels=called, **settings)
+            raise RecipeError(f"{what}: give --data once")
+        return task, self.read(entry)
+
+
+def evaluate_ensemble(
+    name: str, saved: SavedEnsemble, given: Given, *, sources: bool, batch_size: int, max_length: int | None
+) -> Evaluation:
+    """Returns the scores of an ensemble's members together and alone."""
+    task, rows = given.alone(f"{name} is an ensemble for one task")
+    strange = None if given.out_of_scope is None else given.read(given.out_of_scope)
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+    found = saved_scores(saved, rows, strange, members=sources, **settings)
+    return Evaluation(name, {task: found}, saved.artifact)
+
+
+def evaluate_plain(
+    name: str,
+    source: Checkpoint,
+    given: Given,
+    *,
+    sources: bool,
+    batch_size: int,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> Evaluation:
+    """Returns the scores of an ordinary checkpoint, and of the teachers of a student."""
+    task, rows = given.alone(f"{name} is a plain checkpoint with one task")
+    primary = primary_of(source.kind, source.problem_type)
+    settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+    metrics = evaluate_model(source.model(), source.tokenizer(), rows, **settings)
+    settings |= {"trust_remote_code": trust_remote_code}
+    known = teacher_scores(source.folder, rows, **settings) if sources else {}
+    return Evaluation(name, {task: TaskScores(metrics, primary, len(rows), known)})
 
 
 def label_names(labels: Any) -> dict[str | None, tuple[str, ...]]:
@@ -162,19 +252,13 @@ def export(
         RecipeError: no such task, several and none chosen, or one of an ensemble; no such member.
         OutputError: the output exists.
     """
-    if is_one_model(merged.folder if isinstance(merged, SavedEnsemble) else merged):
-        one = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
-        if task is not None or member:
-            raise RecipeError(f"{one.folder} is one ordinary model: leave --task and --member out")
-        return export_plain(one, Path(out), overwrite=overwrite)
-    if isinstance(merged, SavedEnsemble) or is_ensemble(merged):
-        saved = merged if isinstance(merged, SavedEnsemble) else SavedEnsemble(Path(str(merged)))
-        if task is not None:
-            raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
-        return export_ensemble(saved, Path(out), member, overwrite=overwrite)
+    source = open_artifact(merged) if isinstance(merged, str | Path) else merged
+    if isinstance(source, SavedEnsemble):
+        return export_saved(source, Path(out), task, member, overwrite=overwrite)
     if member is not None:
         raise RecipeError(f"--member {member}: {merged} is no ensemble")
-    source = merged if isinstance(merged, Merged) else Merged(merged)
+    if not isinstance(source, Merged):
+        raise SourceError(f"{merged} is not a merged checkpoint but {ARTICLES[source.artifact]}")
     if task is None and len(source.tasks) != 1:
         raise RecipeError(
             f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
@@ -193,6 +277,19 @@ def export(
     return Path(out)
 
 
+def export_saved(
+    saved: SavedEnsemble, out: Path, task: str | None, member: int | None, *, overwrite: bool
+) -> Path:
+    """Returns the folder written: an ensemble as one ordinary checkpoint."""
+    if saved.plain:
+        if task is not None or member:
+            raise RecipeError(f"{saved.folder} is one ordinary model: leave --task and --member out")
+        return export_plain(saved, out, overwrite=overwrite)
+    if task is not None:
+        raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
+    return export_ensemble(saved, out, member, overwrite=overwrite)
+
+
 def inspect(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> dict[str, Any]:
@@ -201,23 +298,17 @@ def inspect(
     Raises:
         SourceError: nothing there that Plait understands.
     """
-    place = Path(path)
-    if place.is_file() and place.suffix == ".safetensors":
-        found = load_statistics(place)
-        shapes = {name: list(tensor.shape) for name, tensor in found.tensors.items()}
-        return {
-            "kind": "statistics",
-            "estimator": found.estimator,
-            **found.facts,
-            "tensors": shapes,
-        }
-    if is_merged(place):
-        return inspect_merged(place)
-    if is_ensemble(place):
-        return inspect_ensemble(SavedEnsemble(place))
-    if (place / "store.json").is_file():
-        return inspect_store(place)
+    kind = kind_of(path)
+    if kind in INSPECTORS:
+        return INSPECTORS[kind](Path(path).expanduser())
     return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
+
+
+def inspect_statistics(file: Path) -> dict[str, Any]:
+    """Returns saved statistics as plain data: what was estimated, from what, and its shapes."""
+    found = load_statistics(file)
+    shapes = {name: list(tensor.shape) for name, tensor in found.tensors.items()}
+    return {"kind": "statistics", "estimator": found.estimator, **found.facts, "tensors": shapes}
 
 
 def inspect_merged(folder: Path) -> dict[str, Any]:
@@ -238,8 +329,9 @@ def inspect_merged(folder: Path) -> dict[str, Any]:
     }
 
 
-def inspect_ensemble(saved: SavedEnsemble) -> dict[str, Any]:
+def inspect_ensemble(folder: Path) -> dict[str, Any]:
     """Returns what an ensemble is, how it was made and what it is worth, as plain data."""
+    saved = SavedEnsemble(folder)
     config = saved.config
     kept = (
         "parameters",
@@ -288,8 +380,8 @@ def inspect_checkpoint(origin: str, revision: str | None, *, trust_remote_code: 
 
 def taught(folder: Path) -> dict[str, Any]:
     """Returns who taught a student what, or how an ensemble became one model; nothing for other checkpoints."""
-    record = read_json(folder / "plait.json") if (folder / "plait.json").is_file() else {}
-    if record.get("made_by") not in ("amalgamate", "ensemble"):
+    record = report_of(folder)
+    if record.get("kind") not in ("student", "ensemble"):
         return {}
     made = ("epochs", "forward_equivalents", "recipe", "versions")
     kept = ("teachers", "averaged", "data", "validation", "who_taught_what", *made)
@@ -323,3 +415,12 @@ def describe_store(store: Store) -> dict[str, Any]:
         "forward_passes_per_text": {**cost, "total": round(store.cost.total, 2)},
         "megabytes": round(sum(f.stat().st_size for f in store.folder.rglob("*.safetensors")) / 1e6, 2),
     }
+
+
+INSPECTORS: dict[Kind | None, Callable[[Path], dict[str, Any]]] = {
+    "statistics": inspect_statistics,
+    "merged": inspect_merged,
+    "ensemble": inspect_ensemble,
+    "posteriors": inspect_store,
+}
+"""How what is no ordinary checkpoint is looked at."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import xxhash
@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from plait.boundary import parse_yaml, reading
 from plait.checkpoints import parameter_names
 from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
-from plait.checkpoints.tokenizers import open_tokenizer
+from plait.checkpoints.tokenizers import Opened, open_tokenizer
 from plait.encoders.heads import (
     bare_class_name,
     kind_of,
@@ -31,6 +31,7 @@ from plait.encoders.heads import (
 )
 from plait.errors import SourceError, listed
 from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
+from plait.report.record import read_record, refuse_several
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Checkpoint:
     `left_out` names stored tensors that are part of neither.
     """
 
+    artifact: ClassVar = "checkpoint"
     name: str
     origin: str
     folder: Path
@@ -128,17 +130,21 @@ class Checkpoint:
         """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
         with quiet_loading(), reading(self.folder, "the model does not load"):
             loaded = self.model_class.from_pretrained(
-                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True, **options
-            )
+                self.folder, config=self.config, trust_remote_code=self.trust_remote_code,
+                local_files_only=True, **options,
+            )  # fmt: skip
         loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
-        if self.renamed:
-            loaded.config.id2label, loaded.config.label2id = self.config.id2label, self.config.label2id
         loaded.eval()
         return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns the tokenizer saved with the checkpoint."""
-        return open_tokenizer(self.folder, self.name, trust_remote_code=self.trust_remote_code)
+        """Returns the tokenizer saved with the checkpoint: one, whose settings are those of its files again."""
+        return self._tokenizer.as_opened()
+
+    @cached_property
+    def _tokenizer(self) -> Opened:
+        trust: dict[str, Any] = {"config": self.config, "trust_remote_code": self.trust_remote_code}
+        return Opened.of(open_tokenizer(self.folder, self.name, **trust))
 
 
 class quiet_loading:  # noqa: N801 (a context manager, used like a function)
@@ -180,7 +186,36 @@ def open_checkpoint(
     labels, in its order, instead of those in its configuration. Without `ask_hub` an id is looked up among what was
     downloaded before: for ids that stand in a file, which nobody has typed.
     """
-    folder = locate(origin, revision, trust_remote_code, ask_hub=ask_hub)
+    wanted = Wanted(origin, name, revision, labels)
+    return _opened(locate(origin, revision, trust_remote_code, ask_hub=ask_hub), wanted, trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A checkpoint to open: a folder or Hub id, what messages call it, its revision, and names for its labels."""
+
+    origin: str | Path
+    name: str | None = None
+    revision: str | None = None
+    labels: Sequence[str] | None = None
+
+
+def open_models(wanted: Sequence[Wanted], *, trust_remote_code: bool = False) -> tuple[Checkpoint, ...]:
+    """Returns checkpoints in order, each of which is one model.
+
+    Raises:
+        RecipeError: merged checkpoints or ensembles, which are several; all of them are named.
+        SourceError: one that is missing, corrupt or unsafe.
+    """
+    folders = [locate(one.origin, one.revision, trust_remote_code) for one in wanted]
+    titles = [str(one.origin) if one.name is None else f"{one.name} ({one.origin})" for one in wanted]
+    refuse_several(dict(zip(titles, folders, strict=True)))
+    return tuple(_opened(folder, one, trust_remote_code) for folder, one in zip(folders, wanted, strict=True))
+
+
+def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint:
+    """Returns the checkpoint in a folder, having read its headers alone."""
+    labels = wanted.labels
     config = read_config(folder, trust_remote_code)
     headers = read_headers(folder)
     architecture = architecture_of(folder, config)
@@ -196,9 +231,10 @@ def open_checkpoint(
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     if labels is not None:
-        rename_labels(config, labels, label_names(folder, config, kind, problem), name or str(origin))
+        rename_labels(config, labels, label_names(folder, config, kind, problem), wanted.name or str(wanted.origin))
     return Checkpoint(
-        name=name or _name(origin, folder), origin=str(origin), folder=folder, revision=revision,
+        name=wanted.name or _name(wanted.origin, folder), origin=str(wanted.origin), folder=folder,
+        revision=wanted.revision,
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
         labels=label_names(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
@@ -346,8 +382,7 @@ def _text(value: Any) -> str | None:
 
 
 def _from_provenance(folder: Path) -> str | None:
-    path = folder / "plait.json"
-    return _text(read_json(path).get("base")) if path.is_file() else None
+    return _text(getattr(read_record(folder), "base", None))
 
 
 def _from_config(folder: Path) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,36 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.model_max_length = int(longest)
     json.dumps(tokenizer.init_kwargs, ensure_ascii=False, default=str).encode()  # half a character cannot be saved
     tokenizer("a \u4e00", "\U0001f642")  # it may lack the token for what it does not know
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A tokenizer that several use one after the other, with the settings of its files.
+
+    Who encodes texts leaves truncation and padding behind in it, which would be saved with it.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+    truncation: Mapping[str, Any] | None
+    padding: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Opened:
+        """Returns a tokenizer just opened with the settings that it has now."""
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        truncation, padding = (getattr(backend, name, None) for name in ("truncation", "padding"))
+        return cls(tokenizer, tokenizer.model_max_length, truncation, padding)
+
+    def as_opened(self) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer with the settings of its files."""
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        self.tokenizer.model_max_length = self.longest
+        if backend is None:
+            return self.tokenizer
+        backend.no_truncation() if self.truncation is None else backend.enable_truncation(**self.truncation)
+        backend.no_padding() if self.padding is None else backend.enable_padding(**self.padding)
+        return self.tokenizer
 
 
 def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:

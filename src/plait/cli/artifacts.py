@@ -25,7 +25,7 @@ from plait.cli.options import (
     named_or_alone,
     spec,
 )
-from plait.cli.show import show_members
+from plait.cli.show import show_scores
 
 
 @app.command()
@@ -63,19 +63,7 @@ def evaluate(
         revision=revision, trust_remote_code=trust_remote_code, labels=label_names(labels),
         out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
     )  # fmt: skip
-    if json:
-        render.as_json(found.to_dict())
-        return
-    if api.is_ensemble(model):
-        for scores in found.tasks.values():
-            show_members(scores)
-        return
-    render.table(found.rows(), right=("score", "source", "relative", "examples"))
-    for scores in found.tasks.values():
-        for name, metrics in scores.sources.items() if len(scores.sources) > 1 else ():
-            render.line(f"  {name}: {scores.primary} {metrics[scores.primary]:.3f}")
-    if found.mean_relative is not None and len(found.tasks) > 1:
-        render.line(f"mean relative to the sources: {100 * found.mean_relative:.1f} %")
+    show_scores(found, json=json)
 
 
 @app.command()

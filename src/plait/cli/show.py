@@ -18,8 +18,10 @@ def show_plan(plan: dict[str, Any], *, json: bool) -> None:
 
 def show_result(result: Any, *, json: bool) -> None:
     """Prints what a recipe made: a merged checkpoint, a student, or an ensemble."""
-    shows: dict[str, Any] = {"Merged": show_merged, "Student": show_student, "SavedEnsemble": show_ensemble}
-    shows[type(result).__name__](result, json=json)
+    shows: dict[str, Any] = {
+        "merged": show_merged, "student": show_student, "ensemble": show_ensemble, "one_model": show_ensemble,
+    }  # fmt: skip
+    shows[result.artifact](result, json=json)
 
 
 def show_merged(merged: Any, *, json: bool) -> None:
@@ -113,6 +115,23 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
         f"  forward passes per example: {costs['training_step']:g} an epoch (a backward pass counts as two), "
         f"{costs['prediction']:g} a prediction"
     )
+
+
+def show_scores(found: Any, *, json: bool) -> None:
+    """Prints what was scored: of an ensemble its members, of anything else the result beside its sources."""
+    if json:
+        render.as_json(found.to_dict())
+        return
+    if found.artifact == "ensemble":
+        for scores in found.tasks.values():
+            show_members(scores)
+        return
+    render.table(found.rows(), right=("score", "source", "relative", "examples"))
+    for scores in found.tasks.values():
+        for name, metrics in scores.sources.items() if len(scores.sources) > 1 else ():
+            render.line(f"  {name}: {scores.primary} {metrics[scores.primary]:.3f}")
+    if found.mean_relative is not None and len(found.tasks) > 1:
+        render.line(f"mean relative to the sources: {100 * found.mean_relative:.1f} %")
 
 
 def show_members(scores: Any) -> None:

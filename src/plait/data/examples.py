@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 from numpy.typing import NDArray
+
+from plait.errors import DataError
 
 Kind = Literal["sequence_classification", "token_classification", "question_answering"]
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -78,6 +81,19 @@ class Examples:
             return self
         rows = np.random.default_rng(seed).permutation(len(self))[: max(limit, 0)]
         return self.select(sorted(rows.tolist()))
+
+    def hashes(self) -> npt.NDArray[np.int64]:
+        """Returns the xxh3-128 of each text and its pair as two integers, [n, 2].
+
+        Raises:
+            DataError: a text holds half a character.
+        """
+        whole = (f"{a}\0{b}" for a, b in zip(self.texts, self.pairs, strict=True)) if self.pairs else self.texts
+        try:
+            digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in whole)
+        except UnicodeEncodeError as error:
+            raise DataError(f"{self.source}: a text holds half a character ({error}); mend the file") from None
+        return np.frombuffer(bytearray(digests), dtype="<i8").reshape(-1, 2)
 
     def unlabelled(self) -> Examples:
         """Returns the same texts without labels."""

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from plait.data.arrow import texts_in, write_texts
 from plait.data.cells import Reader
 from plait.data.columns import (
     LABEL,
@@ -23,7 +33,10 @@ from plait.data.columns import (
 from plait.data.encoding import Feed
 from plait.data.examples import Examples
 from plait.data.reading import CHUNK, described, is_described, source_of
-from plait.errors import DataError
+from plait.errors import DataError, one_line
+
+Hashes = npt.NDArray[np.int64]
+"""Two integers per text, [n, 2]."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,32 @@ class Texts:
     _feed: Feed = field(repr=False)
     _columns: Columns = field(repr=False)
     _seen: tuple[int, int] | None = field(default=None, repr=False)
+    _hashes: Hashes | None = field(default=None, repr=False)
+
+    @property
+    def kept(self) -> bool:
+        """Says whether they lie in a file of our own, which nobody changes."""
+        return self._hashes is not None
+
+    def hashed(self, size: int | None = None) -> Iterator[tuple[Examples, Callable[[], Hashes]]]:
+        """Yields the chunks with what gives the hashes of their texts, which are computed once where texts are kept."""
+        start = 0
+        for examples in self.chunks(size):
+            stop = start + len(examples)
+            known = None if self._hashes is None else self._hashes[start:stop]
+            yield examples, examples.hashes if known is None else partial(np.array, known)
+            start = stop
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a hash over all texts, whatever the chunks they come in: one pass where they are not kept."""
+        total = xxhash.xxh3_128()
+        if self._hashes is not None:
+            total.update(np.ascontiguousarray(self._hashes).data)
+        else:
+            for examples in self.chunks():
+                total.update(examples.hashes().data)
+        return total.hexdigest()
 
     def chunks(self, size: int | None = None) -> Iterator[Examples]:
         """Yields the texts in order, `size` (by default `chunk`) at a time; the last chunk may be smaller.
@@ -85,6 +124,11 @@ class Texts:
             yield self._examples(waiting)
         self._finish(kept, read)
 
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Returns the names that label indices stand for, where the source says so."""
+        return self._columns.label_names
+
     def count(self) -> int:
         """Returns the number of texts: one cheap pass, made once."""
         return self._pass()[0]
@@ -106,7 +150,8 @@ class Texts:
             raise DataError(none_left(self.source, read, self._columns.texts))
         if self._seen is None and kept < read:
             say_skipped(self.source, read - kept, read)
-        self._seen = kept, read - kept
+        if not self.kept:  # what is kept has no rows without a text
+            self._seen = kept, read - kept
 
     def _rows(self, table: Table, before: int) -> list[tuple[Any, ...]]:
         """Returns the rows with a text as tuples (text, pair, label)."""
@@ -141,6 +186,7 @@ def open_texts(
     split: str | None = None,
     label: str | None = None,
     chunk: int = CHUNK,
+    once: bool = False,
 ) -> Texts:
     """Returns the texts of `data`, to be gone through chunk by chunk as often as wanted.
 
@@ -154,21 +200,63 @@ def open_texts(
         split: Which split, where there are several.
         label: Name of the label column, which is read only when it is named; a row without a label has None.
         chunk: How many texts come at a time.
+        once: Read the source once, into a file of our own that all passes read.
 
     Raises:
         DataError: When there is no file, no column of texts, or no text.
     """
     if is_described(data):
         told = described(data, split=split, text=text, text_pair=text_pair, label=label)
-        return open_texts(told.pop("path"), chunk=chunk, **told)
+        return open_texts(told.pop("path"), chunk=chunk, once=once, **told)
     if chunk < 1:
         raise DataError(f"chunk is {chunk}; expected 1 or more texts at a time")
     source = source_of(data, split, chunk)
     columns = _columns(source.name, source.tables, Wanted(text, text_pair, label))
     texts = Texts(source.name, chunk, source.tables, columns)
+    if once:
+        return keep_texts(texts)
     # What is wrong with the first texts shows at once, and a source without any is refused.
     next(texts.chunks())
     return texts
+
+
+def keep_texts(texts: Texts) -> Texts:
+    """Returns texts read once: they lie in an Arrow file from then on, with their labels and hashes.
+
+    The file is in the folder for temporary files, and goes when nobody has the texts any more.
+
+    Raises:
+        DataError: no text, something else than text, or no room for the file.
+    """
+    if texts.kept:
+        return texts
+    place = Path(tempfile.mkdtemp(prefix="plait-texts-"))
+    hashes: list[Hashes] = []
+    try:
+        file = place / "texts.arrow"
+        write_texts(file, texts, hashes)
+        first = next(texts_in(file))
+    except OSError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        raise DataError(
+            f"{texts.source}: its texts cannot be kept in {place.parent} ({one_line(error)}); make room, or name "
+            "another folder in TMPDIR"
+        ) from error
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    named = [name if name in first.columns else None for name in ("text_pair", "label")]
+    columns = Columns("text", named[0], named[1], texts.label_names, None if named[1] is None else _as_it_is)
+    found = Texts(
+        texts.source, texts.chunk, lambda _: texts_in(file), columns, (texts.count(), texts.skipped),
+        np.concatenate(hashes),
+    )  # fmt: skip
+    weakref.finalize(found, shutil.rmtree, place, True)
+    return found
+
+
+def _as_it_is(label: Any) -> Any:
+    return label
 
 
 def _columns(source: str, feed: Feed, wanted: Wanted) -> Columns:

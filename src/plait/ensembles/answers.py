@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait.checkpoints.headers import read_json
 from plait.data import Examples, ProblemType, length_limit
 from plait.data.reading import one_text, to_predict
 from plait.ensembles.distillation import columns
@@ -22,6 +21,7 @@ from plait.ensembles.modeling import Ensemble
 from plait.ensembles.perturbations.dropout import dropping
 from plait.evaluation import predict_logits
 from plait.evaluation.scores import recorded_logits
+from plait.report.record import models_from, report_of
 
 if TYPE_CHECKING:
     from plait.ensembles.saved import SavedEnsemble
@@ -94,7 +94,7 @@ def member_answers(
 
     Members that are gone or have changed are left out, with a warning; nothing where no members taught it.
     """
-    told = read_json(folder / "plait.json").get("teachers", {})
+    told = models_from(folder, report_of(folder).get("teachers", {}))
     found: dict[str, Tensor] = {}
     for name, about in told.items():
         if about.get("origin") is not None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_models
 from plait.checkpoints.parameter_names import skeleton
 from plait.checkpoints.tokenizer_differences import tokenizer_problems
 from plait.checkpoints.tokenizers import has_tokenizer
@@ -25,7 +25,6 @@ from plait.errors import DataError, MergeError, RecipeError, SourceError, did_yo
 from plait.evaluation import primary_metric
 from plait.recipe import EnsembleRecipe
 from plait.registry import either
-from plait.report.record import is_ensemble, is_merged
 from plait.training.heads import head_for
 
 logger = logging.getLogger("plait")
@@ -107,18 +106,8 @@ def check_rates(model: Any, name: str) -> None:
 
 def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
     """Returns the base, or the models that become members, opened, and a tokenizer that fits them found."""
-    if ready := [place for place in recipe.starts if is_ensemble(place)]:
-        raise RecipeError(
-            f"{listed(ready)}: an ensemble already; plait export it first, expected an encoder or ordinary models"
-        )
-    found = tuple(
-        open_checkpoint(model, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
-        for model in recipe.starts
-    )
-    if merged := [source.origin for source in found if is_merged(source.folder)]:
-        raise RecipeError(
-            f"{', '.join(merged)}: a merged checkpoint has several heads; plait export one task of it first"
-        )
+    wanted = [Wanted(model, revision=recipe.revision) for model in recipe.starts]
+    found = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     if recipe.sources is not None:
         check_sources(found)
     if problems := tokenizer_problems(found):

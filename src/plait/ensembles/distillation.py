@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
 from plait.checkpoints.tokenizer_differences import tokenizer_problems
 from plait.checkpoints.tokenizers import misfit
 from plait.data import Examples, ProblemType, open_texts
 from plait.data.labels import IGNORED
-from plait.data.texts import Texts
+from plait.data.texts import Texts, keep_texts
 from plait.ensembles.build import check_sources
 from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.folding import one_member
@@ -27,7 +27,7 @@ from plait.ensembles.objective import INPUTS, Noise, unwrapped
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
 from plait.label_names import placeholders
 from plait.recipe import DataSpec, EnsembleRecipe
-from plait.report.record import is_ensemble, is_merged
+from plait.report.record import origin_beside, path_beside
 from plait.teachers import Settings, Store, score_texts
 from plait.teachers.record import OtherStoreError
 from plait.teachers.teacher import check_able, check_teachers
@@ -52,19 +52,13 @@ def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         SourceError: models that cannot teach, all of them named.
         MergeError: models of other problems than the first.
     """
-    if ready := [place for place in recipe.sources or () if is_ensemble(place)]:
-        raise RecipeError(f"{listed(ready)}: an ensemble; plait export its members first (--member 0, 1, …)")
+    wanted = [Wanted(origin, revision=recipe.revision) for origin in recipe.sources or ()]
     found: list[Checkpoint] = []
     taken: set[str] = set()
-    for origin in recipe.sources or ():
-        checkpoint = open_checkpoint(
-            origin, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+    for checkpoint in open_models(wanted, trust_remote_code=recipe.trust_remote_code):
         name = _free(checkpoint.name, taken)
         taken.add(name)
         found.append(replace(checkpoint, name=name))
-    if merged := [teacher.origin for teacher in found if is_merged(teacher.folder)]:
-        raise RecipeError(f"{listed(merged)}: a merged checkpoint has several heads; plait export one task first")
     check_teachers(found, logits_only=True)
     check_able(found, Settings(passes=0))
     fits = {teacher.name: misfit(teacher.tokenizer(), teacher.config) for teacher in found}
@@ -120,7 +114,7 @@ def open_unlabelled(recipe: EnsembleRecipe, texts: Any) -> tuple[Texts, ...]:
     """
     given = recipe.text if texts is None else _several(texts)
     told = ({"path": t.path, **t.columns()} if isinstance(t, DataSpec) else t for t in given or ())
-    return tuple(t if isinstance(t, Texts) else open_texts(t) for t in told)
+    return tuple(keep_texts(t) if isinstance(t, Texts) else open_texts(t, once=True) for t in told)
 
 
 def _several(texts: Any) -> Sequence[Any]:
@@ -268,19 +262,14 @@ def _told(examples: Examples) -> Iterator[int]:
 def teachers_of(job: EnsemblePlan, state: Path) -> dict[str, dict[str, Any]]:
     """Returns who taught a student, for its record; members that were not kept have no origin."""
     if job.teachers:
-        return {teacher.name: _about(teacher, _place(teacher.origin)) for teacher in job.teachers}
-    places = [state / "members" / str(number) for number in range(job.members)]
-    kept = job.recipe.beside.resolve() if job.recipe.keep_members else None
+        places = {t.name: origin_beside(t.origin, job.recipe.output) for t in job.teachers}
+        return {teacher.name: _about(teacher, places[teacher.name]) for teacher in job.teachers}
+    trained = [state / "members" / str(number) for number in range(job.members)]
+    kept = path_beside(job.recipe.beside, job.recipe.output) if job.recipe.keep_members else None
     return {
-        f"member-{place.name}": _about(open_checkpoint(place), None if kept is None else str(kept / place.name))
-        for place in places
+        f"member-{place.name}": _about(open_checkpoint(place), None if kept is None else f"{kept}/{place.name}")
+        for place in trained
     }
-
-
-def _place(origin: str) -> str:
-    """Returns how a model is found again, whichever folder is the current one then."""
-    folder = Path(origin).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else origin
 
 
 def _about(teacher: Checkpoint, origin: str | None) -> dict[str, Any]:

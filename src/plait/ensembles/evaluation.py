@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ COVERAGES = (50, 80, 90)
 
 
 def saved_scores(
-    folder: str,
+    saved: SavedEnsemble,
     examples: Examples,
     strange: Examples | None = None,
     *,
@@ -40,7 +39,7 @@ def saved_scores(
     """Returns the scores of a saved ensemble on labelled examples.
 
     Args:
-        folder: where it lies.
+        saved: the ensemble.
         examples: with labels.
         strange: texts that belong to no class.
         members: whether each member is scored alone too.
@@ -51,7 +50,6 @@ def saved_scores(
         DataError: no labels, or labels that the heads do not have; or nothing that `strange` can be told apart by.
         SourceError: a damaged ensemble.
     """
-    saved = SavedEnsemble(Path(folder))
     check_labelled(examples, "evaluate")
     if strange is not None:
         check_strange(saved, strange)

@@ -38,7 +38,7 @@ from plait.merging import chunks
 from plait.merging.engine import combine
 from plait.merging.rule import RULES
 from plait.recipe import EnsembleRecipe
-from plait.report.record import versions
+from plait.report.record import origin_beside, versions
 from plait.teachers.scoring import text_facts
 from plait.training.state import (
     check_accelerate,
@@ -232,13 +232,14 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
     kept = ("members", "layers", "shared_layers", "labels", "parameters", "megabytes", "forward_equivalents")
     examples = job.examples
     return {
-        "made_by": "ensemble",
         "base": job.sources[0].origin if job.choice.taught else job.recipe.base,
-        "kind": job.kind,
+        "head_kind": job.kind,
         "separate": len(fitted.models) > 1,
         "plain": job.choice.plain,
         **{name: told[name] for name in kept},
-        "sources": [{"origin": s.origin, "digest": s.digest} for s in job.sources],
+        "sources": [
+            {"origin": origin_beside(s.origin, job.recipe.output), "digest": s.digest} for s in job.sources
+        ],
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
         "data": {
             "source": None if examples is None else examples.source,

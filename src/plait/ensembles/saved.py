@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from plait.boundary import parse_json, read_text, reading, validated
+from plait.boundary import reading
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading, read_config, whole
 from plait.checkpoints.headers import read_headers
 from plait.checkpoints.parameter_names import check_size
@@ -23,41 +20,12 @@ from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble
 from plait.errors import SourceError
 from plait.report.cards import ensemble_card
-from plait.report.record import MEMBERS, is_ensemble
+from plait.report.record import MEMBERS, kind_of, report_of, write_record
 from plait.training.heads import quiet
 from plait.training.state import full_disk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class _Recipe(BaseModel):
-    """What is read of an ensemble's recipe."""
-
-    model_config = ConfigDict(extra="allow")
-
-    method: dict[str, Any] = Field(default_factory=dict)
-    members: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    max_length: Annotated[int, Field(ge=1)] | None = None
-
-
-class _Member(BaseModel):
-    """A model that taught an ensemble's one."""
-
-    origin: str | None
-    digest: str | None = None
-    labels: tuple[str, ...] | None = None
-    revision: str | None = None
-
-
-class _Report(BaseModel):
-    """The record of an ensemble, as far as it is read; what only people read is of any form."""
-
-    model_config = ConfigDict(extra="allow")
-
-    recipe: _Recipe = _Recipe()
-    members: Annotated[int, Field(ge=1, le=10_000)] = 1
-    teachers: dict[str, _Member] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,9 +35,14 @@ class SavedEnsemble:
     folder: Path
 
     @cached_property
+    def artifact(self) -> str:
+        """Returns `ensemble`, or `one_model` where it became one ordinary checkpoint."""
+        return "ensemble" if kind_of(self.folder) == "ensemble" else "one_model"
+
+    @property
     def plain(self) -> bool:
         """Says whether it is one ordinary checkpoint, which transformers opens without Plait."""
-        return not is_ensemble(self.folder)
+        return self.artifact == "one_model"
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -83,10 +56,7 @@ class SavedEnsemble:
         Raises:
             SourceError: the record is damaged.
         """
-        place = self.folder / "plait.json"
-        content = parse_json(read_text(place), place) if place.is_file() else {}
-        validated(_Report, content, place)
-        return dict(content)
+        return report_of(self.folder)
 
     @property
     def method(self) -> str:
@@ -261,8 +231,7 @@ def write_ensemble(
             place = folder if len(models) == 1 else folder / MEMBERS / str(number)
             (one_member(model, 0) if plain else model).save_pretrained(place)
             keep_tokenizer(limited(tokenizer, report), place)
-        record = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        (folder / "plait.json").write_text(record, encoding="utf-8")
+        write_record(folder, "ensemble", report)
         (folder / "README.md").write_text(ensemble_card(report), encoding="utf-8")
 
 
@@ -274,5 +243,4 @@ def keep(members: Path, out: Path, report: Mapping[str, Any], *, overwrite: bool
     """
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder:
         shutil.copytree(members, folder, dirs_exist_ok=True)
-        record = json.dumps({**report, "made_by": "members"}, indent=2, ensure_ascii=False) + "\n"
-        (folder / "plait.json").write_text(record, encoding="utf-8")
+        write_record(folder, "members", report)

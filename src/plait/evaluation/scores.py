@@ -48,10 +48,11 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model: a `TaskScores` per task."""
+    """Scores of one model: a `TaskScores` per task; `artifact` says what kind of model it is."""
 
     model: str
     tasks: Mapping[str, TaskScores]
+    artifact: str = "checkpoint"
 
     def __getitem__(self, task: str) -> Mapping[str, float]:
         return self.tasks[task].metrics

@@ -6,7 +6,7 @@ Apart from planning.py so that whoever changes a default finds one small file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from plait.checkpoints.compatibility import align
 from plait.errors import PlaitError, RecipeError
 from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe, MethodSpec
-from plait.statistics.importance import load_statistics
+from plait.statistics.importance import Statistics
 
 logger = logging.getLogger("plait")
 
@@ -48,7 +48,9 @@ def has_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> bool:
     return all(source.data or name in data for name, source in recipe.sources.items())
 
 
-def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> MethodSpec:
+def method_of(
+    recipe: MergeRecipe, data: Mapping[str, Any], saved: Callable[[str], Statistics], *, base: bool
+) -> MethodSpec:
     """Returns the recipe's method, or the default; statistics that a source brings say which method they are for.
 
     Raises:
@@ -57,7 +59,7 @@ def method_of(recipe: MergeRecipe, data: Mapping[str, Any], *, base: bool) -> Me
     files = [source.statistics for source in recipe.sources.values() if source.statistics is not None]
     if not recipe.open or not files:
         return with_options(recipe.resolved_method(data, base=base), recipe, data)
-    kinds = {load_statistics(file).estimator for file in files}
+    kinds = {saved(file).estimator for file in files}
     if len(kinds) > 1:
         raise RecipeError(
             f"the statistics are of different kinds ({', '.join(sorted(kinds))}): estimate one kind"

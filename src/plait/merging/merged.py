@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
@@ -50,6 +50,8 @@ class Replay(nn.Module):
 class Merged:
     """A merged checkpoint; weights are read when first used."""
 
+    artifact: ClassVar = "merged"
+
     def __init__(self, folder: str | Path) -> None:
         """Opens the folder's manifest.
 
@@ -74,6 +76,11 @@ class Merged:
         return tuple(self.manifest.tasks)
 
     @cached_property
+    def config(self) -> PretrainedConfig:
+        """Returns the configuration of the shared encoder."""
+        return read_config(self.folder)
+
+    @cached_property
     def tokenizer(self) -> Any:
         """Returns the tokenizer that all its tasks share.
 
@@ -84,13 +91,13 @@ class Merged:
             raise SourceError(
                 f"{self.folder} has no tokenizer, because none of its sources had one: save one there"
             )
-        return open_tokenizer(self.folder, str(self.folder))
+        return open_tokenizer(self.folder, str(self.folder), config=self.config)
 
     @cached_property
     def encoder(self) -> PreTrainedModel:
         """Returns the shared encoder, in evaluation mode."""
         with torch.inference_mode(False):
-            return load_encoder(self.folder)
+            return load_encoder(self.folder, self.config)
 
     def about(self, task: str) -> Task:
         """Returns what is recorded of one task.
@@ -190,9 +197,8 @@ def pooled(body: nn.Module, encoder: nn.Module | None, output: Any) -> Any:
     return type(output)(**{**output, "pooler_output": found})
 
 
-def load_encoder(folder: Path) -> PreTrainedModel:
+def load_encoder(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
     """Returns the body of a merged checkpoint; a pooler that no source had is left out, never made up."""
-    config = read_config(folder)
     stored = read_headers(folder)
     kind_of(architecture_of(folder, config), config, str(folder))  # refuses what is no model
     cls: Any = model_class("", "body", config, folder, False)
@@ -203,7 +209,10 @@ def load_encoder(folder: Path) -> PreTrainedModel:
     poolerless = any(n.startswith("pooler.") for n in wanted) and not any(n.startswith(poolers) for n in stored)
     options: dict[str, Any] = {"add_pooling_layer": False} if poolerless else {}
     # The dtype that was written, whatever the library's default is.
-    told = {"dtype": "auto", "output_loading_info": True, "local_files_only": True, "trust_remote_code": False}
+    told = {
+        "config": config, "dtype": "auto", "output_loading_info": True, "local_files_only": True,
+        "trust_remote_code": False,
+    }  # fmt: skip
     with quiet_loading(), reading(folder, "the encoder does not load", advice="merge again"):
         found = cls.from_pretrained(folder, **told, **options)
     model: PreTrainedModel = whole(found, folder)

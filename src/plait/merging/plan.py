@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
-from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
 from plait.checkpoints.compatibility import Alignment, align
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import check_target, parse_size
 from plait.data import Examples, align_labels
 from plait.data.reading import read
-from plait.encoders.topology import topology, topology_of
+from plait.encoders.topology import Topology, topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
 from plait.merging.defaults import align_of, method_of, refine_of, usable_base
 from plait.merging.job import check_options
 from plait.merging.rule import RULES
-from plait.recipe import ESTIMATION, MergeRecipe, MethodSpec
+from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
 from plait.registry import Entry
-from plait.report.record import is_merged
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS, Statistics, load_statistics
 from plait.training.state import check_accelerate
@@ -35,6 +35,11 @@ class Plan:
     rule: Entry[Any]
     alignment: Alignment
     inputs: Inputs
+
+    @cached_property
+    def topology(self) -> Topology | None:
+        """Returns where the layers' weights lie in the sources, None for a family that is not known."""
+        return topology_of(self.sources[0].config)
 
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
@@ -229,9 +234,19 @@ def check_count(rule: Entry[Any], count: int) -> None:
 
 
 def plan(
-    recipe: MergeRecipe, data: Mapping[str, Any] | None = None, judged: Mapping[str, Any] | None = None
+    recipe: MergeRecipe,
+    data: Mapping[str, Any] | None = None,
+    judged: Mapping[str, Any] | None = None,
+    *,
+    opened: tuple[Checkpoint, ...] | None = None,
 ) -> Plan:
     """Returns the validated plan of a merge; reads headers, configs, tokenizers and data, no weights.
+
+    Args:
+        recipe: what to do.
+        data: by source what is in memory instead of in files.
+        judged: the same by task, to score on.
+        opened: the sources, where somebody has opened them already.
 
     Raises:
         RecipeError: an unknown or unusable method, option, task or weight.
@@ -240,9 +255,12 @@ def plan(
         DataError: data that is missing, empty, misnamed, or whose labels a head does not have.
     """
     objects = dict(data or {})
-    sources = open_sources(recipe) if recipe.open else None
-    base = None if sources is None else usable_base(recipe, sources)
-    method = method_of(recipe, objects, base=base is not None)
+    if opened is not None:
+        check_sources(opened)
+    sources = open_sources(recipe) if recipe.open and opened is None else opened
+    base = usable_base(recipe, sources) if recipe.open and sources is not None else None
+    saved: Saved = cache(load_statistics)
+    method = method_of(recipe, objects, saved, base=base is not None)
     chosen = {"refine": refine_of(recipe, objects), "align_heads": align_of(recipe, objects)}
     recipe = recipe.model_copy(update=chosen)
     rule = check_method(method)
@@ -262,7 +280,7 @@ def plan(
     if in_forward_order(rule, method):
         check_order(sources[0], rule.name)
     estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
-    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {})
+    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {}, saved)
     return Plan(recipe, method, rule, alignment, inputs)
 
 
@@ -280,25 +298,16 @@ def check_order(source: Checkpoint, method: str) -> None:
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened sources in order."""
-    sources = tuple(
-        open_checkpoint(
-            s.model, name=name, revision=s.revision, trust_remote_code=recipe.trust_remote_code, labels=s.labels
-        )
-        for name, s in recipe.sources.items()
-    )
+    wanted = [Wanted(s.model, name, s.revision, s.labels) for name, s in recipe.sources.items()]
+    sources = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     check_sources(sources)
     return sources
 
 
 def check_sources(sources: tuple[Checkpoint, ...]) -> None:
-    """Raises `MergeError` for a merged checkpoint, whose heads would be lost, and for a class of its own."""
+    """Raises `MergeError` for a class that transformers does not have."""
     import transformers
 
-    merged = [f"{s.name} ({s.origin})" for s in sources if is_merged(s.folder)]
-    if merged:
-        raise MergeError(
-            f"{listed(merged)}: a merged checkpoint has several heads; plait export one task of it first"
-        )
     odd = [f"{s.name} is a {s.architecture}" for s in sources if not hasattr(transformers, s.architecture)]
     if odd:
         raise MergeError(f"{listed(odd)}: a class that transformers does not have cannot be part of a merge")
@@ -321,6 +330,26 @@ def recorded_base(sources: tuple[Checkpoint, ...], method: str, *, trust_remote_
     return open_checkpoint(found[0], name="base", trust_remote_code=trust_remote_code)
 
 
+Saved = Callable[[str], Statistics]
+"""Reads saved statistics, each file once."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Data sets that one merge reads, each once: the same rows may serve statistics, refinement and evaluation."""
+
+    known: dict[str, Examples] = field(default_factory=dict)
+
+    def read(self, entry: Any, *, limit: int | None = None, seed: int = 0) -> Examples:
+        """Returns the rows of an entry, or a random subset of them."""
+        if not isinstance(entry, DataSpec):
+            return read(entry, limit=limit, seed=seed)
+        key = entry.model_dump_json()
+        if key not in self.known:
+            self.known[key] = read(entry)
+        return self.known[key].sample(limit, seed)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Examples, statistics and texts to refine on by source, and rows to score on by task."""
@@ -338,6 +367,7 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
     sources: tuple[Checkpoint, ...],
     data: Mapping[str, Any],
     judged: Mapping[str, Any],
+    saved: Saved,
 ) -> Inputs:
     """Returns all that a merge reads besides weights, so that what is wrong with it shows before anything is computed.
 
@@ -347,38 +377,41 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
         RecipeError: statistics of another kind, or `evaluate` for a task that is not there.
     """
     examples, statistics = {}, {}
+    rows = Rows()
     for source in sources if estimator is not None else ():
         spec = recipe.sources[source.name]
         if spec.statistics is not None:
-            statistics[source.name] = from_file(spec.statistics, source, estimator or "", method)
+            statistics[source.name] = checked(
+                saved(spec.statistics), spec.statistics, source, estimator or "", method
+            )
         else:
-            found = read(data.get(source.name, spec.data), limit=method.examples, seed=method.seed)
+            found = rows.read(data.get(source.name, spec.data), limit=method.examples, seed=method.seed)
             if estimator != "gram" and method.labels == "given":
                 check_labels(found, source)
             examples[source.name] = found
     return Inputs(
         examples,
         statistics,
-        read_judged(recipe, sources, judged),
-        read_texts(recipe, method, sources, data),
+        read_judged(recipe, sources, judged, rows),
+        read_texts(recipe, method, sources, data, rows),
     )
 
 
 def read_texts(
-    recipe: MergeRecipe, method: MethodSpec, sources: tuple[Checkpoint, ...], data: Mapping[str, Any]
+    recipe: MergeRecipe, method: MethodSpec, sources: tuple[Checkpoint, ...], data: Mapping[str, Any], rows: Rows
 ) -> dict[str, Examples]:
     """Returns the texts, without labels, that the result is refined on or its heads are aligned on."""
     if not (recipe.refine or recipe.align_heads not in (None, "none")):
         return {}
     given = {s.name: data.get(s.name, recipe.sources[s.name].data) for s in sources}
     return {
-        name: read(entry, limit=recipe.refine_texts, seed=method.seed).unlabelled()
+        name: rows.read(entry, limit=recipe.refine_texts, seed=method.seed).unlabelled()
         for name, entry in given.items()
     }
 
 
 def read_judged(
-    recipe: MergeRecipe, sources: tuple[Checkpoint, ...], judged: Mapping[str, Any]
+    recipe: MergeRecipe, sources: tuple[Checkpoint, ...], judged: Mapping[str, Any], rows: Rows
 ) -> dict[str, Examples]:
     """Returns the rows to score on by task, whose labels the task's head knows."""
     named = {**recipe.evaluate, **judged}
@@ -390,7 +423,7 @@ def read_judged(
     ]
     if strangers:
         raise RecipeError(listed(strangers))
-    found = {task: read(entry) for task, entry in named.items()}
+    found = {task: rows.read(entry) for task, entry in named.items()}
     for task, examples in found.items():
         if examples.labels is None:
             raise DataError(f"{examples.source}: has no labels, which the scores of task {task} need")
@@ -409,14 +442,15 @@ def check_labels(examples: Examples, source: Checkpoint) -> None:
     align_labels(examples, source.labels, kind=kind, problem_type=problem)
 
 
-def from_file(path: str, source: Checkpoint, estimator: str, method: MethodSpec) -> Statistics:
-    """Returns saved statistics after checking that they are of this source and of the kind the method needs.
+def checked(
+    found: Statistics, path: str, source: Checkpoint, estimator: str, method: MethodSpec
+) -> Statistics:
+    """Returns statistics saved at `path` after checking that they are of this source and of the kind the method needs.
 
     Raises:
         RecipeError: another estimator.
         DataError: statistics of other weights.
     """
-    found = load_statistics(path)
     if found.estimator != estimator:
         raise RecipeError(
             f"{path} holds {found.estimator}, the method needs {estimator}: estimate them again"

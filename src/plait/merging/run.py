@@ -19,7 +19,6 @@ from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
-from plait.encoders.topology import topology, topology_of
 from plait.merging import chunks
 from plait.merging.chunks import Held
 from plait.merging.engine import combine, write_jobs
@@ -34,7 +33,7 @@ from plait.merging.rule import RULES
 from plait.merging.scores import scores_of
 from plait.recipe import MergeRecipe
 from plait.report.cards import model_card
-from plait.report.record import BASE, Manifest, Task, versions
+from plait.report.record import BASE, Manifest, Task, origin_beside, versions
 from plait.statistics.cache import PASSES, cached
 from plait.statistics.importance import Statistics
 from plait.training.state import check_state, finished_job, full_disk, is_finished, job_key, training_state
@@ -105,10 +104,10 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
 
     if job.estimator == "gram":
         return [statistics[s.name] for s in job.sources]
-    places = topology(job.sources[0].config)
+    assert job.topology is not None  # the plan has checked that the rule finds its places
     # Checked by the plan, which knows the names; here they are literals.
     options: dict[str, Any] = {"mapping": job.method.mapping, "normalize": job.method.normalize}
-    return [as_importance(statistics[s.name], places, **options) for s in job.sources]
+    return [as_importance(statistics[s.name], job.topology, **options) for s in job.sources]
 
 
 def bodies(job: Plan) -> dict[str, tuple[int, ...]]:
@@ -169,7 +168,7 @@ def group_job(
         options=job.method.options if rule is job.rule else {},
         dtype=dtype,
         seed=job.method.seed,
-        topology=topology_of(job.sources[0].config),
+        topology=job.topology,
     )
 
 
@@ -309,14 +308,14 @@ def run_merge(
         if ended and is_finished(recipe.output, identity(job)):
             return Merged(recipe.output)
         check_output(recipe, overwrite=overwrite)
-        return _merged(job, overwrite=overwrite, resume=resume)
+        return write_merge(job, recipe.output, overwrite=overwrite, resume=resume)
 
 
-def _merged(job: Plan, *, overwrite: bool, resume: bool) -> Merged:
-    recipe = job.recipe
+def write_merge(job: Plan, output: str | Path, *, overwrite: bool = False, resume: bool = False) -> Merged:
+    """Returns the merge of a plan, written to `output`."""
     logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), told(job))
     statistics = gather(job)
-    out = Path(os.path.realpath(recipe.output))
+    out = Path(os.path.realpath(output))
     with (
         training_state(out, keep=True, resume=resume) as state,
         full_disk(out),
@@ -332,7 +331,7 @@ def _merged(job: Plan, *, overwrite: bool, resume: bool) -> Merged:
         complete(folder, manifest.tasks)
         finish(job, manifest, folder)
     shutil.rmtree(state, ignore_errors=True)
-    return Merged(recipe.output)
+    return Merged(output)
 
 
 def told(job: Plan) -> str:
@@ -350,7 +349,9 @@ def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
     """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
     manifest.write(folder)
     if job.inputs.judged:
-        found = scores_of(Merged(folder), job.inputs.judged, trust_remote_code=job.recipe.trust_remote_code)
+        opened = {source.name: source for source in job.sources}
+        trust = job.recipe.trust_remote_code
+        found = scores_of(Merged(folder), job.inputs.judged, trust_remote_code=trust, opened=opened)
         manifest = replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
         manifest.write(folder)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
@@ -360,7 +361,7 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
     """Returns the manifest of a merge: tasks, sources with digests, the resolved recipe, versions."""
     sources = {
         s.name: {
-            "origin": s.origin,
+            "origin": origin_beside(s.origin, job.recipe.output),
             "revision": s.revision,
             "digest": digests[s.name],
             "architecture": s.architecture,
@@ -368,7 +369,9 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
         for s in job.sources
     }
     if job.alignment.base is not None:
-        sources[BASE] = {"origin": job.alignment.base.origin, "digest": job.alignment.base.digest}
+        sources[BASE] = {
+            "origin": origin_beside(job.alignment.base.origin, job.recipe.output), "digest": job.alignment.base.digest,
+        }  # fmt: skip
     return Manifest(
         tasks={name: describe_task(job, name) for name in job.alignment.tasks},
         sources=sources,

@@ -6,16 +6,17 @@ import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from plait.checkpoints.checkpoint import open_checkpoint, rename_labels
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, rename_labels
 from plait.data import Examples, align_labels
 from plait.errors import PlaitError
 from plait.evaluation import evaluate_model
 from plait.evaluation.scores import Evaluation, TaskScores, primary_of
 from plait.label_names import placeholders
 from plait.merging.merged import Merged
-from plait.report.record import Task
+from plait.report.record import Task, origin_from
 
 logger = logging.getLogger("plait")
 
@@ -31,19 +32,33 @@ def scores_of(
     batch_size: int = 32,
     max_length: int | None = None,
     trust_remote_code: bool = False,
+    opened: Mapping[str, Checkpoint] | None = None,
 ) -> Evaluation:
-    """Returns the scores of a merged checkpoint's tasks on labelled data, beside those of their sources."""
+    """Returns the scores of a merged checkpoint's tasks on labelled data, beside those of their sources.
+
+    Args:
+        merged: the result.
+        data: task -> labelled rows.
+        sources: whether the sources are scored too.
+        batch_size: texts at a time.
+        max_length: tokens a text is cut at.
+        trust_remote_code: whether a source may run its own code.
+        labels: names of a task's labels, where its own are placeholders.
+        opened: sources by name that are open already, as in the merge itself; others are opened where they lie.
+    """
 
     def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
         return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
 
-    options: dict[str, Any] = {"sources": sources, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "sources": sources, "trust_remote_code": trust_remote_code, "opened": opened or {},
+    }  # fmt: skip
     called = labels or {}
     scored = {
         task: score_task(merged, task, examples, score, labels=called.get(task), **options)
         for task, examples in data.items()
     }
-    return Evaluation(str(merged.folder), scored)
+    return Evaluation(str(merged.folder), scored, merged.artifact)
 
 
 def score_task(
@@ -55,6 +70,7 @@ def score_task(
     sources: bool,
     trust_remote_code: bool,
     labels: tuple[str, ...] | None = None,
+    opened: Mapping[str, Checkpoint],
 ) -> TaskScores:
     """Returns one task's scores, with those of its sources where they can still be read."""
     about = merged.about(task)
@@ -67,7 +83,9 @@ def score_task(
     metrics = score(network, merged.tokenizer, examples)
     named = by_name(examples, about)
     found = {
-        name: source_scores(merged, name, named, score, trust_remote_code=trust_remote_code, labels=labels)
+        name: source_scores(
+            merged, name, named, score, opened.get(name), trust_remote_code=trust_remote_code, labels=labels
+        )
         for name in (about.sources if sources else ())
     }
     known = {name: metrics for name, metrics in found.items() if metrics is not None}
@@ -87,26 +105,21 @@ def source_scores(
     name: str,
     examples: Examples,
     score: Scorer,
+    opened: Checkpoint | None = None,
     *,
     trust_remote_code: bool,
     labels: tuple[str, ...] | None = None,
 ) -> dict[str, float] | None:
     """Returns a source's scores, or None (with a warning) when it is gone or its weights have changed."""
     record = merged.manifest.sources[name]
+    again: Any = partial(
+        open_checkpoint, origin_from(merged.folder, record["origin"]), name=name, revision=record.get("revision"),
+        trust_remote_code=trust_remote_code, ask_hub=False,
+    )  # fmt: skip
     try:
-        source = open_checkpoint(
-            record["origin"], name=name, revision=record.get("revision"), trust_remote_code=trust_remote_code,
-            ask_hub=False,
-        )  # fmt: skip
+        source = opened or again()
         if labels is not None and placeholders(source.labels):
-            source = open_checkpoint(
-                record["origin"],
-                name=name,
-                revision=record.get("revision"),
-                trust_remote_code=trust_remote_code,
-                labels=labels,
-                ask_hub=False,
-            )
+            source = again(labels=labels)
         if source.digest != record.get("digest"):
             logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
             return None

@@ -262,7 +262,7 @@ SHOWN = ("nll", "calibration_error", "consistency", "diversity", "disagreement",
 def ensemble_card(report: Mapping[str, Any]) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
     recipe = report["recipe"]
-    folder, token = str(recipe["output"]), report["kind"] == "token_classification"
+    folder, token = str(recipe["output"]), report["head_kind"] == "token_classification"
     use = SEPARATE if report["separate"] else PASSES if recipe["method"]["name"] == "mc_dropout" else ENSEMBLE_USE
     use = PLAIN if report.get("plain") else use
     task = "TokenClassification" if token else "SequenceClassification"

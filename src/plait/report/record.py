@@ -1,27 +1,40 @@
-"""The record `plait.json` beside every result: what it was made of, and how."""
+"""The record `plait.json` beside every result: one schema, written and read here; and what lies at a path.
+
+Results of Plait 0.1 have records of format 1: a merge without a `kind`, the others with `made_by` and no number.
+`_upgraded` turns them into what is written today.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from plait.autoclasses import ENSEMBLE
 from plait.boundary import parse_json, read_text, usable_name, validated
-from plait.checkpoints.headers import read_json
-from plait.errors import SourceError
+from plait.errors import RecipeError, SourceError, listed
 
 FILE = "plait.json"
-FORMAT = 1
-AGAIN = "merge again"
+FORMAT = 2
+AGAIN = "make it again"
+STORE = "store.json"
+"""What a store of posteriors says of itself; `plait.posteriors.record` reads it."""
+MEMBERS = "members"
+"""Where separate models lie."""
 BASE = "(base)"
 """The name of the base among the sources; no source can have it."""
+
+Kind = Literal[
+    "merged", "student", "ensemble", "one_model", "members", "finetuned", "checkpoint", "posteriors", "statistics"
+]  # fmt: skip
+"""What can lie at a path; `one_model` is an ensemble that became one ordinary checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +63,11 @@ class Manifest:
     refinement: Mapping[str, Any] = field(default_factory=dict)
     heads: Mapping[str, Any] = field(default_factory=dict)
     job: str = ""
+    kind: ClassVar[Kind] = "merged"
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder."""
-        content = {"format": FORMAT, **asdict(self)}
-        (folder / FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(folder, "merged", asdict(self))
 
 
 def _plain(name: str) -> str:
@@ -108,7 +121,6 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    format: Annotated[int, Field(ge=1, le=FORMAT)]
     tasks: Annotated[dict[PlainName, _Task], Field(min_length=1)]
     sources: dict[str, _Source]
     recipe: _Recipe
@@ -120,39 +132,126 @@ class _File(BaseModel):
     heads: dict[str, Any] = Field(default_factory=dict)
 
 
-def is_merged(folder: str | Path) -> bool:
-    """Returns whether a folder holds a merged checkpoint of ours."""
-    file = Path(folder) / FILE
-    if not file.is_file():
-        return False
-    try:
-        content = parse_json(read_text(file), file)
-    except SourceError:
-        return False
-    return isinstance(content, dict) and "tasks" in content
+class Record(BaseModel):
+    """What the records of all other results have in common; what only people read is of any form."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Any
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """Returns what was recorded as plain data."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
-    """Returns the manifest of a merged checkpoint.
+class _Model(BaseModel):
+    """A model that taught another one; what was not kept has no origin."""
+
+    model_config = ConfigDict(extra="allow")
+
+    origin: Place | None
+    digest: str | None = None
+    revision: Place | None = None
+    labels: tuple[str, ...] | None = None
+
+
+class _StudentRecipe(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    rename: dict[str, str] = Field(default_factory=dict)
+
+
+class StudentRecord(Record):
+    """The record of an amalgamation: who taught the student what."""
+
+    kind: Literal["student"]
+    labels: tuple[str, ...] = ()
+    teachers: dict[str, _Model]
+    recipe: _StudentRecipe
+
+
+class _EnsembleRecipe(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    method: dict[str, Any] = Field(default_factory=dict)
+    members: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
+
+
+class EnsembleRecord(Record):
+    """The record of an ensemble, of one model that members became, and of such members."""
+
+    kind: Literal["ensemble", "members"]
+    head_kind: str = "sequence_classification"
+    members: Annotated[int, Field(ge=1, le=10_000)] = 1
+    recipe: _EnsembleRecipe = Field(default_factory=_EnsembleRecipe)
+    teachers: dict[str, _Model] = Field(default_factory=dict)
+
+
+class FinetunedRecord(Record):
+    """The record of a fine-tuned checkpoint."""
+
+    kind: Literal["finetuned"]
+    base: str
+    data: dict[str, Any]
+
+
+class OtherRecord(Record):
+    """A `plait.json` that no result of ours has, such as one that names a checkpoint's base and nothing else."""
+
+    kind: Literal["checkpoint"]
+
+
+_SCHEMAS: dict[Any, type[Record]] = {
+    "student": StudentRecord,
+    "ensemble": EnsembleRecord,
+    "members": EnsembleRecord,
+    "finetuned": FinetunedRecord,
+    "checkpoint": OtherRecord,
+}
+_MAKERS = {"amalgamate": "student", "ensemble": "ensemble", "members": "members", "finetune": "finetuned"}
+
+
+def write_record(folder: Path, kind: Kind, report: Mapping[str, Any]) -> None:
+    """Writes the record of a result other than a merge; what `kind` must have is checked first."""
+    _SCHEMAS[kind].model_validate({**report, "kind": kind})
+    _write(folder, kind, report)
+
+
+def _write(folder: Path, kind: Kind, content: Mapping[str, Any]) -> None:
+    named = {"format": FORMAT, **content, "kind": kind}
+    text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def read_record(folder: str | Path) -> Manifest | Record | None:
+    """Returns the record of what lies in a folder, None where it has none.
 
     Raises:
-        SourceError: no manifest there, or one that is damaged or of a newer format.
+        SourceError: it is damaged, or of a newer format; one line with the file and the field.
     """
     file = Path(folder) / FILE
     if not file.is_file():
-        raise SourceError(
-            f"{folder} is not a merged checkpoint: it has no {FILE} (make one with plait merge)"
-        )
+        return None
     content = parse_json(read_text(file), file, advice=AGAIN)
     if not isinstance(content, dict):
         raise SourceError(f"{file} is damaged: holds a {type(content).__name__}; {AGAIN}")
-    if maker := content.get("made_by"):
-        raise SourceError(
-            f"{folder} is no merged checkpoint but one of {maker}: transformers opens it as it is"
-        )
-    version = content.get("format")
-    if isinstance(version, int) and version > FORMAT:
+    content = _upgraded(content)
+    version = content.pop("format")
+    if not isinstance(version, int):
+        raise SourceError(f"{file} is damaged: format is {version!r}, expected a number; {AGAIN}")
+    if version > FORMAT:
         raise SourceError(f"{file} has format {version}, this Plait reads up to {FORMAT}: update Plait")
+    kind = content.get("kind")
+    if kind == "merged":
+        return _manifest(content, file)
+    if not isinstance(kind, str) or kind not in _SCHEMAS:
+        raise SourceError(f"{file} is damaged: kind is {kind!r}, expected {', '.join(('merged', *_SCHEMAS))}; {AGAIN}")
+    return validated(_SCHEMAS[kind], content, file, advice=AGAIN)
+
+
+def _manifest(content: Mapping[str, Any], file: Path) -> Manifest:
     checked = validated(_File, content, file, advice=AGAIN)
     for name, task in checked.tasks.items():
         strangers = [source for source in task.sources if source not in checked.sources]
@@ -164,40 +263,150 @@ def read_manifest(folder: str | Path) -> Manifest:
     return Manifest(tasks=tasks, **checked.model_dump(include=known))
 
 
-def is_student(folder: str | Path) -> bool:
-    """Says whether a student of ours lies at a place."""
-    record = Path(folder) / "plait.json"
-    try:
-        return record.is_file() and read_json(record).get("made_by") == "amalgamate"
-    except SourceError:  # damaged: whoever opens it says so
-        return False
+def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record in today's form, whatever version of Plait wrote it."""
+    found = dict(content)
+    if found.get("format", 1) != 1:
+        return found
+    maker = found.pop("made_by", None)
+    if maker in ("ensemble", "members") and "kind" in found:
+        found["head_kind"] = found["kind"]
+    if maker is None:
+        # The base alone is what other programs write, or users by hand.
+        merged = "tasks" in found or "format" in found
+        ours = "recipe" in found and not merged
+        found["kind"] = "merged" if merged else "ensemble" if ours else "checkpoint"
+    else:
+        found["kind"] = _MAKERS.get(maker, str(maker)) if isinstance(maker, str) else maker
+    return {**found, "format": 1}
 
 
-MEMBERS = "members"
-"""Where separate models lie."""
+def read_manifest(folder: str | Path) -> Manifest:
+    """Returns the record of a merged checkpoint.
+
+    Raises:
+        SourceError: none there, or one that is damaged, of a newer format, or of something else.
+    """
+    found = read_record(folder)
+    if found is None:
+        raise SourceError(
+            f"{folder} is not a merged checkpoint: it has no {FILE} (make one with plait merge)"
+        )
+    if not isinstance(found, Manifest):
+        raise SourceError(f"{folder} is not a merged checkpoint but {ARTICLES[found.kind]}")
+    return found
 
 
-def is_ensemble(place: Any) -> bool:
-    """Says whether an ensemble of ours lies at a place, in one model or in several."""
+def report_of(folder: str | Path) -> dict[str, Any]:
+    """Returns the record of a result other than a merge as plain data; nothing where there is none.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    found = read_record(folder)
+    return found.report() if isinstance(found, Record) else {}
+
+
+ARTICLES: Mapping[str, str] = {
+    "merged": "a merged checkpoint",
+    "student": "a student, an ordinary checkpoint that transformers opens",
+    "ensemble": "an ensemble",
+    "one_model": "one ordinary model that an ensemble became",
+    "members": "the members that became one model; name one of the folders in it",
+    "finetuned": "a fine-tuned checkpoint, which transformers opens",
+    "checkpoint": "an ordinary checkpoint, which transformers opens",
+    "posteriors": "a store of posteriors",
+    "statistics": "saved statistics",
+}
+"""What a message calls each kind."""
+
+
+def kind_of(place: Any) -> Kind | None:
+    """Returns what lies at a path; None for nothing that can be told, such as a Hub id or what is in memory.
+
+    Raises:
+        SourceError: its record is damaged.
+    """
     if not isinstance(place, str | Path):
-        return False
-    config, record = Path(place) / "config.json", Path(place) / "plait.json"
-    if config.is_file():
-        return bool(read_json(config).get("model_type") == ENSEMBLE)
-    return (Path(place) / MEMBERS).is_dir() and record.is_file()
+        return None
+    path = Path(place).expanduser()
+    if path.is_file():
+        return "statistics" if path.suffix == ".safetensors" else None
+    if (path / STORE).is_file():
+        return "posteriors"
+    model = _model_type(path / "config.json")
+    # An ensemble is one even where its record has been lost.
+    found = None if model == ENSEMBLE else read_record(path)
+    if model == ENSEMBLE or (found is not None and found.kind == "ensemble"):
+        return "ensemble" if model == ENSEMBLE or (path / MEMBERS).is_dir() else "one_model"
+    if found is None:
+        return None if model is None else "checkpoint"
+    known: Kind = found.kind
+    return known
 
 
-def is_one_model(place: Any) -> bool:
-    """Says whether one ordinary checkpoint lies at a place that an ensemble of ours has become."""
-    if not isinstance(place, str | Path) or is_ensemble(place):
-        return False
-    record = Path(place) / "plait.json"
+def _model_type(config: Path) -> str | None:
+    """Returns the type that a configuration names, empty where it names none; None without a configuration."""
+    if not config.is_file():
+        return None
     try:
-        return (Path(place) / "config.json").is_file() and record.is_file() and (
-            read_json(record).get("made_by") == "ensemble"
-        )  # fmt: skip
-    except SourceError:  # damaged: whoever opens it says so
-        return False
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # whoever opens it says so
+        return ""
+    return str(content.get("model_type") or "") if isinstance(content, dict) else ""
+
+
+_REFUSED: Mapping[Kind, str] = {
+    "merged": "a merged checkpoint has several heads; plait export one task of it first",
+    "ensemble": "an ensemble has several members; plait export it first",
+    "members": "holds the members that became one model; name one of the folders in it",
+}
+
+
+def refuse_several(places: Mapping[str, str | Path]) -> None:
+    """Raises `RecipeError` naming all of several sources that are not one model: merged checkpoints, ensembles.
+
+    Args:
+        places: what messages call each source -> where it lies.
+    """
+    kinds = {name: kind_of(place) for name, place in places.items()}
+    for kind, why in _REFUSED.items():
+        if names := [name for name, found in kinds.items() if found == kind]:
+            raise RecipeError(f"{listed(names)}: {why}")
+
+
+def origin_beside(origin: str, result: str | Path) -> str:
+    """Returns how a record names a model: a Hub id as it is, a folder relative to that of the result.
+
+    Such a path begins with a dot, which no Hub id does: both can be moved together, and no machine's paths are told.
+    """
+    folder = Path(origin).expanduser()
+    return path_beside(folder, result) if folder.is_dir() else origin
+
+
+def path_beside(folder: Path, result: str | Path) -> str:
+    """Returns the path from the folder of a result to another one, which need not be there yet."""
+    try:
+        found = os.path.relpath(os.path.realpath(folder), os.path.realpath(result))
+    except ValueError:  # on another drive
+        return str(folder.resolve())
+    path = Path(found).as_posix()
+    return path if path.startswith(".") else f"./{path}"
+
+
+def origin_from(folder: Path, origin: str) -> str:
+    """Returns where a model lies that the record in a folder names; 0.1 wrote paths as they were given."""
+    beside = Path(os.path.normpath(Path(os.path.realpath(folder)) / origin))
+    return str(beside) if origin.startswith(".") and beside.is_dir() else origin
+
+
+def models_from(folder: Path, told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns the models that the record in a folder names, with where each lies as `origin`; None where none does."""
+    places = {name: about.get("origin") for name, about in told.items()}
+    return {
+        name: {**about, "origin": None if (place := places[name]) is None else origin_from(folder, place)}
+        for name, about in told.items()
+    }
 
 
 def versions() -> dict[str, str]:

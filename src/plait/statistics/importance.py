@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
@@ -43,6 +43,7 @@ class Statistics:
     and `neurons` [L, I] instead.
     """
 
+    artifact: ClassVar = "statistics"
     estimator: str
     tensors: Mapping[str, Tensor]
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -19,7 +19,6 @@ from plait.encoders.modes import accelerator
 from plait.errors import DataError, SourceError
 from plait.teachers.files import read_facts, read_shard, write_shard
 from plait.teachers.mc_dropout import half, means
-from plait.teachers.shards import hash_texts
 from plait.teachers.store import Store, shard_key, texts_file
 
 Reader = Callable[[Examples, progress.Tick], Tensor]
@@ -77,11 +76,11 @@ def _compute(  # noqa: PLR0917 - a store's shards and all that fills them
 ) -> None:
     wanted = set(pending)
     with progress.task(f"reading for {files[0].parent.parent.name}", store.count) as tick:
-        for number, examples in enumerate(texts.chunks(store.record.chunk)):
+        for number, (examples, own) in enumerate(texts.hashed(store.record.chunk)):
             if number not in wanted:
                 continue
             hashes = read_shard(texts_file(store.folder, number))[0]["hashes"]
-            if not torch.equal(hash_texts(examples), hashes):
+            if not torch.equal(torch.from_numpy(own()), hashes):
                 raise DataError(f"{texts.source}: changed while it was read; leave it alone, and try again")
             key = shard_key(store.folder, number)
             write_shard(files[number], {"values": reader(examples, tick)}, {**facts, "texts": key})

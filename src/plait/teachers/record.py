@@ -11,11 +11,12 @@ from pydantic import BaseModel, Field
 
 from plait.boundary import parse_json, read_text, reading, validated
 from plait.errors import DataError, RecipeError, listed
+from plait.report.record import STORE
 from plait.teachers.files import write_json
 from plait.teachers.settings import Settings
 from plait.teachers.teacher import Teacher
 
-FILE = "store.json"
+FILE = STORE
 KIND, VERSION = "posteriors", 1
 
 AGAIN = "delete the folder"

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import xxhash
-
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.output import one_writer
 from plait.data import Texts
@@ -16,8 +14,8 @@ from plait.teachers.early_stopping import in_rounds
 from plait.teachers.files import check_place, check_room, size_of
 from plait.teachers.record import FILE, Record, TextFacts, check_same, read_record
 from plait.teachers.settings import Settings
-from plait.teachers.shards import Run, hash_texts
-from plait.teachers.store import Store, open_store
+from plait.teachers.shards import Run
+from plait.teachers.store import Store
 from plait.teachers.teacher import Teacher, check_able, check_teachers, teacher_of
 
 SHARD = 512
@@ -78,21 +76,18 @@ def _scored(
         in_rounds(run)
     else:
         run.one_by_one()
-    return open_store(folder, [teacher.name for teacher in wanted])
+    return Store(folder, run.record, tuple(run.teachers))
 
 
 def text_facts(texts: Texts) -> TextFacts:
-    """Returns number and fingerprint of the texts, whatever the chunks they come in: one pass."""
-    total, count = xxhash.xxh3_128(), 0
-    for examples in texts.chunks():
-        hashes = hash_texts(examples)
-        total.update(hashes.numpy().data)
-        count += len(hashes)
-    return TextFacts(count, texts.skipped, total.hexdigest(), texts.source)
+    """Returns number and fingerprint of the texts, whatever the chunks they come in."""
+    fingerprint = texts.fingerprint
+    return TextFacts(texts.count(), texts.skipped, fingerprint, texts.source)
 
 
 def _continued(folder: Path, facts: TextFacts, wanted: Sequence[Teacher], settings: Settings) -> Record:
     """Returns the record of the store that is there, with the teachers that are new to it."""
+    # Read again, now that nobody else writes: another job may have been at it since the plan was made.
     found = read_record(folder)
     check_same(folder, found, facts, wanted, settings)
     new = [teacher for teacher in wanted if found.teacher(teacher.name) is None]

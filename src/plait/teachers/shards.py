@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -41,15 +40,7 @@ Work = Callable[[Scorer, Piece, progress.Tick], None]
 
 def hash_texts(examples: Examples) -> Tensor:
     """Returns the xxh3-128 of each text and its pair as two integers: [n, 2]."""
-    pairs = examples.pairs or ()
-    whole = (f"{a}\0{b}" for a, b in zip(examples.texts, pairs, strict=True)) if pairs else examples.texts
-    try:
-        digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in whole)
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{examples.source}: a text holds half a character ({error}); mend the file"
-        ) from None
-    return torch.from_numpy(np.frombuffer(bytearray(digests), dtype="<i8").reshape(-1, 2))
+    return torch.from_numpy(examples.hashes())
 
 
 def _remove(files: Sequence[Path]) -> None:
@@ -190,9 +181,9 @@ class Run:
 
     def _pieces(self, pending: Sequence[int]) -> Iterator[Piece]:
         wanted = set(pending)
-        for number, examples in enumerate(self.texts.chunks(self.record.chunk)):
+        for number, (examples, hashes) in enumerate(self.texts.hashed(self.record.chunk)):
             if number in wanted:
-                yield Piece(number, examples, self._keep_hashes(number, hash_texts(examples)))
+                yield Piece(number, examples, self._keep_hashes(number, torch.from_numpy(hashes())))
             if number == pending[-1]:
                 return
 

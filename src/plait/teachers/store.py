@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ class Cost:
 class Store:
     """Posteriors on disk; made by `score_texts`, found again by `open_store`."""
 
+    artifact: ClassVar = "posteriors"
     folder: Path
     record: Record
     teachers: tuple[Teacher, ...]

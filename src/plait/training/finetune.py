@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -17,7 +16,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait.checkpoints.headers import read_json
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.sealed import digest
 from plait.checkpoints.tokenizers import keep_tokenizer
@@ -26,9 +24,9 @@ from plait.data import Examples, ProblemType, align_labels, batches, encode, len
 from plait.encoders.heads import Head
 from plait.encoders.modes import seeded
 from plait.errors import OutputError, RecipeError, did_you_mean
+from plait.report.record import report_of, write_record
 from plait.training.heads import check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.state import (
-    RECORD,
     check_accelerate,
     check_state,
     finished_job,
@@ -162,8 +160,8 @@ def _identity(base: str | Path, head: Head) -> dict[str, Any]:
 
 def _told(out: Path) -> dict[str, Any]:
     """Returns the report of a checkpoint that was written before."""
-    own = ("made_by", "losses", "job")
-    return {name: value for name, value in read_json(out / RECORD).items() if name not in own}
+    own = ("kind", "losses", "job")
+    return {name: value for name, value in report_of(out).items() if name not in own}
 
 
 def _check_problem(problem_type: str | None) -> None:
@@ -251,11 +249,10 @@ def _write(
     report: Mapping[str, Any],
     overwrite: bool,
 ) -> None:
-    record = json.dumps({"made_by": "finetune", **report}, indent=2) + "\n"
     try:
         with atomic_folder(out, overwrite=overwrite) as folder, quiet():
             model.save_pretrained(folder)
             keep_tokenizer(tokenizer, folder)
-            (folder / RECORD).write_text(record, encoding="utf-8")
+            write_record(folder, "finetuned", report)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

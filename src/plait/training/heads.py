@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from plait.checkpoints.answering import answering
 from plait.checkpoints.checkpoint import quiet_loading, read_config
 from plait.checkpoints.headers import read_headers
 from plait.checkpoints.parameter_names import check_size
-from plait.checkpoints.tokenizers import misfit, open_tokenizer
+from plait.checkpoints.tokenizers import Opened, misfit, open_tokenizer
 from plait.data import Examples, ProblemType
 from plait.data.batching import without_padding
 from plait.data.labels import check_complete, names_in, what_was_taken
@@ -53,37 +54,60 @@ def head_for(examples: Examples, labels: Sequence[str] | None, problem_type: Pro
     return Head(examples.kind, names, problem)
 
 
-def check_openable(base: str | Path, revision: str | None, trust_remote_code: bool) -> None:
-    """Raises `SourceError` where there is no configuration, tokenizer or weights to start from; reads no weights."""
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder to start from, as far as it can be known without weights."""
+
+    folder: Path
+    config: PreTrainedConfig
+    tokenizer: Opened
+
+
+def check_openable(base: str | Path, revision: str | None, trust_remote_code: bool) -> Encoder:
+    """Returns what lies there to start from; reads no weights.
+
+    Raises:
+        SourceError: there is no configuration, tokenizer or weights.
+    """
     folder = locate(base, revision, trust_remote_code)
     config = read_config(folder, trust_remote_code)
     if not any(file.suffix in {".safetensors", ".bin"} for file in folder.iterdir()):
         raise SourceError(f"{base}: no weights in {folder} (expected model.safetensors)")
-    _open_tokenizer(base, folder, config, trust_remote_code)
+    return Encoder(folder, config, Opened.of(_open_tokenizer(base, folder, config, trust_remote_code)))
+
+
+def _encoder(base: str | Path, revision: str | None, trust_remote_code: bool) -> Encoder:
+    folder = locate(base, revision, trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    return Encoder(folder, config, Opened.of(_open_tokenizer(base, folder, config, trust_remote_code)))
 
 
 def _open_tokenizer(
     base: str | Path, folder: Path, config: PreTrainedConfig, trust_remote_code: bool, **options: Any
 ) -> PreTrainedTokenizerBase:
     """Returns the tokenizer saved with a base whose embeddings have a row for each of its ids."""
-    found = open_tokenizer(folder, str(base), trust_remote_code=trust_remote_code, **options)
+    found = open_tokenizer(folder, str(base), config=config, trust_remote_code=trust_remote_code, **options)
     if problem := misfit(found, config):
         raise SourceError(f"{base}: its tokenizer {problem}")
     return found
 
 
 def open_with(
-    base: str | Path, head: Head, trust_remote_code: bool, revision: str | None = None
+    base: str | Path,
+    head: Head,
+    trust_remote_code: bool,
+    revision: str | None = None,
+    known: Encoder | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns the encoder of `base` with the head, and its tokenizer.
+    """Returns the encoder of `base` with the head, and its tokenizer; `known` is what a check has opened already.
 
     Raises:
         SourceError: When there is no model or tokenizer that can be opened.
     """
-    folder = locate(base, revision, trust_remote_code)
-    old = read_config(folder, trust_remote_code)
+    encoder = known or _encoder(base, revision, trust_remote_code)
+    folder, old = encoder.folder, encoder.config
     trust = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    tokenizer = _open_tokenizer(base, folder, old, trust_remote_code)
+    tokenizer = encoder.tokenizer.as_opened()
     if head.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # Words that come one by one are not continuations of the word before.
         tokenizer = _open_tokenizer(base, folder, old, trust_remote_code, add_prefix_space=True)
