@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = os.environ.get("PLAIT_CACHE")
     prepare(folder)
     os.environ.pop("PLAIT_CACHE") if cache is None else os.environ.update(PLAIT_CACHE=cache)
+    JOBS["merge"](folder, folder / "merged")  # what is exported, whichever test comes first
     return folder
 
 
