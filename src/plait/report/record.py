@@ -25,7 +25,7 @@ FILE = "plait.json"
 FORMAT = 2
 AGAIN = "make it again"
 STORE = "store.json"
-"""What a store of posteriors says of itself; `plait.posteriors.record` reads it."""
+"""What a store of posteriors says of itself; `plait.teachers.record` reads it."""
 MEMBERS = "members"
 """Where separate models lie."""
 BASE = "(base)"
