@@ -11,7 +11,7 @@ from plait.data.columns import Table
 
 if TYPE_CHECKING:
     from plait.data.examples import Examples
-    from plait.data.streaming import Hashes, Texts
+    from plait.data.texts import Hashes, Texts
 
 
 def write_texts(file: Path, texts: Texts, hashes: list[Hashes]) -> None:
