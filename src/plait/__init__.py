@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         schema,
     )
     from plait.errors import PlaitError
+    from plait.progress import set_verbosity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,13 +51,16 @@ __all__ = [
     "posteriors",
     "run",
     "schema",
+    "set_verbosity",
 ]
+ELSEWHERE = {"PlaitError": "plait.errors", "set_verbosity": "plait.progress"}
+"""Where names live that need none of the machinery."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'plait' has no attribute {name!r}")
-    return getattr(importlib.import_module("plait.errors" if name == "PlaitError" else "plait.api"), name)
+    return getattr(importlib.import_module(ELSEWHERE.get(name, "plait.api")), name)
 
 
 def __dir__() -> list[str]:

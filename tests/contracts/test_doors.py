@@ -120,6 +120,7 @@ AMALGAMATE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]]
     "seed": (7, None, None),
     "report_to": ("all", None, None),
     "store": ("st", None, None),
+    "routing": ("who.csv", None, None),
     "trust_remote_code": (True, None, None),
 }  # fmt: skip
 ENSEMBLE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]] = {

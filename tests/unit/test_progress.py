@@ -41,3 +41,74 @@ def test_bar_appears_late_on_a_terminal(
         tick(1)
         tick(1)
     assert "barring" in capfd.readouterr().err
+
+
+def test_long_work_off_a_terminal_says_so_now_and_then(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with caplog.at_level(logging.INFO, logger="plait"), progress.task("training", 20) as tick:
+        for _ in range(15):
+            tick(1)
+    assert [r.message for r in caplog.records] == [
+        "training: 3 of 20, 170 s left".replace("170 s", "3 min"),
+        "training: 9 of 20, 2 min left",
+        "training: done in 170.0 s",
+    ]
+
+
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> logging.Logger:
+    """Makes this a program that has configured no logging; pytest hangs handlers of its own into each test."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    ours = logging.getLogger("plait")
+    monkeypatch.setattr(ours, "handlers", [])
+    monkeypatch.setattr(ours, "propagate", True)
+    ours.setLevel(logging.NOTSET)
+    return ours
+
+
+@progress.noted
+def job() -> None:
+    logging.getLogger("plait").info("a note")
+
+
+def test_notes_appear_where_nothing_is_configured(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unconfigured(monkeypatch)
+    job()
+    job()
+    assert capfd.readouterr().err == "a note\na note\n"
+
+
+def test_notes_leave_a_configured_program_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = unconfigured(monkeypatch)
+    job()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    job()
+    assert capfd.readouterr().err == "a note\n"
+    assert bare.handlers == []
+    assert bare.level == logging.NOTSET
+
+
+def test_own_level_is_kept(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    unconfigured(monkeypatch).setLevel(logging.WARNING)
+    job()
+    assert capfd.readouterr().err == ""
+
+
+def test_verbosity(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    import plait
+
+    unconfigured(monkeypatch)
+    plait.set_verbosity("quiet")
+    job()
+    assert capfd.readouterr().err == ""
+    plait.set_verbosity("notes")
+    job()
+    assert capfd.readouterr().err == "a note\n"
+    with pytest.raises(plait.PlaitError, match="did you mean 'quiet'"):
+        plait.set_verbosity("quite")

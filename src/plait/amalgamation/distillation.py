@@ -92,7 +92,7 @@ def teach(
             resume=resume,
             counter=meter,
         )
-    return Learned(epochs_of(log), meter.forwards)
+    return Learned(marked(epochs_of(log), best), meter.forwards)
 
 
 class Meter:
@@ -170,6 +170,14 @@ def epochs_of(log: list[dict[str, float]]) -> list[dict[str, float]]:
         for entry in log
         if any(name.startswith("eval_") for name in entry)
     ]
+
+
+def marked(epochs: list[dict[str, float]], best: str) -> list[dict[str, float]]:
+    """Returns the epochs with a mark on the one whose weights are kept: the first with the best score."""
+    if not epochs:
+        return epochs
+    top = max(range(len(epochs)), key=lambda at: epochs[at].get(best, float("-inf")))
+    return [{**epoch, "kept": True} if at == top else epoch for at, epoch in enumerate(epochs)]
 
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

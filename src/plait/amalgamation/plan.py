@@ -17,6 +17,7 @@ from plait.checkpoints.tokenizers import misfit
 from plait.checkpoints.writer import check_target
 from plait.data import Examples
 from plait.data.texts import Texts
+from plait.data.writing import check_table
 from plait.errors import RecipeError, SourceError, listed
 from plait.recipe import AmalgamateRecipe, NamedOptions
 from plait.teachers import Settings
@@ -126,6 +127,10 @@ def check_output(recipe: AmalgamateRecipe, *, overwrite: bool) -> None:
     check_apart(recipe.output, *read)
     check_apart(recipe.store_folder(), *read)
     check_apart(recipe.output, recipe.store_folder(), kept=True)
+    if recipe.routing is not None:
+        check_table(recipe.routing, "--routing", overwrite=overwrite)
+        check_apart(recipe.routing, *read)
+        check_apart(recipe.routing, recipe.output, recipe.store_folder(), kept=True)
 
 
 def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) -> AmalgamationPlan:

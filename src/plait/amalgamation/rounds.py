@@ -77,12 +77,13 @@ def first(posterior: Posterior, count: int) -> Posterior:
 
 @dataclass
 class Taught:
-    """What teaching gave: the student that stays, how it went, and who taught what in each round."""
+    """What teaching gave: the student that stays, how it went, what it was given, and who taught what in each round."""
 
     pupil: Pupil
     tokenizer: PreTrainedTokenizerBase
     learned: Learned
     forwards: float
+    given: Lesson
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -105,7 +106,7 @@ def teach_in_rounds(job: AmalgamationPlan, material: Material, state: Path, *, r
         pupil, tokenizer = open_pupil(job, material.corpus, given)
         learned = train_pupil(job, pupil, tokenizer, place, resume=resume)
     rounds.append(who_taught_what(given, job.choices, material.truth))
-    return Taught(pupil, tokenizer, learned, spent + learned.forwards, rounds)
+    return Taught(pupil, tokenizer, learned, spent + learned.forwards, given, rounds)
 
 
 def lesson_of(job: AmalgamationPlan, material: Material, mass: Tensor | None) -> Lesson:

@@ -21,13 +21,17 @@ from plait.amalgamation.initialization import MERGED
 from plait.amalgamation.plan import AmalgamationPlan, check_output, open_teachers, plan
 from plait.amalgamation.rounds import Taught, judge_of, material_of, teach_in_rounds
 from plait.amalgamation.student import Student, write_student
+from plait.amalgamation.targets import routing_columns
 from plait.amalgamation.texts import open_corpus, store_record, warn_of_places, with_columns
 from plait.checkpoints.checkpoint import Checkpoint
+from plait.checkpoints.lineage import lineage
 from plait.checkpoints.output import write_whole
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import writing
 from plait.data.texts import Texts
+from plait.data.writing import write_table
 from plait.errors import DataError, RecipeError, did_you_mean, first_line, listed
+from plait.hub import locate
 from plait.recipe import AmalgamateRecipe
 from plait.recipe.arguments import amalgamation_recipe, is_file
 from plait.report.record import origin_beside, versions
@@ -86,6 +90,8 @@ def _taught(job: AmalgamationPlan, started: float, *, overwrite: bool, resume: b
         if job.validation is not None:
             report["validation"] = judge_of(job, taught.tokenizer)(taught.pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
+        if recipe.routing is not None:
+            write_table(Path(recipe.routing), routing_columns(taught.given, job.texts.chunks()))
         write_student(taught.pupil.model, taught.tokenizer, out, report, overwrite=overwrite)
         shutil.rmtree(state, ignore_errors=True)
     logger.info("posteriors stay in %s: another student of them costs no teacher", store.folder)
@@ -93,7 +99,7 @@ def _taught(job: AmalgamationPlan, started: float, *, overwrite: bool, resume: b
 
 def identity(job: AmalgamationPlan) -> dict[str, Any]:
     """Returns what must be the same for a training to be resumed."""
-    left_out = {"output", "report_to", "store", "sources"}
+    left_out = {"output", "report_to", "store", "routing", "sources"}
     return {
         **job.resolved().model_dump(mode="json", exclude=left_out),
         "texts": text_facts(job.texts).fingerprint,
@@ -116,6 +122,7 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
     teachers, student = store.cost.total, taught.forwards / store.count
     return {
         "base": None if job.start.origin == MERGED else job.start.origin,
+        **start_told(job),
         "labels": list(job.space.names),
         "teachers": {t.name: describe_teacher(t, job.recipe.output) for t in job.teachers},
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
@@ -135,6 +142,14 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
     }  # fmt: skip
 
 
+def start_told(job: AmalgamationPlan) -> dict[str, Any]:
+    """Returns what the student started from, with its Hub id and licence; nothing where the teachers were merged."""
+    start = job.start
+    if start.origin == MERGED:
+        return {}
+    return {"start": {"origin": start.origin, **lineage(start.origin, locate(start.origin, start.revision))}}
+
+
 def describe_teacher(teacher: Checkpoint, output: str) -> dict[str, Any]:
     """Returns how a teacher is found again, whichever folder is the current one then."""
     return {
@@ -143,6 +158,7 @@ def describe_teacher(teacher: Checkpoint, output: str) -> dict[str, Any]:
         "digest": teacher.digest,
         "architecture": teacher.architecture,
         "labels": list(teacher.labels or ()),
+        **lineage(teacher.origin, teacher.folder, teacher.recorded_base),
     }
 
 
@@ -161,7 +177,7 @@ class Scoring:
 
 
 def scoring_of(
-    teachers: Mapping[str, Any],
+    teachers: Mapping[str, Any] | Sequence[str | Path],
     *,
     texts: Any,
     out: str | Path,
@@ -195,7 +211,7 @@ def scoring_of(
 
 
 def posteriors_plan(
-    teachers: Mapping[str, Any], *, out: str | Path, overwrite: bool = False, **asked: Any
+    teachers: Mapping[str, Any] | Sequence[str | Path], *, out: str | Path, overwrite: bool = False, **asked: Any
 ) -> dict[str, Any]:
     """Returns what `posteriors` would do with the same arguments, as plain data; scores nothing.
 

@@ -13,6 +13,7 @@ from plait.checkpoints.tokenizers import keep_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data.reading import to_predict
 from plait.errors import OutputError
+from plait.evaluation.notebook import html, shortened
 from plait.evaluation.predict import predict_logits
 from plait.report.cards import student_card
 from plait.report.record import report_of, write_record
@@ -32,12 +33,29 @@ def taught_by(folder: Path) -> dict[str, Any]:
     return record if record.get("kind") == "student" else {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Student:
     """A model taught by several: `.labels`, `.report`, `.predict(texts)`; `.model` is an ordinary transformers one."""
 
     artifact: ClassVar = "student"
     folder: Path
+
+    def __repr__(self) -> str:
+        told = self.report
+        return f"Student({str(self.folder)!r}, labels={list(told['labels'])}, teachers={list(told['teachers'])})"
+
+    def _repr_html_(self) -> str:
+        who = self.report["who_taught_what"]["teachers"]
+        rows = [
+            {
+                "teacher": name,
+                "labels": shortened(about["labels"]),
+                "taught": f"{100 * who[name].get('share', who[name].get('mean_weight', 0.0)):.1f} %",
+            }
+            for name, about in self.report["teachers"].items()
+        ]
+        facts = {"folder": self.folder, "labels": len(self.report["labels"]), "texts": self.report["data"]["texts"]}
+        return html("Student", facts, rows)
 
     @cached_property
     def report(self) -> dict[str, Any]:

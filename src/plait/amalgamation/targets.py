@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from plait.amalgamation.gate_selection import Verdict, agreeing, judge, panel_to
 from plait.amalgamation.label_space import LabelSpace, disagreement
 from plait.amalgamation.objective import ObjectiveEntry
 from plait.amalgamation.routing import LEAST_MARGIN, Routing, summary, temperature_from_passes
+from plait.data import Examples
 from plait.teachers import Posterior
 
 Distribution = Literal["single", "mean"]
@@ -220,6 +221,32 @@ def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | 
     }
 
 
+def by_label(taught: Lesson) -> dict[str, dict[str, int]]:
+    """Returns per label, as the targets have it, how many texts each teacher taught; none where nobody taught any."""
+    space, labels = taught.space, taught.target.argmax(-1)
+    found = {}
+    for at, name in enumerate(space.names):
+        chosen = taught.routing.choice[labels == at].tolist()
+        found[name] = {t: chosen.count(n) for n, t in enumerate(space.teachers) if n in chosen}
+    return found
+
+
+def routing_columns(taught: Lesson, texts: Iterable[Examples]) -> dict[str, list[Any]]:
+    """Returns per text who taught it what, by which margin, and the weight of every teacher, in columns."""
+    chunks = list(texts)
+    space, routing = taught.space, taught.routing
+    found: dict[str, list[Any]] = {"row": list(range(len(routing.choice)))}
+    found["text"] = [text for chunk in chunks for text in chunk.texts]
+    if chunks and chunks[0].pairs is not None:
+        found["text_pair"] = [pair for chunk in chunks for pair in chunk.pairs or ()]
+    found["teacher"] = [space.teachers[at] for at in routing.choice.tolist()]
+    found["label"] = [space.names[at] for at in taught.target.argmax(-1).tolist()]
+    found["margin"] = [round(value, 6) for value in routing.margin.tolist()]
+    for at, name in enumerate(space.teachers):
+        found[f"weight_{name}"] = [round(value, 6) for value in routing.weights[:, at].tolist()]
+    return found
+
+
 def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
     """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist.
 
@@ -232,6 +259,8 @@ def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = Non
     if not choices.gated:
         weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
         found = {"texts": found["texts"], "teachers": weights}
+    else:
+        found["labels"] = by_label(taught)
     if taught.verdict is not None and taught.verdict.members:
         found["panel"] = panel_told(taught.verdict, space, truth, known)
     if any(t != 1 for t in taught.temperatures):

@@ -79,7 +79,7 @@ def labelled(data: Any, space: LabelSpace) -> Examples:
     """Returns validation data whose labels the student will have."""
     found = read(data)
     if found.labels is None:
-        raise DataError(f"{found.source}: has no labels, which validation needs")
+        raise DataError(found.lacks_labels("expected a label column to validate on"))
     warn_of_places(found.source, found, space.names)
     align_labels(
         found, space.names, kind="sequence_classification", problem_type="single_label_classification"

@@ -17,16 +17,20 @@ from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data import Examples
 from plait.data.reading import read
+from plait.data.writing import check_table, write_table
 from plait.ensembles.evaluation import saved_scores
 from plait.ensembles.export import export_ensemble, export_plain
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError, SourceError, listed
-from plait.evaluation import evaluate_model
+from plait.evaluation import outcome_of, outcome_scores
+from plait.evaluation.outcome import RESAMPLES
 from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
 from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules
 from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import scores_of
+from plait.progress import noted
+from plait.report.cards import exported_card
 from plait.report.record import ARTICLES, Kind, kind_of, read_manifest, report_of
 from plait.statistics.importance import Statistics, load_statistics
 from plait.teachers import Store, open_store
@@ -89,6 +93,7 @@ def load(folder: str | Path) -> Any:
     return found.model if isinstance(found, SavedEnsemble) else found
 
 
+@noted
 def evaluate(
     model: str | Path | Merged | SavedEnsemble | Student,
     data: Any,
@@ -98,6 +103,8 @@ def evaluate(
     max_length: int | None = None,
     examples: int | None = None,
     seed: int = 0,
+    resamples: int = RESAMPLES,
+    predictions: str | Path | None = None,
     out_of_scope: Any = None,
     labels: Any = None,
     revision: str | None = None,
@@ -107,13 +114,16 @@ def evaluate(
 
     Args:
         model: a merged checkpoint, an ensemble, a student, or a plain one (folder, Hub id, or what made it returned).
-        data: task -> data (a file, a Dataset, columns); for a model with one task the data alone.
+        data: task -> data (a file, a Dataset, columns); for a model with one task the data alone, or any name -> data
+            for a row each and their mean.
         sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
             still be found.
         batch_size: texts at a time.
         max_length: tokens a text is cut at.
         examples: a random subset of this size; default all.
-        seed: of the subset.
+        seed: of the subset and of the resamples.
+        resamples: of the bootstrap interval (95 %) around each primary metric; 0 leaves it out.
+        predictions: a file to write with every row's text, label and prediction: csv, jsonl or parquet by its suffix.
         out_of_scope: texts that belong to no class, which an ensemble should doubt.
         labels: names of a head's labels in its order, such as `["negative", "positive"]`, where its own are
             placeholders (`LABEL_0`, `0`); task -> names for a merged checkpoint.
@@ -123,6 +133,8 @@ def evaluate(
     Raises:
         PlaitError: an unknown task, unusable data, labels that the head does not have.
     """
+    if predictions is not None:
+        check_table(predictions, "--predictions")
     opened = (
         open_artifact(model, revision=revision, trust_remote_code=trust_remote_code)
         if isinstance(model, str | Path)
@@ -132,22 +144,26 @@ def evaluate(
     told: dict[str, Any] = {"sources": sources, "batch_size": batch_size, "max_length": max_length}
     given = Given(data, out_of_scope, examples, seed)
     names = label_names(labels)
-    if isinstance(opened, SavedEnsemble):
-        if names:
-            raise RecipeError("labels (--labels) name those of a merged or plain checkpoint, not of an ensemble")
-        return evaluate_ensemble(name, opened, given, **told)
-    if out_of_scope is not None:
+    if isinstance(opened, SavedEnsemble) and names:
+        raise RecipeError("labels (--labels) name those of a merged or plain checkpoint, not of an ensemble")
+    if out_of_scope is not None and not isinstance(opened, SavedEnsemble):
         raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
-    told |= {"trust_remote_code": trust_remote_code}
-    if isinstance(opened, Merged):
-        named = {task: given.read(entry) for task, entry in name_data(data, opened.tasks).items()}
-        return scores_of(opened, named, labels=of_tasks(names, opened.tasks), **told)
+    trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if isinstance(opened, Student | Checkpoint) and (names or isinstance(opened, Student)):
-        mine = only(names, model)
-        opened = open_checkpoint(opened.folder, trust_remote_code=trust_remote_code, labels=mine)
-    if not isinstance(opened, Checkpoint):
+        opened = open_checkpoint(opened.folder, **trusted, labels=only(names, model))
+    if isinstance(opened, SavedEnsemble):
+        found = evaluate_ensemble(name, opened, given, **told)
+    elif isinstance(opened, Merged):
+        called = of_tasks(names, opened.tasks)
+        found = scores_of(opened, given.tables(opened.tasks), labels=called, **told, **trusted)
+    elif isinstance(opened, Checkpoint):
+        found = evaluate_plain(name, opened, given, **told, **trusted)
+    else:
         raise RecipeError(f"{model} holds {ARTICLES[opened.artifact]}, which answers nothing: expected a model")
-    return evaluate_plain(name, opened, given, **told)
+    found = found.with_intervals(resamples=resamples, seed=seed)
+    if predictions is not None:
+        write_table(Path(predictions), found.predictions())
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,28 +179,26 @@ class Given:
         """Returns the rows of one entry, or a random subset of them."""
         return read(entry, limit=self.examples, seed=self.seed)
 
-    def alone(self, what: str) -> tuple[str, Examples]:
-        """Returns the name and rows of the only entry, for a model with one task."""
-        (task, entry), *others = name_data(self.data, ("model",), free=True).items()
-        if others:
-            raise RecipeError(f"{what}: give --data once")
-        return task, self.read(entry)
+    def tables(self, tasks: tuple[str, ...] = ("model",)) -> dict[str, Examples]:
+        """Returns the rows by task; a model with one task takes entries of any name, each a row of its own."""
+        named = name_data(self.data, tasks, free=len(tasks) == 1)
+        return {name: self.read(entry) for name, entry in named.items()}
 
 
 def evaluate_ensemble(
     name: str, saved: SavedEnsemble, given: Given, *, sources: bool, batch_size: int, max_length: int | None
 ) -> Evaluation:
-    """Returns the scores of an ensemble's members together and alone."""
-    task, rows = given.alone(f"{name} is an ensemble for one task")
+    """Returns the scores of an ensemble's members together and alone, on each file."""
     strange = None if given.out_of_scope is None else given.read(given.out_of_scope)
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-    found = saved_scores(saved, rows, strange, members=sources, **settings)
-    return Evaluation(name, {task: found}, saved.artifact)
+    tables = given.tables()
+    scored = {task: saved_scores(saved, rows, strange, members=sources, **settings) for task, rows in tables.items()}
+    return Evaluation(name, scored, saved.artifact)
 
 
 def evaluate_plain(
     name: str,
-    source: Checkpoint,
+    plain: Checkpoint,
     given: Given,
     *,
     sources: bool,
@@ -192,14 +206,20 @@ def evaluate_plain(
     max_length: int | None,
     trust_remote_code: bool,
 ) -> Evaluation:
-    """Returns the scores of an ordinary checkpoint, and of the teachers of a student."""
-    task, rows = given.alone(f"{name} is a plain checkpoint with one task")
-    primary = primary_of(source.kind, source.problem_type)
+    """Returns the scores of an ordinary checkpoint on each file, and of the teachers of a student."""
+    primary = primary_of(plain.kind, plain.problem_type)
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-    metrics = evaluate_model(source.model(), source.tokenizer(), rows, **settings)
-    settings |= {"trust_remote_code": trust_remote_code}
-    known = teacher_scores(source.folder, rows, **settings) if sources else {}
-    return Evaluation(name, {task: TaskScores(metrics, primary, len(rows), known)})
+    tables = given.tables()
+    network, tokenizer = plain.model(), plain.tokenizer()
+    if max_length:  # more than in its training: the tokenizer's limit is that of training
+        tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
+    found = {}
+    for task, rows in tables.items():
+        outcome = outcome_of(network, tokenizer, rows, **settings)
+        trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        known = teacher_scores(plain.folder, rows, **settings, **trusted) if sources else {}
+        found[task] = TaskScores(outcome_scores(outcome), primary, len(rows), known, outcome=outcome)
+    return Evaluation(name, found)
 
 
 def label_names(labels: Any) -> dict[str | None, tuple[str, ...]]:
@@ -229,6 +249,7 @@ def only(names: Mapping[str | None, tuple[str, ...]], model: Any) -> tuple[str, 
     return next(iter(names.values()), None)
 
 
+@noted
 def export(
     merged: str | Path | Merged | SavedEnsemble,
     out: str | Path,
@@ -274,6 +295,8 @@ def export(
             copy_modules(source.folder, folder)
         if has_tokenizer(source.folder):
             copy_tokenizer(source.folder, folder)
+        card = exported_card(source.manifest, task or source.tasks[0], Path(out).name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(out)
 
 

@@ -27,6 +27,7 @@ from plait.merging.merged import Merged
 from plait.merging.plan import check_output as check_merge_output
 from plait.merging.plan import plan as plan_merge
 from plait.merging.run import run_merge
+from plait.progress import noted
 from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
 from plait.recipe.arguments import amalgamation_recipe, are_files, ensemble_recipe, is_file, merge_recipe
 from plait.statistics.cache import PASSES, asked, cached, estimated
@@ -70,6 +71,7 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
     return plan_merge(found).describe()
 
 
+@noted
 def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
 
@@ -91,6 +93,7 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     return run_merge(found, overwrite=overwrite, resume=resume)
 
 
+@noted
 def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> dict[str, Any]:
     """Returns the report of a fine-tuned checkpoint written to `out`; see `plait.training.finetune` for options.
 
@@ -103,6 +106,7 @@ def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> di
     return train(base, data, out, **{"score": evaluate_model, **options})
 
 
+@noted
 def estimate(
     model: str | Path | PreTrainedModel,
     data: Any,
@@ -168,8 +172,9 @@ def estimate(
     return found
 
 
+@noted
 def amalgamate(
-    teachers: Mapping[str, Any],
+    teachers: Mapping[str, Any] | Sequence[str | Path],
     *,
     texts: Any,
     out: str | Path,
@@ -199,7 +204,8 @@ def amalgamate(
         options: all other fields of a recipe: `gate`, `base`, `temperature`, `target`, `margin`, `agreement`, `rounds`,
             `posterior`, `calibrate`, `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`,
             `held_back`, `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`,
-            `seed`, `report_to`, `store`, `trust_remote_code`.
+            `seed`, `report_to`, `store`, `trust_remote_code`; `routing`, a file (csv, jsonl or parquet) that says who
+            taught each text, how clearly, and with which weights.
 
     Raises:
         PlaitError: anything a user can mend; no student has been written then.
@@ -217,8 +223,9 @@ def amalgamate(
     )
 
 
+@noted
 def posteriors(
-    teachers: Mapping[str, Any],
+    teachers: Mapping[str, Any] | Sequence[str | Path],
     *,
     texts: Any,
     out: str | Path,
@@ -255,6 +262,7 @@ def posteriors(
     return store
 
 
+@noted
 def ensemble(
     base: str | Path | None = None,
     *,
@@ -303,8 +311,9 @@ def ensemble(
     )
 
 
+@noted
 def merge(
-    sources: Mapping[str, Any],
+    sources: Mapping[str, Any] | Sequence[str | Path],
     *,
     out: str | Path,
     method: str | None = None,
@@ -335,7 +344,8 @@ def merge(
     """Returns one checkpoint made of several, written to `out`.
 
     Args:
-        sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe.
+        sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe. A list of
+            checkpoints takes the names of their folders.
         out: the folder to write.
         method: a rule of `plait.methods()`; left open it is chosen by what is given, see docs/merging.md (`fisher`
             where an importance is).
@@ -343,7 +353,8 @@ def merge(
         statistics: name -> statistics saved by `plait.estimate`, instead of data.
         base: the model the sources were fine-tuned from, for the rules that need it; else found where it is recorded.
         weights: name -> λ, 1 where not given.
-        tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label).
+        tasks: source name -> task name, for sources that share one task (their heads are merged, aligned by label);
+            `{"a,b,c": "sentiment"}` names several at once.
         evaluate: task -> labelled data to score the result and its sources on.
         merge_pooler: merge the poolers too, as Plait 0.1 did, instead of keeping each with its head.
         align_heads: fit each head to the merged encoder on the texts of `data`: `shift`, `ridge` or `none`; default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,3 +154,10 @@ def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str 
     if rows is None or highest < rows:
         return None
     return f"has ids up to {highest}, its embeddings only {rows} rows"
+
+
+def limits(folders: Iterable[Path]) -> list[int]:
+    """Returns the lengths that tokenizers record as their limits, where they do."""
+    files = [folder / "tokenizer_config.json" for folder in folders]
+    found = [read_json(file).get("model_max_length") for file in files if file.is_file()]
+    return [int(limit) for limit in found if isinstance(limit, int | float)]

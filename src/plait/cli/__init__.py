@@ -99,12 +99,9 @@ class Printable(logging.Formatter):
 def configure_logging(*, quiet: bool) -> None:
     """Sends our log to stderr, from INFO on (from ERROR on when quiet); libraries speak only of errors."""
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write a traceback
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Printable("%(message)s"))
-    ours = logging.getLogger("plait")
-    ours.handlers[:] = [handler]
-    ours.propagate = False
-    ours.setLevel(logging.ERROR if quiet else logging.INFO)
+    from plait.progress import Notes, send_to
+
+    send_to(Notes(), logging.ERROR if quiet else logging.INFO)
     # The libraries' own bars and hints would stand between the lines of a table or a JSON document.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

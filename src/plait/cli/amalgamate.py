@@ -23,6 +23,7 @@ from plait.cli.options import (
     Seed,
     TextColumn,
     Trust,
+    named_sources,
     pairs,
     parse_yaml,
     revised,
@@ -34,7 +35,7 @@ from plait.errors import RecipeError
 GATE = "Gate and targets"
 Teachers = Annotated[
     list[str],
-    typer.Argument(help="NAME=CHECKPOINT: a classifier, a folder or a Hub id.", rich_help_panel=SOURCES),
+    typer.Argument(help="[NAME=]CHECKPOINT: a classifier, a folder or a Hub id.", rich_help_panel=SOURCES),
 ]
 TextFile = Annotated[
     str, typer.Option("--text", help="FILE of texts; labels are not used.", rich_help_panel=SOURCES)
@@ -128,7 +129,7 @@ def amalgamate(
         chosen["gate"] = named(fields["gate"], gate_options, "--set-gate")
     held = spec(validation, validation_text_column, text_pair_column, validation_label_column)
     recipe = amalgamation_recipe(
-        revised(pairs(teachers, "teachers"), revision), out=output,
+        revised(named_sources(teachers, "teachers"), revision), out=output,
         texts=spec(text, text_column, text_pair_column, label_column),
         student=chosen.pop("student", None), validation=None if validation is None else held, options=chosen,
     )  # fmt: skip
@@ -179,7 +180,7 @@ def posteriors(
     from plait.amalgamation.run import posteriors_plan
     from plait.api.artifacts import describe_store
 
-    given = revised(pairs(teachers, "teachers"), revision)
+    given = revised(named_sources(teachers, "teachers"), revision)
     asked: dict[str, Any] = {
         "texts": spec(text, text_column, text_pair_column, None), "out": output, "passes": passes, "keep": keep,
         "last_layers": last_layers, "stop": stop or "never", "dropout": dropout, "limit": limit,

@@ -14,7 +14,6 @@ app = typer.Typer(
     cls=Completing,
     help="Weave several fine-tuned language models into one.",
     no_args_is_help=False,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

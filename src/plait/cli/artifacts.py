@@ -1,4 +1,4 @@
-"""Commands that answer questions: evaluate, inspect, methods."""
+"""Commands that answer questions: evaluate, inspect, methods, cache."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def evaluate(
         str | None,
         typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?"),
     ] = None,
+    predictions: Annotated[
+        str | None,
+        typer.Option("--predictions", help="FILE to write each row's label and prediction to: .csv, .jsonl, .parquet."),
+    ] = None,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Precision, recall and F1 of each label.")
+    ] = False,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=0, help="Of the bootstrap interval; 0 leaves it out.")
+    ] = 1000,
     examples: Annotated[
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
     ] = None,
@@ -61,9 +71,10 @@ def evaluate(
     found = api.evaluate(
         model, entry, sources=sources, examples=examples, batch_size=batch_size, max_length=max_length, seed=seed,
         revision=revision, trust_remote_code=trust_remote_code, labels=label_names(labels),
+        resamples=resamples, predictions=predictions,
         out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
     )  # fmt: skip
-    show_scores(found, json=json)
+    show_scores(found, json=json, per_class=per_class)
 
 
 @app.command()
@@ -78,6 +89,26 @@ def inspect(
     from plait import api
 
     found = api.inspect(path, revision=revision, trust_remote_code=trust_remote_code)
+    if json:
+        render.as_json(found)
+    else:
+        render.facts(found)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    limit: Annotated[
+        str | None, typer.Option("--limit", help="SIZE, such as 2GB: remove what was unused longest beyond it.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say how much room kept statistics take, or make some."""
+    from plait.statistics.cache_space import describe, trim
+
+    removed = trim(0 if clear else limit or 0) if clear or limit is not None else None
+    found = describe(removed)
     if json:
         render.as_json(found)
     else:

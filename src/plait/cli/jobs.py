@@ -29,6 +29,7 @@ from plait.cli.options import (
     Seed,
     TextColumn,
     Trust,
+    named_sources,
     pairs,
     parse_yaml,
     revised,
@@ -43,7 +44,7 @@ from plait.errors import RecipeError, did_you_mean
 def merge(
     *,
     sources: Annotated[
-        list[str], typer.Argument(help="NAME=CHECKPOINT: a folder or a Hub id.", rich_help_panel=SOURCES)
+        list[str], typer.Argument(help="[NAME=]CHECKPOINT: a folder or a Hub id.", rich_help_panel=SOURCES)
     ],
     data: Names = None,
     weights: Annotated[
@@ -61,7 +62,9 @@ def merge(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--task", help="NAME=TASK: sources that share one task and head.", rich_help_panel=SOURCES),
+        typer.Option(
+            "--task", help="NAME[,NAME…]=TASK: sources that share one task and head.", rich_help_panel=SOURCES
+        ),
     ] = None,
     statistics: Annotated[
         list[str] | None,
@@ -98,9 +101,9 @@ def merge(
     chosen = {name: value for name, value in fields.items() if name not in settings}
     if (whose := whose_labels(labels)) is not None:
         chosen["labels"] = whose
-    given = revised(pairs(sources, "sources"), revision)
+    given = revised(named_sources(sources, "sources"), revision)
     recipe, _ = merge_recipe(
-        named_sources(given, [told for told in labels or () if "=" in told]), out=output,
+        with_labels(given, [told for told in labels or () if "=" in told]), out=output,
         data=spec(pairs(data, "--data"), *columns),
         statistics=pairs(statistics, "--statistics"), weights=pairs(weights, "--weight", float),
         tasks=pairs(tasks, "--task"), evaluate=spec(pairs(evaluate, "--evaluate"), *columns),
@@ -125,7 +128,7 @@ def whose_labels(values: list[str] | None) -> str | None:
     return every[0] if every else None
 
 
-def named_sources(sources: dict[str, Any], labels: list[str]) -> dict[str, Any]:
+def with_labels(sources: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     """Returns sources with the names of their labels.
 
     Raises:

@@ -120,6 +120,23 @@ def pairs(values: Sequence[str] | None, what: str, convert: Callable[[str], Any]
     return found
 
 
+def named_sources(values: Sequence[str] | None, what: str) -> dict[str, Any]:
+    """Returns NAME=CHECKPOINT arguments as a dictionary; checkpoints without names have those of their folders.
+
+    Raises:
+        RecipeError: a name given twice, or names for some of them alone.
+    """
+    from plait.recipe.arguments import named_places
+
+    every = list(values or ())
+    bare = [value for value in every if "=" not in value or "/" in value.partition("=")[0]]
+    if not bare:
+        return pairs(every, what)
+    if len(bare) < len(every):
+        raise RecipeError(f"{what}: {bare[0]!r} has no name and others have: name all (NAME=CHECKPOINT) or none")
+    return named_places(bare)
+
+
 def revised(sources: dict[str, Any], revisions: Sequence[str] | None) -> dict[str, Any]:
     """Returns sources with the revisions of their Hub ids.
 

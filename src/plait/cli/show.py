@@ -54,12 +54,16 @@ def show_student(student: Any, *, json: bool) -> None:
             else f"weighs {100 * about['mean_weight']:.1f} %"
         )
         render.line(f"  {name} {told} of the texts ({labels})")
+    for label, taught in report["who_taught_what"].get("labels", {}).items():
+        whom = ", ".join(f"{count} by {name}" for name, count in taught.items()) or "no text"
+        render.line(f"  {label}: {whom}")
     show_panel(report["who_taught_what"])
     for number, before in enumerate(report.get("rounds_before", []), 1):
         show_routing(before, f"before the correction of round {number}: ")
     show_routing(report["who_taught_what"])
     for epoch in report["epochs"]:
-        render.line("  " + ", ".join(f"{name} {value:g}" for name, value in epoch.items()))
+        said = ", ".join(f"{name} {value:g}" for name, value in epoch.items() if name != "kept")
+        render.line(f"  {said}{' (kept)' if epoch.get('kept') else ''}")
     cost = report["forward_equivalents"]
     stored = "" if cost["teachers_now"] else " (in the store already)"
     base = f" + base {cost['base']:.2f}" if cost["base"] else ""
@@ -117,15 +121,24 @@ def show_ensemble(saved: Any, *, json: bool) -> None:
     )
 
 
-def show_scores(found: Any, *, json: bool) -> None:
-    """Prints what was scored: of an ensemble its members, of anything else the result beside its sources."""
+def show_scores(found: Any, *, json: bool, per_class: bool = False) -> None:
+    """Prints what was scored: of an ensemble its members, of anything else a row for each task or file."""
     if json:
-        render.as_json(found.to_dict())
+        classes = {"per_class": found.per_class()} if per_class else {}
+        render.as_json({**found.to_dict(), **classes})
         return
+    several = len(found.tasks) > 1
     if found.artifact == "ensemble":
-        for scores in found.tasks.values():
-            show_members(scores)
-        return
+        for name, scores in found.tasks.items():
+            show_members(scores, f"{name}: " if several else "")
+    if several or found.artifact != "ensemble":
+        show_rows(found)
+    if per_class:
+        show_classes(found)
+
+
+def show_rows(found: Any) -> None:
+    """Prints a row for each task or file, the sources that were scored, and the mean."""
     render.table(found.rows(), right=("score", "source", "relative", "examples"))
     for scores in found.tasks.values():
         for name, metrics in scores.sources.items() if len(scores.sources) > 1 else ():
@@ -134,7 +147,19 @@ def show_scores(found: Any, *, json: bool) -> None:
         render.line(f"mean relative to the sources: {100 * found.mean_relative:.1f} %")
 
 
-def show_members(scores: Any) -> None:
+def show_classes(found: Any) -> None:
+    """Prints precision, recall and F1 of each label."""
+    for task, classes in found.per_class().items():
+        rows = [
+            {key: value if isinstance(value, str) else f"{value:g}" if isinstance(value, int) else f"{value:.3f}"
+             for key, value in row.items()}
+            for row in classes
+        ]  # fmt: skip
+        if rows:
+            render.table(rows, title=task if len(found.tasks) > 1 else None, right=list(rows[0])[1:])
+
+
+def show_members(scores: Any, name: str = "") -> None:
     """Prints the scores of all members together and of each alone, and how they differ."""
     together, names = scores.metrics, [scores.primary, *ALONE]
     columns = [name for name in dict.fromkeys(names) if name in together]
@@ -142,7 +167,8 @@ def show_members(scores: Any) -> None:
         {"": who, **{name: f"{found[name]:.3f}" for name in columns}}
         for who, found in {"together": together, **scores.sources}.items()
     ]
-    render.table(rows, title=f"{scores.examples} examples", right=columns)
+    around = "" if scores.interval is None else f", {scores.primary} together {scores.interval} (95 %)"
+    render.table(rows, title=f"{name}{scores.examples} examples{around}", right=columns)
     others = {name: value for name, value in together.items() if name not in columns}
     render.line(", ".join(f"{name} {value:.4g}" for name, value in others.items()))
 
@@ -188,28 +214,29 @@ def show_demo(report: dict[str, Any], output: Path) -> None:
         f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
     )
     render.line(
-        f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/average; plait methods fisher"
+        f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/default; plait methods regmean"
     )
 
 
 def show_taught(taught: dict[str, Any], output: Path) -> None:
-    """Prints what teachers with half of the labels each know of all, and what their students do."""
-    scores = {**taught["accuracy"], "for comparison: trained on labels": taught["supervised"]}
+    """Prints what teachers of half of the topics each score on all, alone and together, beside their student."""
+    scores = {**taught["accuracy"], "for comparison: one model trained on labels of all": taught["supervised"]}
     rows = [{"": name, "accuracy": f"{score:.3f}"} for name, score in scores.items()]
-    title = f"accuracy over all libraries; two teachers know half of them each, {taught['texts']} texts without labels"
+    title = f"accuracy over all topics; two teachers know half of them each, {taught['texts']} texts without labels"
     render.table(rows, title=title, right=["accuracy"])
-    render.line(f"teachers, student and posteriors {output}/amalgamation")
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in taught["taught"].items())
+    render.line(f"who taught the texts: {shares}; teachers, student and posteriors {output}/amalgamation")
 
 
 def show_demo_members(made: dict[str, Any], output: Path) -> None:
-    """Prints what an ensemble scores beside one model, and what it takes."""
+    """Prints what several models score, alone and together, beside the one model that they taught."""
     rows = [
         {"": name, **{key.replace("_", " "): f"{score:.3f}" for key, score in scores.items()}}
         for name, scores in made["scores"].items()
     ]
-    render.table(rows, title="an ensemble whose members share one encoder", right=list(rows[0])[1:])
+    render.table(rows, title="an ensemble in one model", right=list(rows[0])[1:])
     sizes = {name: made["parameters"][name] / 1e6 for name in ("saved", "separate")}
     render.line(
-        f"ensemble {output}/ensemble: {sizes['saved']:.1f} million parameters, not {sizes['separate']:.1f}; "
+        f"the model {output}/ensemble: {sizes['saved']:.1f} million parameters, not {sizes['separate']:.1f}; "
         "a prediction takes one encoder pass"
     )

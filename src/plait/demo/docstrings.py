@@ -6,15 +6,26 @@ import ast
 import importlib.util
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plait.errors import DataError
 
-LIBRARIES = ("torch", "transformers", "numpy", "scipy", "sklearn", "pandas", "sympy", "huggingface_hub")
+TOPICS = {
+    "distribution": ("torch", "distributed"),
+    "sharing": ("huggingface_hub", ""),
+    "tables": ("pandas", "core"),
+    "physics": ("sympy", "physics"),
+    "polynomials": ("sympy", "polys"),
+    "statistics": ("scipy", "stats"),
+}
+"""Per topic the library and the folder whose docstrings are about it: programming first, then mathematics."""
+SUBJECTS = {"programming": tuple(TOPICS)[:3], "mathematics": tuple(TOPICS)[3:]}
+"""What two people who each know half of the topics would be asked about."""
 KINDS = ("class", "function", "method", "property")
-FILES_PER_LIBRARY = 400
+FILES_PER_TOPIC = 150
 NAMES = re.compile(
     r"(py)?torch|transformers?|num-?py|sci-?py|scikit-learn|sk-?learn|pandas|sym-?py|hugging[ _]?face(_hub)?"
     r"|\b(np|pd|sp)\.",
@@ -32,7 +43,7 @@ class Docstring:
     text: str
     name: str
     kind: str
-    package: str
+    topic: str
     file: str
 
 
@@ -40,17 +51,16 @@ def harvest(seed: int = 0) -> list[Docstring]:
     """Returns the summaries of documented objects in installed libraries, cleaned, each text once, shuffled.
 
     Raises:
-        DataError: fewer than two of the libraries are installed with their sources.
+        DataError: a library is not installed with its sources.
     """
-    places = {name: folder for name in LIBRARIES if (folder := package_folder(name)) is not None}
-    if len(places) < 2:
-        raise DataError(
-            f"the demo reads docstrings of {', '.join(LIBRARIES)}: at least two must be installed"
-        )
+    places = {topic: folder for topic in TOPICS if (folder := topic_folder(topic)) is not None}
+    if lacking := [topic for topic in TOPICS if topic not in places]:
+        wanted = ", ".join(sorted({TOPICS[topic][0] for topic in lacking}))
+        raise DataError(f"the demo reads docstrings of {wanted}, which are not installed with their sources")
     seen: set[str] = set()
     found: list[Docstring] = []
-    for library, place in places.items():
-        for docstring in library_docstrings(library, place, seed):
+    for topic, place in places.items():
+        for docstring in topic_docstrings(topic, place, seed):
             key = docstring.text.lower()
             if key not in seen:
                 seen.add(key)
@@ -59,26 +69,33 @@ def harvest(seed: int = 0) -> list[Docstring]:
     return found
 
 
+def topic_folder(topic: str) -> Path | None:
+    """Returns the folder with the sources of a topic, without importing its library."""
+    library, below = TOPICS[topic]
+    package = package_folder(library)
+    return None if package is None or not (package / below).is_dir() else package / below
+
+
 def package_folder(name: str) -> Path | None:
     """Returns the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
-def library_docstrings(library: str, folder: Path, seed: int) -> Iterator[Docstring]:
-    """Yields the documented objects in a random subset of a package's files (all of it would take minutes)."""
+def topic_docstrings(topic: str, folder: Path, seed: int) -> Iterator[Docstring]:
+    """Yields the documented objects in a random subset of a topic's files."""
     files = sorted(f for f in folder.rglob("*.py") if "test" not in f.relative_to(folder).as_posix())
     random.Random(seed).shuffle(files)
-    for file in files[:FILES_PER_LIBRARY]:
+    for file in files[:FILES_PER_TOPIC]:
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
-        relative = f"{library}/{file.relative_to(folder).as_posix()}"
+        relative = f"{topic}/{file.relative_to(folder).as_posix()}"
         for kind, name, text in documented(tree, inside_class=False):
             summary = clean(text)
             if summary is not None:
-                yield Docstring(summary, name, kind, library, relative)
+                yield Docstring(summary, name, kind, topic, relative)
 
 
 def documented(node: ast.AST, *, inside_class: bool) -> Iterator[tuple[str, str, str]]:
@@ -109,7 +126,7 @@ def clean(docstring: str) -> str | None:
     text = MARKUP.sub(lambda m: next(group for group in m.groups() if group is not None), paragraph)
     text = " ".join(NAMES.sub("", text).replace("`", "").split())
     words = text.split()
-    # Signatures, tables and shouting are not English; very short summaries say nothing about their library.
+    # Signatures, tables and shouting are not English; very short summaries say nothing about their topic.
     odd = sum(not (c.isalpha() or c in " .,'-()") for c in text) > 0.1 * len(text)
     if not len(words) >= 5 or odd or not text.isascii() or text.isupper():
         return None
@@ -133,9 +150,17 @@ def unused(found: Sequence[Docstring], used: Table, seed: int = 0) -> list[str]:
 
 
 def held_back_files(found: Sequence[Docstring], seed: int) -> set[str]:
-    """Returns the files whose docstrings are for tests: a quarter of all."""
-    files = sorted({d.file for d in found})
-    return set(random.Random(seed).sample(files, len(files) // 4))
+    """Returns the files whose docstrings are for tests: of each topic as many as hold a quarter of them."""
+    draw, held = random.Random(seed), set()
+    for topic in TOPICS:
+        sizes = Counter(d.file for d in found if d.topic == topic)
+        files, count = sorted(sizes), 0
+        draw.shuffle(files)
+        for file in files:
+            if count + sizes[file] <= sizes.total() / 3 and count < sizes.total() / 4:
+                held.add(file)
+                count += sizes[file]
+    return held
 
 
 def tasks(found: Sequence[Docstring], train: int, test: int, seed: int = 0) -> dict[str, tuple[Table, Table]]:
@@ -148,7 +173,7 @@ def tasks(found: Sequence[Docstring], train: int, test: int, seed: int = 0) -> d
     parts = ([d for d in found if d.file not in held_back], [d for d in found if d.file in held_back])
     return {
         name: (make(parts[0], train, seed), make(parts[1], test, seed + 1))
-        for name, make in (("library", by_library), ("kind", by_kind), ("fits", name_fits))
+        for name, make in (("topic", by_topic), ("kind", by_kind), ("fits", name_fits))
     }
 
 
@@ -172,11 +197,10 @@ def balanced(
     return chosen
 
 
-def by_library(found: Sequence[Docstring], rows: int, seed: int) -> Table:
-    """Returns the task: which library does a summary come from?"""
-    present = [name for name in LIBRARIES if any(d.package == name for d in found)]
-    chosen = balanced(found, "package", present, rows, seed)
-    return {"text": [d.text for d in chosen], "label": [d.package for d in chosen]}
+def by_topic(found: Sequence[Docstring], rows: int, seed: int) -> Table:
+    """Returns the task: what is a summary about?"""
+    chosen = balanced(found, "topic", tuple(TOPICS), rows, seed)
+    return {"text": [d.text for d in chosen], "label": [d.topic for d in chosen]}
 
 
 def by_kind(found: Sequence[Docstring], rows: int, seed: int) -> Table:
@@ -188,17 +212,17 @@ def by_kind(found: Sequence[Docstring], rows: int, seed: int) -> Table:
 def name_fits(found: Sequence[Docstring], rows: int, seed: int) -> Table:
     """Returns the task on pairs: is this the name of what the summary describes?
 
-    A wrong name is that of another object of the same library, so that the library alone tells nothing.
+    A wrong name is that of another object of the same topic, so that the topic alone tells nothing.
     """
     pool = [d for d in found if len(words_of(d.name)) > 3]
     if len(pool) < rows:
         raise DataError(f"only {len(pool)} docstrings, {rows} are needed: ask for fewer examples")
-    rest = {library: [d.name for d in pool[rows:] if d.package == library] for library in LIBRARIES}
+    rest = {topic: [d.name for d in pool[rows:] if d.topic == topic] for topic in TOPICS}
     draw = random.Random(seed)
     table: Table = {"text": [], "text_pair": [], "label": []}
     for number, docstring in enumerate(pool[:rows]):
         fits = number % 2 == 0
-        others = [n for n in rest[docstring.package] if n != docstring.name]
+        others = [n for n in rest[docstring.topic] if n != docstring.name]
         name = docstring.name if fits or not others else draw.choice(others)
         table["text"].append(words_of(name))
         table["text_pair"].append(docstring.text)

@@ -6,21 +6,18 @@ import importlib.util
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plait.demo.docstrings import Table, harvest, tasks, unused
+from plait.demo.docstrings import SUBJECTS, Table, harvest, tasks, unused
 from plait.errors import OutputError, SourceError
 
 logger = logging.getLogger("plait")
 
 METHODS: dict[str, dict[str, Any]] = {
     "average": {"method": "average"},
-    "fisher mask nodes": {"method": "fisher", "importance": "mask_nodes", "normalize": "tensor"},
-    "ties": {"method": "ties"},
     "regmean": {"method": "regmean"},
-    "actmerge": {"method": "actmerge"},
     "default": {"method": None, "max_length": 64},
 }
 """The ways of merging that the demonstration compares; the last is what Plait chooses by itself."""
@@ -47,7 +44,7 @@ def demo(
     *,
     base: str | None = None,
     train: int = 450,
-    test: int = 240,
+    test: int = 400,
     epochs: float = 3,
     seed: int = 0,
     overwrite: bool = False,
@@ -76,11 +73,11 @@ def demo(
     sources = fine_tune(folder / "sources", encoder, files, epochs, seed)
     scored = evaluate_sources(sources, files)
     rows = {label: merge_and_score(folder / "merged", label, encoder, sources, files) for label in METHODS}
-    rest = unused(found, tables["library"][0], seed)
-    taught = amalgamation(folder / "amalgamation", encoder, files["library"], rest, seed)
-    members = ensembling(
-        folder / "ensemble", encoder, files["library"], sources["library"], epochs=epochs, seed=seed
-    )
+    rest = unused(found, tables["topic"][0], seed)[:TEXTS]
+    texts = folder / "data" / "unlabelled.txt"
+    texts.write_text("\n".join(rest) + "\n", encoding="utf-8")
+    taught = amalgamation(folder / "amalgamation", encoder, files["topic"], texts, seed)
+    members = ensembling(folder / "ensemble", encoder, files["topic"], texts, epochs=epochs, seed=seed)
     report = {
         "base": encoder,
         "seed": seed,
@@ -89,8 +86,8 @@ def demo(
         "methods": {
             label: {**row, "mean relative": mean_relative(row, scored)} for label, row in rows.items()
         },
-        "amalgamation": {**taught, "supervised": scored["library"]},
-        "ensemble": members,
+        "amalgamation": {**taught, "supervised": scored["topic"]},
+        "ensemble": {**members, "alone": scored["topic"]},
         "seconds": round(time.monotonic() - begin, 1),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -150,6 +147,7 @@ def fine_tune(
             sources[task],
             epochs=epochs,
             learning_rate=1e-4,
+            batch_size=SETTINGS["batch_size"],
             max_length=64,
             seed=seed,
             checkpoints=False,
@@ -173,13 +171,13 @@ def merge_and_score(
     from plait.api import evaluate, merge
 
     options = dict(METHODS[label])
-    informed = options["method"] in {"fisher", "regmean", None}
-    if options["method"] in {"fisher", "regmean"}:
+    informed = options["method"] in {"regmean", None}
+    if options["method"] == "regmean":
         options["examples"] = EXAMPLES
     merged = merge(
         sources,
         out=folder / label.replace(" ", "-"),
-        base=base if options["method"] in {"ties", "actmerge", None} else None,
+        base=base if options["method"] is None else None,
         data={task: parts["train"] for task, parts in files.items()} if informed else None,
         overwrite=True,
         **options,
@@ -194,84 +192,84 @@ def mean_relative(row: Mapping[str, float], sources: Mapping[str, float]) -> flo
     return sum(row[task] / sources[task] for task in sources) / len(sources)
 
 
-MEMBERS = 4
-PRIVATE = 2
-"""Last layers in which members see different states while they are trained; all are shared."""
-SHOWN = ("accuracy", "calibration_error")
-"""Scores that the demonstration shows of a model alone and of all members together."""
+TEXTS = 1200
+"""Unlabelled texts at most."""
+MEMBERS = 3
+SHOWN = ("accuracy", "nll", "calibration_error")
+"""Scores that the demonstration shows of an ensemble and of the model that it taught."""
 
 
 def ensembling(
-    folder: Path, base: str, files: Mapping[str, Path], alone: str, *, epochs: float, seed: int
+    folder: Path, base: str, files: Mapping[str, Path], texts: Path, *, epochs: float, seed: int
 ) -> dict[str, Any]:
-    """Returns what an ensemble scores and takes, beside one model trained on the same rows.
+    """Returns what separate models score and take, and the one model that they taught.
 
     Args:
-        folder: where the ensemble goes.
+        folder: where the model and its members go.
         base: the encoder that all members start from.
         files: training and test file.
-        alone: the model trained on the same rows, as long and at the same rate.
+        texts: unlabelled texts that the members answer for the one model.
         epochs: of fine-tuning.
         seed: of every random choice.
     """
-    from transformers import AutoConfig
-
     from plait.api import ensemble, evaluate
 
-    depth = int(AutoConfig.from_pretrained(base, trust_remote_code=False).num_hidden_layers)
-    logger.info("training an ensemble of %d members", MEMBERS)
+    logger.info("training %d models, and the one that they teach", MEMBERS)
     made = ensemble(
         base,
         data=files["train"],
+        texts=texts,
+        method="distilled",
         out=folder,
         members=MEMBERS,
-        replicate_at=max(0, depth - PRIVATE),
+        keep_members=True,
         held_back=0,
         epochs=epochs,
+        student_epochs=STUDENT["epochs"],
         learning_rate=1e-4,
+        batch_size=SETTINGS["batch_size"],
         max_length=64,
         seed=seed,
         overwrite=True,
     )
-    found = {
-        name: evaluate(model, files["test"]).tasks["model"].metrics
-        for name, model in (("one model", alone), (f"{MEMBERS} members, one encoder", made.folder))
+    found = evaluate(made.folder, files["test"]).tasks["model"]
+    *alone, together = found.sources.values()
+    scores = {
+        f"one of {MEMBERS} models, their mean": {k: sum(m[k] for m in alone) / len(alone) for k in SHOWN},
+        f"{MEMBERS} models together": together,
+        "the model that they taught": found.metrics,
     }
     return {
-        "scores": {name: {key: metrics[key] for key in SHOWN} for name, metrics in found.items()},
+        "scores": {name: {key: metrics[key] for key in SHOWN} for name, metrics in scores.items()},
         "parameters": made.report["parameters"],
         "forward_equivalents": made.report["forward_equivalents"],
     }
 
 
-TEXTS = 900
-"""Unlabelled texts at most."""
-SETTINGS: Mapping[str, Any] = {"max_length": 48, "learning_rate": 1e-4, "epochs": 3}
-STUDENT: Mapping[str, Any] = {**SETTINGS, "student": "merged", "epochs": 2, "batch_size": 8}
-"""Few texts in small batches: a student needs steps more than it needs epochs. It starts from the merged teachers."""
+SETTINGS: Mapping[str, Any] = {"max_length": 64, "learning_rate": 1e-4, "epochs": 3, "batch_size": 8}
+"""Few texts in small batches, for all: training needs steps more than it needs epochs."""
+STUDENT: Mapping[str, Any] = {**SETTINGS, "student": "merged"}
+"""A student starts from the merged teachers."""
 
 
 def amalgamation(
-    folder: Path, base: str, files: Mapping[str, Path], rest: Sequence[str], seed: int
+    folder: Path, base: str, files: Mapping[str, Path], texts: Path, seed: int
 ) -> dict[str, Any]:
-    """Returns how well two teachers and their student tell all libraries apart.
+    """Returns how well two teachers, together and alone, and their student tell all topics apart.
 
     Args:
         folder: where data, teachers and student go.
         base: the encoder that the teachers start from.
-        files: training and test file of the task `library`.
-        rest: texts that neither file holds; what they belong to is not looked at.
+        files: training and test file of the task `topic`.
+        texts: unlabelled texts; what they are about is not looked at.
         seed: of every random choice.
     """
     from plait.api import amalgamate, evaluate, finetune
 
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    halves = split_labels(files["train"], data)
-    texts = data / "unlabelled.txt"
-    texts.write_text("\n".join(rest[:TEXTS]) + "\n", encoding="utf-8")
     teachers = {}
-    for name, rows in halves.items():
+    for name, rows in split_labels(files["train"], data).items():
         logger.info("fine-tuning teacher %s", name)
         teachers[name] = str(folder / "teachers" / name)
         finetune(base, rows, teachers[name], seed=seed, checkpoints=False, overwrite=True, **SETTINGS)
@@ -282,19 +280,17 @@ def amalgamation(
     scores["the student"] = found.metrics["accuracy"]
     about = student.report["who_taught_what"]["teachers"]
     return {
-        "texts": len(rest[:TEXTS]),
+        "texts": count(texts),
         "accuracy": scores,
         "taught": {teacher: of["share"] for teacher, of in about.items()},
     }
 
 
 def split_labels(file: Path, folder: Path) -> dict[str, Path]:
-    """Returns two files with the rows of half of the labels each."""
+    """Returns a file per subject with the rows of its topics."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    labels = sorted({json.loads(line)["label"] for line in lines})
-    middle = len(labels) // 2
     files = {}
-    for name, known in (("first", set(labels[:middle])), ("second", set(labels[middle:]))):
+    for name, known in SUBJECTS.items():
         files[name] = folder / f"{name}.train.jsonl"
         kept = [line for line in lines if json.loads(line)["label"] in known]
         files[name].write_text("\n".join(kept) + "\n", encoding="utf-8")

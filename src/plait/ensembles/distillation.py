@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
+from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizer_differences import tokenizer_problems
 from plait.checkpoints.tokenizers import misfit
 from plait.data import Examples, ProblemType, open_texts
@@ -279,6 +280,7 @@ def _about(teacher: Checkpoint, origin: str | None) -> dict[str, Any]:
         "digest": teacher.digest,
         "architecture": teacher.architecture,
         "labels": list(teacher.labels or ()),
+        **({} if origin is None else lineage(teacher.origin, teacher.folder, teacher.recorded_base)),
     }
 
 

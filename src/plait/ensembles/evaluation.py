@@ -19,6 +19,7 @@ from plait.ensembles.saved import SavedEnsemble
 from plait.errors import DataError
 from plait.evaluation import primary_metric, score
 from plait.evaluation.metrics import Curve, out_of_scope, risk_coverage, uncertainty, yes_or_no
+from plait.evaluation.outcome import Outcome
 from plait.evaluation.scores import TaskScores
 from plait.training.heads import check_labelled
 
@@ -58,19 +59,22 @@ def saved_scores(
     ask: Any = partial(saved_logits, saved, batch_size=batch_size, max_length=max_length)
     logits = ask(aligned)
     found = scores(logits, aligned, kind, saved.problem)
+    together = [row.mean(0) for row in logits]
+    outcome = Outcome(aligned, together, names=saved.labels, problem=saved.problem)
     doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()))
     if saved.plain:
         told: Any = {"batch_size": batch_size, "max_length": max_length}
         taught = taught_by(saved, aligned, **told) if members else {}
         return TaskScores(
             {**found.sources["member 0"], **doubted}, found.primary, found.examples, taught,
-            selective(*labelled_rows(logits, aligned), saved.problem).points(),
+            selective(*labelled_rows(logits, aligned), saved.problem).points(), outcome,
         )  # fmt: skip
     return replace(
         found,
         metrics={**found.metrics, **doubted},
         sources=found.sources if members else {},
         curve=selective(*labelled_rows(logits, aligned), saved.problem).points(),
+        outcome=outcome,
     )
 
 

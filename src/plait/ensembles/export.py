@@ -12,6 +12,7 @@ from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, obstacles, one_member
 from plait.ensembles.saved import SavedEnsemble, open_ensemble
 from plait.errors import RecipeError, listed
+from plait.report.cards import exported_ensemble_card
 from plait.training.state import full_disk
 
 logger = logging.getLogger("plait")
@@ -51,6 +52,9 @@ def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, over
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         plain.save_pretrained(folder)
         keep_tokenizer(saved.tokenizer, folder)
+        what = "All members" if whole else f"Member {chosen}"
+        card = exported_ensemble_card(saved.report, out.name, what)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
@@ -60,6 +64,8 @@ def export_plain(saved: SavedEnsemble, out: Path, *, overwrite: bool) -> Path:
     with full_disk(out), atomic_folder(out, overwrite=overwrite) as folder, quiet_loading():
         saved.model.save_pretrained(folder)
         keep_tokenizer(saved.tokenizer, folder)
+        card = exported_ensemble_card(saved.report, out.name, "The one model")
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
+from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.checkpoints.writer import check_space, writing
 from plait.data import Encoded, Examples, encode, length_limit
@@ -238,7 +239,11 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
         "plain": job.choice.plain,
         **{name: told[name] for name in kept},
         "sources": [
-            {"origin": origin_beside(s.origin, job.recipe.output), "digest": s.digest} for s in job.sources
+            {
+                "origin": origin_beside(s.origin, job.recipe.output), "digest": s.digest,
+                **lineage(s.origin, s.folder, s.recorded_base),
+            }
+            for s in job.sources
         ],
         "recipe": job.resolved().model_dump(mode="json", exclude_none=True),
         "data": {

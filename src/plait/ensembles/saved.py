@@ -19,6 +19,7 @@ from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble
 from plait.errors import SourceError
+from plait.evaluation.notebook import html, shortened
 from plait.report.cards import ensemble_card
 from plait.report.record import MEMBERS, kind_of, report_of, write_record
 from plait.training.heads import quiet
@@ -28,11 +29,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SavedEnsemble:
     """A trained ensemble: `.model` is a transformers model; `.labels`, `.report`, `.predict(texts)`."""
 
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"SavedEnsemble({str(self.folder)!r}, method={self.method!r}, members={self.members})"
+
+    def _repr_html_(self) -> str:
+        found = self.report.get("validation") or {}
+        answers = {"together": found["metrics"], **found["sources"]} if found else {}
+        rows = [
+            {"": who, found["primary"]: f"{scores[found['primary']]:.3f}"} for who, scores in answers.items()
+        ]
+        sizes, costs = self.report.get("parameters", {}), self.report.get("forward_equivalents", {})
+        facts = {
+            "folder": self.folder,
+            "method": self.method,
+            "members": self.members,
+            "labels": shortened(self.labels or ()),
+            "parameters": f"{sizes['saved']:,}" if "saved" in sizes else None,
+            "passes per prediction": costs.get("prediction"),
+        }
+        return html("One model of several" if self.plain else "Ensemble", facts, rows)
 
     @cached_property
     def artifact(self) -> str:

@@ -1,7 +1,7 @@
 """Logits in order, metrics, and the scores of a model on labelled examples."""
 
 from plait.encoders.heads import head_kind, head_labels, head_problem
-from plait.evaluation.evaluate import evaluate_model, primary_metric, score
+from plait.evaluation.evaluate import evaluate_model, outcome_of, outcome_scores, primary_metric, score
 from plait.evaluation.predict import predict_encoded, predict_logits
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "head_kind",
     "head_labels",
     "head_problem",
+    "outcome_of",
+    "outcome_scores",
     "predict_encoded",
     "predict_logits",
     "primary_metric",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from plait.data.labels import IGNORED
 from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError
 from plait.evaluation import metrics
+from plait.evaluation.outcome import Outcome
 from plait.evaluation.predict import predict_encoded, predict_logits
 
 logger = logging.getLogger(__name__)
@@ -45,26 +47,43 @@ def evaluate_model(
     Raises:
         DataError: When the examples have no labels or do not fit the head.
     """
+    told: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+    return outcome_scores(outcome_of(model, tokenizer, examples, **told))
+
+
+def outcome_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+) -> Outcome:
+    """Returns what a model's head answers on labelled examples.
+
+    Raises:
+        DataError: When the examples have no labels or do not fit the head.
+    """
     if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; expected a label column to evaluate on")
+        raise DataError(examples.lacks_labels("expected a label column to evaluate on"))
     if not len(examples):
         raise DataError(f"{examples.source}: no examples; expected at least one to evaluate on")
-    aligned = align_labels(
-        examples, head_labels(model), kind=head_kind(model), problem_type=head_problem(model)
-    )
+    names, problem = head_labels(model), head_problem(model)
+    aligned = align_labels(examples, names, kind=head_kind(model), problem_type=problem)
+    told: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
     if aligned.kind == "question_answering":
-        truth = aligned.labels or ()
-        answers = predict_answers(
-            model,
-            tokenizer,
-            aligned,
-            batch_size=batch_size,
-            max_length=max_length,
-            unanswerable=not all(truth),
-        )
-        return metrics.questions(answers, truth)
-    logits = predict_logits(model, tokenizer, aligned, batch_size=batch_size, max_length=max_length)
-    return score(logits, aligned, head_problem(model))
+        unanswerable = not all(aligned.labels or ())
+        answers = predict_answers(model, tokenizer, aligned, unanswerable=unanswerable, **told)
+        return Outcome(aligned, answers=answers)
+    logits = predict_logits(model, tokenizer, aligned, **told)
+    return Outcome(aligned, logits, names=None if names is None else tuple(names), problem=problem)
+
+
+def outcome_scores(outcome: Outcome) -> dict[str, float]:
+    """Returns the scores of answers that are there already."""
+    if outcome.answers is not None:
+        return metrics.questions(outcome.answers, outcome.examples.labels or ())
+    return score(outcome.logits or (), outcome.examples, outcome.problem)
 
 
 def score(

@@ -73,10 +73,15 @@ def questions(guesses: Sequence[str], answers: Sequence[Sequence[tuple[str, int]
         max(_normal(guess) == _normal(text) for text in texts)
         for guess, texts in zip(guesses, references, strict=True)
     ]
-    overlap = [
+    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlaps(guesses, answers)))}
+
+
+def overlaps(guesses: Sequence[str], answers: Sequence[Sequence[tuple[str, int]]]) -> list[float]:
+    """Returns each question's token F1 against the best of its answers."""
+    references = [[text for text, _ in options] or [""] for options in answers]
+    return [
         max(_overlap(guess, text) for text in texts) for guess, texts in zip(guesses, references, strict=True)
     ]
-    return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(overlap))}
 
 
 def calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -14,19 +14,26 @@ from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Examples, Kind, ProblemType
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
 from plait.evaluation import predict_logits, primary_metric
+from plait.evaluation.notebook import html
+from plait.evaluation.outcome import RESAMPLES, Interval, Outcome
 
 logger = logging.getLogger("plait")
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One task's metrics, and the same metrics of each source on the same rows; of ensembles coverage and risk."""
+    """One task's metrics, and the same metrics of each source on the same rows; of ensembles coverage and risk.
+
+    `outcome` holds the answers themselves, `interval` where the primary metric lies in resampled data.
+    """
 
     metrics: Mapping[str, float]
     primary: str
     examples: int
     sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    outcome: Outcome | None = field(default=None, repr=False, compare=False)
+    interval: Interval | None = None
 
     @property
     def relative(self) -> float | None:
@@ -43,16 +50,28 @@ class TaskScores:
             "sources": {name: dict(metrics) for name, metrics in self.sources.items()},
             "relative": self.relative,
             **({"selective_prediction": dict(self.curve)} if self.curve else {}),
+            **({} if self.interval is None else {"interval": asdict(self.interval)}),
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Scores of one model: a `TaskScores` per task; `artifact` says what kind of model it is."""
 
     model: str
     tasks: Mapping[str, TaskScores]
     artifact: str = "checkpoint"
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self.rows():
+            around = "" if row["95 %"] in ("", "–") else f" ({row['95 %']})"
+            beside = "" if row["relative"] in ("", "–") else f", {row['relative']} of the source"
+            lines.append(f"  {row['task']}: {row['metric']} {row['score']}{around}{beside}, {row['examples']} examples")
+        return "\n".join([f"Evaluation of {self.model}", *lines])
+
+    def _repr_html_(self) -> str:
+        return html(f"Evaluation of {self.model}", {}, self.rows())
 
     def __getitem__(self, task: str) -> Mapping[str, float]:
         return self.tasks[task].metrics
@@ -64,14 +83,59 @@ class Evaluation:
         known = [value for value in found if value is not None]
         return sum(known) / len(known) if known and len(known) == len(found) else None
 
+    @property
+    def mean(self) -> float | None:
+        """Returns the mean of the primary metric, where several tasks or files have the same one."""
+        names = {scores.primary for scores in self.tasks.values()}
+        if len(self.tasks) < 2 or len(names) > 1:
+            return None
+        return sum(scores.metrics[scores.primary] for scores in self.tasks.values()) / len(self.tasks)
+
+    def with_intervals(self, *, resamples: int = RESAMPLES, seed: int = 0) -> Evaluation:
+        """Returns the same with a bootstrap interval around each primary metric.
+
+        Args:
+            resamples: how many; 0 leaves intervals out.
+            seed: of the draws.
+        """
+        tasks = {
+            name: scores
+            if scores.outcome is None
+            else replace(scores, interval=scores.outcome.interval(scores.primary, resamples=resamples, seed=seed))
+            for name, scores in self.tasks.items()
+        }
+        return replace(self, tasks=tasks)
+
+    def per_class(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns per task precision, recall, F1 and number of examples of each label."""
+        return {n: s.outcome.per_class() for n, s in self.tasks.items() if s.outcome is not None}
+
+    def predictions(self) -> dict[str, list[Any]]:
+        """Returns every scored row in columns: text, label and prediction, and its task where there are several."""
+        tables = {name: s.outcome.columns() for name, s in self.tasks.items() if s.outcome is not None}
+        if len(self.tasks) == 1:
+            return next(iter(tables.values()), {})
+        known = dict.fromkeys(column for table in tables.values() for column in table)
+        found: dict[str, list[Any]] = {"task": [n for n, table in tables.items() for _ in table["row"]]}
+        for column in known:
+            found[column] = [v for t in tables.values() for v in t.get(column, [None] * len(t["row"]))]
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data, ready for JSON."""
         tasks = {name: scores.to_dict() for name, scores in self.tasks.items()}
-        return {"model": self.model, "tasks": tasks, "mean_relative": self.mean_relative}
+        mean = {} if self.mean is None else {"mean": self.mean}
+        return {"model": self.model, "tasks": tasks, **mean, "mean_relative": self.mean_relative}
 
     def rows(self) -> list[dict[str, str]]:
         """Returns a table: a row per task, with the primary metric of result and source and all other metrics."""
-        return [_row(name, scores) for name, scores in self.tasks.items()]
+        found = [_row(name, scores) for name, scores in self.tasks.items()]
+        if self.mean is None:
+            return found
+        primary, total = found[0]["metric"], sum(scores.examples for scores in self.tasks.values())
+        relative = "–" if self.mean_relative is None else f"{100 * self.mean_relative:.1f} %"
+        last = {"metric": primary, "score": f"{self.mean:.3f}", "relative": relative, "examples": str(total)}
+        return [*found, {**dict.fromkeys(found[0], ""), "task": "mean", **last}]
 
 
 def _row(name: str, scores: TaskScores) -> dict[str, str]:
@@ -83,6 +147,7 @@ def _row(name: str, scores: TaskScores) -> dict[str, str]:
         "task": name,
         "metric": scores.primary,
         "score": f"{scores.metrics[scores.primary]:.3f}",
+        "95 %": "–" if scores.interval is None else str(scores.interval),
         "source": "–" if best is None else f"{best:.3f}",
         "relative": "–" if scores.relative is None else f"{100 * scores.relative:.1f} %",
         "examples": str(scores.examples),

@@ -27,6 +27,7 @@ from plait.checkpoints.headers import read_headers, read_safetensors_header
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.encoders.heads import kind_of, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
+from plait.evaluation.notebook import html, shortened
 from plait.merging.folders import TASKS, head_file, language_model, names_in, weight_files
 from plait.report.record import Manifest, Task, read_manifest
 
@@ -63,7 +64,28 @@ class Merged:
         self._models: dict[str, PreTrainedModel] = {}
 
     def __repr__(self) -> str:
-        return f"Merged({str(self.folder)!r}, tasks={list(self.tasks)})"
+        return f"Merged({str(self.folder)!r}, tasks={list(self.tasks)}, method={self.method!r})"
+
+    def _repr_html_(self) -> str:
+        scored = self.manifest.scores.get("tasks", {})
+        rows = [
+            {
+                "task": name,
+                "head": about.architecture,
+                "labels": shortened(about.labels or ()),
+                "sources": ", ".join(about.sources),
+                "score": f"{found['primary']} {found['metrics'][found['primary']]:.3f}"
+                if (found := scored.get(name))
+                else "–",
+            }
+            for name, about in self.manifest.tasks.items()
+        ]
+        return html("Merged checkpoint", {"folder": self.folder, "method": self.method}, rows)
+
+    @property
+    def method(self) -> str:
+        """Returns the rule that merged it."""
+        return str(self.manifest.recipe.get("method", {}).get("name", "average"))
 
     @property
     def path(self) -> Path:

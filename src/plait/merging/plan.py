@@ -17,6 +17,7 @@ from plait.data.reading import read
 from plait.encoders.topology import Topology, topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
 from plait.merging.defaults import align_of, method_of, refine_of, usable_base
+from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
@@ -215,7 +216,7 @@ def check_data(
         instead = "" if forward else f" or --statistics {bare[0]}=FILE"
         raise RecipeError(
             f"method {rule.name} needs data for {', '.join(bare)}: give --data {bare[0]}=FILE{instead}, or use "
-            "--method average, which needs none"
+            f"--method average, which needs none; {without_data(rule.name, 'importances' in rule.inputs)}"
         )
 
 
@@ -268,6 +269,7 @@ def plan(
     parse_size(recipe.max_shard_size)
     check_data(recipe, rule, objects, forward=in_forward_order(rule, method))
     check_texts(recipe, objects)
+    check_some(recipe, objects)
     check_weights(recipe)
     sources = sources or open_sources(recipe)
     if base is None and recipe.base is not None:
@@ -275,6 +277,7 @@ def plan(
     elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
+    hint_at_tasks(sources, recipe.tasks())
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)
     if in_forward_order(rule, method):
@@ -326,7 +329,10 @@ def recorded_base(sources: tuple[Checkpoint, ...], method: str, *, trust_remote_
             if found
             else "no source records its base"
         )
-        raise RecipeError(f"method {method} needs the base model and {what}: give --base")
+        raise RecipeError(
+            f"method {method} needs the base model and {what}: give --base MODEL, or use --method average, or regmean "
+            "with texts of every source (labels not needed)"
+        )
     return open_checkpoint(found[0], name="base", trust_remote_code=trust_remote_code)
 
 
@@ -426,7 +432,7 @@ def read_judged(
     found = {task: rows.read(entry) for task, entry in named.items()}
     for task, examples in found.items():
         if examples.labels is None:
-            raise DataError(f"{examples.source}: has no labels, which the scores of task {task} need")
+            raise DataError(examples.lacks_labels(f"expected a label column to score task {task} on"))
         check_labels(examples, firsts[task])
     return found
 
@@ -436,7 +442,7 @@ def check_labels(examples: Examples, source: Checkpoint) -> None:
     if source.kind == "body":
         raise DataError(f"{source.name} has no head, so labelled data mean nothing to it: leave its data out")
     if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+        raise DataError(examples.lacks_labels("give some, or choose --labels sampled or exact"))
     kind: Any = source.kind
     problem: Any = source.problem_type
     align_labels(examples, source.labels, kind=kind, problem_type=problem)

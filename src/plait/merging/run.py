@@ -17,7 +17,8 @@ from transformers import PretrainedConfig
 
 from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.checkpoint import Checkpoint
-from plait.checkpoints.tokenizers import copy_tokenizer
+from plait.checkpoints.lineage import lineage
+from plait.checkpoints.tokenizers import keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.merging import chunks
 from plait.merging.chunks import Held
@@ -57,7 +58,10 @@ def write_checkpoint(
     if is_language_model(job):
         copy_generation(job.sources[0].folder, folder)
     if job.alignment.tokenizer_source is not None:
-        copy_tokenizer(job.alignment.tokenizer_source.folder, folder)
+        tokenizer = job.alignment.tokenizer_source.tokenizer()
+        # Each source records the length of its training: no task may be cut shorter than it was trained.
+        tokenizer.model_max_length = max([tokenizer.model_max_length, *limits(s.folder for s in job.sources)])
+        keep_tokenizer(tokenizer, folder)
     return {source.name: source.digest for source in job.sources}
 
 
@@ -365,6 +369,7 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
             "revision": s.revision,
             "digest": digests[s.name],
             "architecture": s.architecture,
+            **lineage(s.origin, s.folder, s.recorded_base),
         }
         for s in job.sources
     }

@@ -12,7 +12,8 @@ from typing import Any
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, rename_labels
 from plait.data import Examples, align_labels
 from plait.errors import PlaitError
-from plait.evaluation import evaluate_model
+from plait.evaluation import outcome_of, outcome_scores
+from plait.evaluation.outcome import Outcome
 from plait.evaluation.scores import Evaluation, TaskScores, primary_of
 from plait.label_names import placeholders
 from plait.merging.merged import Merged
@@ -20,7 +21,7 @@ from plait.report.record import Task, origin_from
 
 logger = logging.getLogger("plait")
 
-Scorer = Callable[[Any, Any, Examples], dict[str, float]]
+Answer = Callable[[Any, Any, Examples], Outcome]
 
 
 def scores_of(
@@ -38,7 +39,7 @@ def scores_of(
 
     Args:
         merged: the result.
-        data: task -> labelled rows.
+        data: task -> labelled rows; with one task, each entry is scored as that task, whatever its name.
         sources: whether the sources are scored too.
         batch_size: texts at a time.
         max_length: tokens a text is cut at.
@@ -46,17 +47,15 @@ def scores_of(
         labels: names of a task's labels, where its own are placeholders.
         opened: sources by name that are open already, as in the merge itself; others are opened where they lie.
     """
-
-    def score(network: Any, tokenizer: Any, chosen: Examples) -> dict[str, float]:
-        return evaluate_model(network, tokenizer, chosen, batch_size=batch_size, max_length=max_length)
-
+    answer: Answer = partial(outcome_of, batch_size=batch_size, max_length=max_length)
     options: dict[str, Any] = {
         "sources": sources, "trust_remote_code": trust_remote_code, "opened": opened or {},
     }  # fmt: skip
     called = labels or {}
+    only = merged.tasks[0] if len(merged.tasks) == 1 else None
     scored = {
-        task: score_task(merged, task, examples, score, labels=called.get(task), **options)
-        for task, examples in data.items()
+        name: score_task(merged, only or name, examples, answer, labels=called.get(only or name), **options)
+        for name, examples in data.items()
     }
     return Evaluation(str(merged.folder), scored, merged.artifact)
 
@@ -65,7 +64,7 @@ def score_task(
     merged: Merged,
     task: str,
     examples: Examples,
-    score: Scorer,
+    answer: Answer,
     *,
     sources: bool,
     trust_remote_code: bool,
@@ -80,16 +79,16 @@ def score_task(
         network.config = copy.deepcopy(network.config)
         rename_labels(network.config, labels, about.labels, f"task {task}")
         about = replace(about, labels=labels)
-    metrics = score(network, merged.tokenizer, examples)
+    outcome = answer(network, merged.tokenizer, examples)
     named = by_name(examples, about)
     found = {
         name: source_scores(
-            merged, name, named, score, opened.get(name), trust_remote_code=trust_remote_code, labels=labels
+            merged, name, named, answer, opened.get(name), trust_remote_code=trust_remote_code, labels=labels
         )
         for name in (about.sources if sources else ())
     }
     known = {name: metrics for name, metrics in found.items() if metrics is not None}
-    return TaskScores(metrics, primary, len(examples), known)
+    return TaskScores(outcome_scores(outcome), primary, len(examples), known, outcome=outcome)
 
 
 def by_name(examples: Examples, about: Task) -> Examples:
@@ -104,7 +103,7 @@ def source_scores(
     merged: Merged,
     name: str,
     examples: Examples,
-    score: Scorer,
+    answer: Answer,
     opened: Checkpoint | None = None,
     *,
     trust_remote_code: bool,
@@ -123,7 +122,7 @@ def source_scores(
         if source.digest != record.get("digest"):
             logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
             return None
-        return score(source.model(), source.tokenizer(), examples)
+        return outcome_scores(answer(source.model(), source.tokenizer(), examples))
     except PlaitError as error:
         logger.warning("source %s cannot be scored: %s", name, error)
         return None

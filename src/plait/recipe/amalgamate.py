@@ -73,6 +73,7 @@ class AmalgamateRecipe(Strict):
         last_layers: Dropout in so many last layers only, which is much cheaper. Default: all layers.
         stop: Early stopping of passes that cannot change the routing (certain) or hardly will (likely).
         dropout: Dropout rate for teachers that have no dropout.
+        routing: File (csv, jsonl, parquet) for the teacher, margin and weights of each text.
         limit: Size of a random subset of the texts.
         held_back: Share of the texts that chooses the epoch.
         validation: Labelled data that chooses the epoch in place of held-back texts.
@@ -137,6 +138,7 @@ class AmalgamateRecipe(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     report_to: str = "none"
     store: Text | None = None
+    routing: Text | None = None
     output: Text
     trust_remote_code: bool = False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ def is_file(entry: Any) -> bool:
 
 
 def amalgamation_recipe(
-    teachers: Mapping[str, Any],
+    teachers: Mapping[str, Any] | Sequence[str | Path],
     *,
     out: str | Path,
     texts: Any,
@@ -81,7 +83,7 @@ def are_files(texts: Any) -> bool:
 
 
 def merge_recipe(
-    sources: Mapping[str, Any],
+    sources: Mapping[str, Any] | Sequence[str | Path],
     *,
     out: str | Path,
     method: str | None,
@@ -97,7 +99,8 @@ def merge_recipe(
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
     named = options["labels"] if isinstance(options.get("labels"), Mapping) else None
     options = {key: value for key, value in options.items() if key != "labels" or named is None}
-    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=tasks, labels=named)
+    shared = shared_tasks(tasks)
+    described = describe_sources(sources, statistics=statistics, weights=weights, tasks=shared, labels=named)
     strangers = [name for name in data or {} if name not in described]
     if strangers:
         problems = (f"data for unknown source {name!r}{did_you_mean(name, described)}" for name in strangers)
@@ -121,17 +124,60 @@ def merge_recipe(
     return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
 
 
+def named_places(places: Iterable[str | Path]) -> dict[str, Any]:
+    """Returns checkpoints by the names of their folders, made unique by those of the folders above.
+
+    A trainer's `checkpoint-500` says nothing, so the folder above names it.
+    """
+    every = list(places)
+    parts = [
+        [re.sub(r"[^\w.+@-]+", "-", part).strip("-.") for part in Path(place).parts if part not in ("/", "..", "~")]
+        for place in every
+    ]
+    parts = [[part for part in found if part] or ["source"] for found in parts]
+    parts = [found[:-1] if re.fullmatch(r"checkpoint-\d+", found[-1]) and found[1:] else found for found in parts]
+    deep = max(map(len, parts), default=1)
+    for depth in range(1, deep + 1):
+        names = ["-".join(found[-depth:]) for found in parts]
+        if len(set(names)) == len(names):
+            return dict(zip(names, every, strict=True))
+    seen: Counter[str] = Counter()
+    found_names: dict[str, Any] = {}
+    for name, place in zip(["-".join(found[-1:]) for found in parts], every, strict=True):
+        seen[name] += 1
+        found_names[name if seen[name] == 1 else f"{name}-{seen[name]}"] = place
+    return found_names
+
+
+def shared_tasks(tasks: Mapping[str, str] | None) -> dict[str, str]:
+    """Returns source name -> task name; `a,b,c` stands for three sources.
+
+    Raises:
+        RecipeError: a source that is given two tasks.
+    """
+    found: dict[str, str] = {}
+    for names, task in (tasks or {}).items():
+        for name in filter(None, map(str.strip, names.split(","))):
+            if name in found:
+                raise RecipeError(f"task of {name!r} is given twice: {found[name]!r} and {task!r}")
+            found[name] = task
+    return found
+
+
 def describe_sources(
-    sources: Mapping[str, Any], **extras: Mapping[str, Any] | None
+    sources: Mapping[str, Any] | Sequence[str | Path], **extras: Mapping[str, Any] | None
 ) -> dict[str, dict[str, Any]]:
     """Returns sources as recipe entries, with statistics, weights and tasks put in theirs.
 
     Raises:
         RecipeError: an extra for a source that does not exist (did you mean).
     """
+    if isinstance(sources, list | tuple) and all(isinstance(place, str | Path) for place in sources):
+        sources = named_places(sources)
     if not isinstance(sources, Mapping):
         raise RecipeError(
-            f"sources: expected a mapping of name to checkpoint, found {type(sources).__name__}"
+            f"sources: expected a mapping of name to checkpoint, or a list of checkpoints, found "
+            f"{type(sources).__name__}"
         )
     odd = [
         f"{n} is a {type(s).__name__}" for n, s in sources.items() if not isinstance(s, str | Path | Mapping)

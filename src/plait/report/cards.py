@@ -1,14 +1,23 @@
-"""Model cards of merged checkpoints, students and ensembles."""
+"""Model cards of merged checkpoints, students, ensembles, and ordinary checkpoints that were fine-tuned or exported."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from plait.errors import printable
+from plait.report.front import (
+    PIPELINES,
+    Front,
+    Origins,
+    Scored,
+    folder_name,
+    licence_told,
+    portable,
+)
 from plait.report.record import BASE, Manifest
 
 MERGED_USE = """```python
@@ -24,11 +33,14 @@ model = merged.task("{task}")                  # an ordinary transformers model
 
 def model_card(manifest: Manifest) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
-    name = str(manifest.recipe.get("output", "merged"))
+    origins = named_sources(manifest)
+    told = ("sources", "recipe", "scores", "refinement", "heads")
+    manifest = replace(manifest, **{part: portable(getattr(manifest, part)) for part in told})
+    name = folder_name(manifest.recipe.get("output", "merged"))
     method = manifest.recipe.get("method", {})
     parts = [
-        "---\nlibrary_name: plait\ntags:\n- plait\n- merge\n---",
-        f"# {as_markdown(name.rstrip('/').rpartition('/')[2])}",
+        Front(name, "plait", ["merge"], "merge", origins, scores=merged_scores(manifest)).text(),
+        f"# {as_markdown(name)}",
         f"{sum(name != BASE for name in manifest.sources)} checkpoints merged with `{method.get('name', 'average')}`"
         f"{' and refined on unlabelled texts' if manifest.refinement.get('kept') else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
@@ -41,6 +53,8 @@ def model_card(manifest: Manifest) -> str:
         *([] if not manifest.heads else ["## Heads", aligned(manifest.heads)]),
         "## Sources",
         sources_table(manifest),
+        "## Licence",
+        licence_told(origins),
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(manifest.recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with "
@@ -48,6 +62,86 @@ def model_card(manifest: Manifest) -> str:
         + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def named_sources(manifest: Manifest) -> Origins:
+    """Returns the sources of a merge without its base."""
+    return {name: source for name, source in manifest.sources.items() if name != BASE}
+
+
+def merged_scores(manifest: Manifest, only: str | None = None) -> list[Scored]:
+    """Returns what the tasks of a merge scored, or one of them."""
+    kinds = {name: PIPELINES.get(task.kind, "text-classification") for name, task in manifest.tasks.items()}
+    return [
+        Scored(kinds.get(name, "text-classification"), name, task["metrics"])
+        for name, task in manifest.scores.get("tasks", {}).items()
+        if only in (None, name)
+    ]
+
+
+def plain_card(front: Front, sentence: str, *, use: str = "", rest: Sequence[str] = ()) -> str:
+    """Returns the card of an ordinary checkpoint as Markdown.
+
+    Args:
+        front: what hubs read.
+        sentence: what the model is.
+        use: how it is used; default by a pipeline, where it has one.
+        rest: sections that follow.
+    """
+    use = use or PIPELINE_USE.format(folder=front.name, pipeline=front.pipeline)
+    usage = ["## Use", use] if front.pipeline else []
+    licence = ["## Licence", licence_told(front.origins)]
+    return "\n\n".join([front.text(), f"# {front.name}", sentence, *usage, *rest, *licence]) + "\n"
+
+
+PIPELINE_USE = """```python
+from transformers import pipeline
+
+model = pipeline("{pipeline}", model="{folder}")
+```"""
+
+
+def finetuned_card(report: Mapping[str, Any], name: str) -> str:
+    """Returns the card of a fine-tuned checkpoint; `start` in its report is what is known of its base."""
+    report = portable(report)
+    pipeline = PIPELINES.get(report["head"], "text-classification")
+    scores = [Scored(pipeline, "validation data", report["validation"])] if "validation" in report else []
+    front = Front(name, "transformers", ["finetune"], "finetune", {"the base": report["start"]}, pipeline, scores)
+    rows = [(metric, f"{value:.4g}") for metric, value in report.get("validation", {}).items()]
+    rest = ["## Scores", table(("metric", "on validation data"), rows)] if rows else []
+    options = yaml.safe_dump(dict(report["options"]), sort_keys=False, allow_unicode=True)
+    rest += ["## Training", f"```yaml\n{options}```", "Made with " + made_with(report["versions"])]
+    data = f"{report['data']['examples']} examples of {report['data']['source']}"
+    return plain_card(front, f"Fine-tuned from {report['base']} on {data}.", rest=rest)
+
+
+def exported_card(manifest: Manifest, task: str, name: str) -> str:
+    """Returns the card of one task of a merged checkpoint, written as an ordinary one."""
+    about, origins = manifest.tasks[task], named_sources(manifest)
+    scores = merged_scores(manifest, task)
+    front = Front(name, "transformers", ["merge"], "merge", origins, PIPELINES.get(about.kind), scores)
+    method = manifest.recipe.get("method", {}).get("name", "average")
+    sentence = (
+        f"The task `{task}` of {len(origins)} checkpoints ({', '.join(origins)}) merged with `{method}` by Plait, as "
+        "an ordinary checkpoint."
+    )
+    rest = ["## Labels", ", ".join(about.labels)] if about.labels else []
+    return plain_card(front, sentence, rest=[*rest, "Made with " + made_with(manifest.versions)])
+
+
+def exported_ensemble_card(report: Mapping[str, Any], name: str, what: str) -> str:
+    """Returns the card of an ordinary checkpoint that an ensemble was exported to; `what` says which part of it."""
+    if not report:  # the record is gone
+        front = Front(name, "transformers", ["ensemble"], "finetune", {"the ensemble": {}}, "text-classification")
+        return plain_card(front, f"{what} of an ensemble, as an ordinary checkpoint.")
+    report = portable(report)
+    front = replace(ensemble_front(report), name=name, scores=())
+    return plain_card(front, f"{what} of an ensemble, as an ordinary checkpoint: {sentence(report)}.")
+
+
+def made_with(versions: Mapping[str, str]) -> str:
+    """Returns packages with their versions, as the end of a sentence."""
+    return ", ".join(f"{package} {version}" for package, version in versions.items()) + "."
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -141,23 +235,32 @@ classify("Some text.")
 
 def student_card(report: Mapping[str, Any]) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
-    folder, recipe = str(report["recipe"]["output"]), report["recipe"]
-    cost = report["forward_equivalents"]
+    origins = dict(report["teachers"]) | ({} if not report.get("start") else {"the start": report["start"]})
+    report = portable(report)
+    folder, recipe = folder_name(report["recipe"]["output"]), report["recipe"]
+    cost, pipeline = report["forward_equivalents"], "text-classification"
+    scores = [Scored(pipeline, "validation data", report["validation"])] if "validation" in report else []
+    # Taught by its teachers, but made from what it starts from: only that is a base.
+    taught = "the start" in origins
+    bases = {n: {**o, "hub": o.get("hub") if n == "the start" or not taught else None} for n, o in origins.items()}
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- plait\n- amalgamation\n---",
-        f"# {as_markdown(PurePath(folder).name)}",
+        Front(folder, "transformers", ["amalgamation"], "finetune", bases, pipeline, scores).text(),
+        f"# {as_markdown(folder)}",
         f"{len(report['teachers'])} teachers taught this model {len(report['labels'])} labels from "
         f"{report['data']['texts']} texts without labels, by Plait: {method(recipe)}.",
         "## Use",
         STUDENT_USE.format(folder=folder),
         "## Who taught what",
         teachers_table(report),
+        *labels_table(report["who_taught_what"]),
         *gates_told(report["who_taught_what"]),
         *rounds_told(report),
         "## Training",
         epochs_table(report["epochs"]) if report["epochs"] else "No texts were held back.",
         f"Forward passes per text, a backward pass counted as two: {cost['teachers']:g} of the teachers, "
         f"{cost.get('base', 0):g} of the base and {cost['student']:g} of the student.",
+        "## Licence",
+        licence_told(origins),
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
@@ -228,8 +331,22 @@ def epochs_table(epochs: list[dict[str, float]]) -> str:
     """Returns what the judge said after each epoch."""
     names = tuple(dict.fromkeys(name for epoch in epochs for name in epoch))
     return table(
-        names, [tuple(f"{epoch[name]:g}" if name in epoch else "" for name in names) for epoch in epochs]
+        names, [tuple(spelled(epoch[name]) if name in epoch else "" for name in names) for epoch in epochs]
     )
+
+
+def spelled(value: float | bool) -> str:
+    """Returns a cell: a number, or `yes` under `kept`."""
+    return "yes" if value is True else f"{value:g}"
+
+
+def labels_table(who: Mapping[str, Any]) -> list[str]:
+    """Returns how many texts of each label every teacher taught; nothing where no gate chose among them."""
+    if "labels" not in who:
+        return []
+    teachers = tuple(who["teachers"])
+    rows = [(label, *(str(by.get(name, 0)) for name in teachers)) for label, by in who["labels"].items()]
+    return ["Texts that each teacher taught, by the label of their target:", table(("label", *teachers), rows)]
 
 
 ENSEMBLE_USE = """```python
@@ -261,15 +378,16 @@ SHOWN = ("nll", "calibration_error", "consistency", "diversity", "disagreement",
 
 def ensemble_card(report: Mapping[str, Any]) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
+    origins = ensemble_origins(report)
+    report = portable(report)
     recipe = report["recipe"]
-    folder, token = str(recipe["output"]), report["head_kind"] == "token_classification"
+    folder, token = folder_name(recipe["output"]), report["head_kind"] == "token_classification"
     use = SEPARATE if report["separate"] else PASSES if recipe["method"]["name"] == "mc_dropout" else ENSEMBLE_USE
     use = PLAIN if report.get("plain") else use
     task = "TokenClassification" if token else "SequenceClassification"
-    tag = "token-classification" if token else "text-classification"
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {tag}\ntags:\n- plait\n- ensemble\n---",
-        f"# {as_markdown(PurePath(folder).name)}",
+        ensemble_front(report).text(),
+        f"# {as_markdown(folder)}",
         f"{sentence(report)}.",
         "## Use",
         use.format(folder=folder, task=task, members=report["members"]),
@@ -278,11 +396,29 @@ def ensemble_card(report: Mapping[str, Any]) -> str:
         "## Size and cost",
         costs_table(report),
         *([] if not report["epochs"] else ["## Training", epochs_table(shown_epochs(report["epochs"]))]),
+        "## Licence",
+        licence_told(origins),
         "## Recipe",
         "```yaml\n" + yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True) + "```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def ensemble_origins(report: Mapping[str, Any]) -> Origins:
+    """Returns the models that an ensemble was made from and taught by."""
+    sources = {f"source {at}": source for at, source in enumerate(report.get("sources", ()), 1)}
+    return {**sources, **{f"teacher {name}": about for name, about in report.get("teachers", {}).items()}}
+
+
+def ensemble_front(report: Mapping[str, Any]) -> Front:
+    """Returns what hubs read of an ensemble: its base, or the models that became its members."""
+    pipeline = PIPELINES.get(report["head_kind"], "text-classification")
+    origins = ensemble_origins(report)
+    own = {n: o if n.startswith("source") else {**o, "hub": None} for n, o in origins.items()}
+    scores = [Scored(pipeline, "validation data", report["validation"]["metrics"])] if report.get("validation") else []
+    relation = "merge" if report["recipe"].get("sources") and not report.get("teachers") else "finetune"
+    return Front(folder_name(report["recipe"]["output"]), "transformers", ["ensemble"], relation, own, pipeline, scores)
 
 
 def shown_epochs(epochs: list[dict[str, float]]) -> list[dict[str, float]]:

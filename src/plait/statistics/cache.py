@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
+from plait.statistics.cache_space import cache_folder, keep_within_limit
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import Statistics, load_statistics
@@ -34,17 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("plait")
 PASSES = 16
 """Backward passes per text at most, where the expectation over all labels is wanted."""
-
-
-def cache_folder() -> Path:
-    """Returns where statistics are kept for reuse: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
-    if place := os.environ.get("PLAIT_CACHE"):
-        return Path(place) / "statistics"
-    home = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(home or Path.home() / ".cache") / "plait" / "statistics"
-    except RuntimeError:  # a user without a folder: nothing is kept from one boot to the next
-        return Path(tempfile.gettempdir()) / f"plait-{os.getuid()}" / "statistics"
 
 
 def key(provenance: Mapping[str, Any]) -> str:
@@ -88,6 +78,7 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
     found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
     try:
         found.save(file)
+        keep_within_limit()
     except (OSError, OutputError) as error:
         logger.warning("statistics are not kept for reuse: %s", error)
     return found
@@ -105,7 +96,10 @@ def from_cache(file: Path) -> Statistics | None:
     if not file.is_file():
         return None
     try:
-        return load_statistics(file)
+        found = load_statistics(file)
+        with suppress(OSError):
+            os.utime(file)  # what was used last is removed last
+        return found
     except SourceError as error:
         logger.warning("kept statistics are not usable (%s): estimating again", error)
         return None
@@ -125,7 +119,7 @@ def usable(
     if estimator == "gram" or labels != "given":
         return examples.unlabelled()
     if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; give some, or choose --labels sampled or exact")
+        raise DataError(examples.lacks_labels("give some, or choose --labels sampled or exact"))
     return align_labels(examples, names, kind=kind, problem_type=problem)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.lineage import lineage
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.sealed import digest
 from plait.checkpoints.tokenizers import keep_tokenizer
@@ -24,6 +26,8 @@ from plait.data import Examples, ProblemType, align_labels, batches, encode, len
 from plait.encoders.heads import Head
 from plait.encoders.modes import seeded
 from plait.errors import OutputError, RecipeError, did_you_mean
+from plait.hub import locate
+from plait.report.cards import finetuned_card
 from plait.report.record import report_of, write_record
 from plait.training.heads import check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.state import (
@@ -37,6 +41,7 @@ from plait.training.state import (
 )
 from plait.training.trainer import Objective, Schedule, train
 
+logger = logging.getLogger("plait")
 Scores = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Examples], Mapping[str, float]]
 
 
@@ -125,6 +130,8 @@ def finetune(
     ):
         model, tokenizer = open_with(base, head, trust_remote_code, revision)
         keep = length_limit(tokenizer, model.config, max_length)
+        if keep < max_length and keep == tokenizer.model_max_length:
+            logger.info("texts are cut at %d tokens, the limit that the tokenizer of %s records", keep, base)
         encoded = encode(
             aligned, tokenizer, max_length=keep, problem_type=head.problem_type, config=model.config
         )
@@ -141,7 +148,11 @@ def finetune(
             judge = score or partial(_loss, head=head, max_length=keep)
             report["validation"] = dict(judge(model.eval(), tokenizer, held_out))
         report["seconds"] = round(time.monotonic() - started, 1)
-        _write(model, tokenizer, out, {**report, "losses": _losses(log), "job": job_key(same)}, overwrite)
+        # Whoever opens the checkpoint later cuts texts where training did.
+        tokenizer.model_max_length = min(tokenizer.model_max_length, keep)
+        start = lineage(base, locate(base, revision))
+        record = {**report, "losses": _losses(log), "job": job_key(same), "head": head.kind, "start": start}
+        _write(model, tokenizer, out, record, overwrite)
         shutil.rmtree(state, ignore_errors=True)
     return report
 
@@ -254,5 +265,6 @@ def _write(
             model.save_pretrained(folder)
             keep_tokenizer(tokenizer, folder)
             write_record(folder, "finetuned", report)
+            (folder / "README.md").write_text(finetuned_card(report, out.name), encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error}") from error

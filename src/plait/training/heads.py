@@ -29,7 +29,7 @@ from plait.hub import locate
 def check_labelled(examples: Examples, purpose: str) -> None:
     """Raises `DataError` when there are no examples, or they have no labels to train or validate on."""
     if examples.labels is None:
-        raise DataError(f"{examples.source}: has no labels; expected a label column to {purpose} on")
+        raise DataError(examples.lacks_labels(f"expected a label column to {purpose} on"))
     if not len(examples):
         raise DataError(f"{examples.source}: no examples; expected at least one to {purpose} on")
     check_complete(examples)

@@ -1,0 +1,200 @@
+"""What a model answered on labelled rows: its scores, an interval around one, a table per class, rows to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from plait.data import Examples, ProblemType
+from plait.data.labels import IGNORED
+
+RESAMPLES = 1000
+LEVEL = 0.95
+AT_ONCE = 2_000_000
+"""Random numbers drawn at once."""
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a score lies in `level` of the resampled data sets."""
+
+    low: float
+    high: float
+    level: float = LEVEL
+    resamples: int = RESAMPLES
+
+    def __str__(self) -> str:
+        return f"{self.low:.3f} – {self.high:.3f}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers beside the truth.
+
+    Attributes:
+        examples: with labels that are the head's own.
+        logits: one tensor per example ([words, C] for tags); None for questions.
+        answers: one text per question; None otherwise.
+        names: the head's labels.
+        problem: what the logits mean.
+    """
+
+    examples: Examples
+    logits: Sequence[Tensor] | None = None
+    answers: Sequence[str] | None = None
+    names: tuple[str, ...] | None = None
+    problem: ProblemType | None = None
+
+    @property
+    def what(self) -> str:
+        """Returns what is answered: questions, tags, or the problem type."""
+        kind = self.examples.kind
+        return kind if kind != "sequence_classification" else self.problem or self.examples.problem_type
+
+    def interval(self, metric: str, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
+        """Returns the percentile bootstrap interval of a score, over rows drawn with replacement.
+
+        Both scores are sums over rows and a function of them, so a resample is one product of counts and sums. Tags are
+        drawn by sentence: the words of one are no independent witnesses.
+
+        Args:
+            metric: the task's primary one.
+            resamples: how many.
+            seed: of the draws.
+        """
+        sums = self._sums(metric)
+        if sums is None or len(sums[0]) < 2 or resamples < 1:
+            return None
+        per_row, value = sums
+        count, draw = len(per_row), np.random.default_rng(seed)
+        chunk, found = max(1, AT_ONCE // count), []
+        for start in range(0, resamples, chunk):
+            size = min(chunk, resamples - start)
+            counts = draw.multinomial(count, np.full(count, 1 / count), size=size)
+            found.append(value(counts.astype(np.float64) @ per_row))
+        low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(float(low), float(high), LEVEL, resamples)
+
+    def _sums(self, metric: str) -> tuple[Array, Any] | None:
+        """Returns what each row adds, [N, K], and the score that sums [R, K] give."""
+        if (self.what, metric) == ("question_answering", "f1"):
+            from plait.evaluation.metrics import overlaps
+
+            rows = np.asarray(overlaps(self.answers or (), self.examples.labels or ()))
+            return np.stack([rows, np.ones_like(rows)], 1), _ratio
+        if (self.what, metric) == ("regression", "pearson"):
+            x = torch.stack(list(self.logits or ())).double().flatten().numpy()
+            y = np.asarray(self.examples.labels, dtype=np.float64).reshape(-1)
+            x, y = x - x.mean(), y - y.mean()  # else the squares of large numbers leave nothing of small differences
+            return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1), _pearson
+        if (self.what, metric) == ("multi_label_classification", "macro_f1"):
+            guess, truth = self._yes()
+            return np.concatenate([guess & truth, guess, truth], 1).astype(np.float64), _macro_f1
+        if metric != "accuracy" or self.what == "multi_label_classification":
+            return None
+        right = [(float((g == t).sum()), float(len(t))) for g, t in self._classes()]
+        return np.asarray([row for row in right if row[1]], dtype=np.float64).reshape(-1, 2), _ratio
+
+    def _yes(self) -> tuple[Any, Any]:
+        """Returns which labels are answered and which are true, [N, C]."""
+        return (
+            torch.stack(list(self.logits or ())).numpy() > 0,
+            np.asarray(self.examples.labels, dtype=np.float64) > 0.5,
+        )
+
+    def _classes(self) -> Iterator[tuple[Any, Any]]:
+        """Yields per example the answered and the true classes: one of each, or those of its scored words."""
+        for row, label in zip(self.logits or (), self.examples.labels or (), strict=True):
+            if self.what != "token_classification":
+                yield np.asarray([int(row.argmax(-1))]), np.asarray([int(label)])
+                continue
+            truth = np.asarray(label)
+            kept = (truth != IGNORED) & ~row.isneginf().all(-1).numpy()
+            yield row.argmax(-1).numpy()[kept], truth[kept]
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Returns precision, recall, F1 and the number of true examples (words of tags) of each label.
+
+        Nothing for numbers and answers, which have no classes.
+        """
+        from sklearn.metrics import precision_recall_fscore_support
+
+        if self.what in ("regression", "question_answering"):
+            return []
+        if self.what == "multi_label_classification":
+            guess, truth = self._yes()
+            width = truth.shape[1]
+        else:
+            pairs = list(self._classes())
+            guess, truth = (np.concatenate(side) for side in zip(*pairs, strict=True))
+            width = int((self.logits or ())[0].shape[-1])
+        table = precision_recall_fscore_support(truth, guess, labels=list(range(width)), zero_division=0.0)
+        return [
+            {"label": self.name(at), "precision": float(p), "recall": float(r), "f1": float(f), "examples": int(n)}
+            for at, (p, r, f, n) in enumerate(zip(*table, strict=True))
+        ]
+
+    def name(self, at: int) -> str:
+        """Returns a label's name, or its number where it has none."""
+        return self.names[at] if self.names and 0 <= at < len(self.names) else str(at)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Returns texts, truth and answers in columns, ready to be written."""
+        texts = [list(text) if isinstance(text, tuple) else text for text in self.examples.texts]
+        found: dict[str, list[Any]] = {"row": list(range(len(texts))), "text": texts}
+        if self.examples.pairs is not None:
+            found["text_pair"] = list(self.examples.pairs)
+        return {**found, **self._answered()}
+
+    def _answered(self) -> dict[str, list[Any]]:
+        labels, rows = self.examples.labels or (), [row.float() for row in self.logits or ()]
+        if self.what == "question_answering":
+            truth = [[text for text, _ in options] for options in labels]
+            return {"label": truth, "prediction": list(self.answers or ())}
+        if self.what == "regression":
+            given, said = ([float(np.ravel(v)[0]) for v in side] for side in (labels, rows))
+            return {"label": given, "prediction": said}
+        if self.what == "multi_label_classification":
+            guess, truth = self._yes()
+            return {"label": list(map(self._named, truth)), "prediction": list(map(self._named, guess))}
+        if self.what == "token_classification":
+            truth = [[None if tag == IGNORED else self.name(int(tag)) for tag in row] for row in labels]
+            tables = [torch.where(row.isneginf().all(-1), IGNORED, row.argmax(-1)).tolist() for row in rows]
+            guess = [[None if tag == IGNORED else self.name(tag) for tag in row] for row in tables]
+            return {"label": truth, "prediction": guess}
+        chances = [row.softmax(-1) for row in rows]
+        return {
+            "label": [self.name(int(label)) for label in labels],
+            "prediction": [self.name(int(row.argmax(-1))) for row in chances],
+            "score": [round(float(row.max()), 6) for row in chances],
+        }
+
+    def _named(self, flags: Any) -> list[str]:
+        return [self.name(at) for at in np.flatnonzero(flags).tolist()]
+
+
+def _ratio(sums: Array) -> Array:
+    found: Array = sums[:, 0] / sums[:, 1]
+    return found
+
+
+def _pearson(sums: Array) -> Array:
+    n, x, y, xx, yy, xy = sums.T
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    safe = np.where(spread > 0, spread, 1.0)
+    found: Array = np.where(spread > 0, (n * xy - x * y) / np.sqrt(safe), 0.0)
+    return found
+
+
+def _macro_f1(sums: Array) -> Array:
+    hit, guessed, true = np.split(sums, 3, axis=1)
+    total = guessed + true
+    found: Array = np.where(total > 0, 2 * hit / np.where(total > 0, total, 1.0), 0.0).mean(1)
+    return found
