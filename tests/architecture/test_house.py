@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import resource
 import statistics
@@ -151,3 +152,13 @@ def test_nobody_prints() -> None:
         (f, n) for f in FILES for n in ast.walk(ast.parse(f.read_text())) if isinstance(n, ast.Call)
     ):
         assert not (isinstance(node.func, ast.Name) and node.func.id == "print"), file
+
+
+def test_a_merge_is_inspected_without_torch(tmp_path: Path) -> None:
+    record = {"format": 2, "kind": "merged", "tasks": {}, "sources": {}, "recipe": {}, "versions": {}}
+    (tmp_path / "plait.json").write_text(json.dumps(record))
+    asked = f"import sys, plait.cli; plait.cli.invoke(['inspect', {str(tmp_path)!r}])"
+    code = f"{asked}; print({HEAVY!r} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "set()"
+    assert min(processor_seconds(["-m", "plait", "inspect", str(tmp_path)]) for _ in range(3)) < 1.0

@@ -1,12 +1,27 @@
-"""What Plait does, as functions: the command line calls these and prints what they return."""
+"""What Plait does, as functions: the command line calls these and prints what they return.
+
+They are imported when first used: what needs no torch does not wait for it.
+"""
 
 from __future__ import annotations
 
-from plait.api.artifacts import evaluate, export, inspect, load, open_artifact
-from plait.api.catalog import methods
-from plait.api.jobs import amalgamate, check, ensemble, estimate, finetune, merge, posteriors, run
-from plait.api.recipe_schema import schema
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from plait.api.artifacts import evaluate, export, load, open_artifact
+    from plait.api.catalog import methods
+    from plait.api.inspection import inspect
+    from plait.api.jobs import amalgamate, check, ensemble, estimate, finetune, merge, posteriors, run
+    from plait.api.recipe_schema import schema
+
+PLACES = {
+    "artifacts": ("evaluate", "export", "load", "open_artifact"),
+    "catalog": ("methods",),
+    "inspection": ("inspect",),
+    "jobs": ("amalgamate", "check", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
+    "recipe_schema": ("schema",),
+}
 __all__ = [
     "amalgamate",
     "check",
@@ -24,3 +39,10 @@ __all__ = [
     "run",
     "schema",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"plait.api.{module}"), name)
+    raise AttributeError(f"module 'plait.api' has no attribute {name!r}")

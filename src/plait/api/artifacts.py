@@ -31,7 +31,7 @@ from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import scores_of
 from plait.progress import noted
 from plait.report.cards import exported_card
-from plait.report.record import ARTICLES, Kind, kind_of, read_manifest, report_of
+from plait.report.record import ARTICLES, Kind, kind_of, report_of
 from plait.statistics.importance import Statistics, load_statistics
 from plait.teachers import Store, open_store
 from plait.teachers.record import read_record
@@ -313,43 +313,11 @@ def export_saved(
     return export_ensemble(saved, out, member, overwrite=overwrite)
 
 
-def inspect(
-    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Returns what lies at a path, as plain data: a checkpoint (merged, plain, a student), posteriors or statistics.
-
-    Raises:
-        SourceError: nothing there that Plait understands.
-    """
-    kind = kind_of(path)
-    if kind in INSPECTORS:
-        return INSPECTORS[kind](Path(path).expanduser())
-    return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
-
-
 def inspect_statistics(file: Path) -> dict[str, Any]:
     """Returns saved statistics as plain data: what was estimated, from what, and its shapes."""
     found = load_statistics(file)
     shapes = {name: list(tensor.shape) for name, tensor in found.tensors.items()}
     return {"kind": "statistics", "estimator": found.estimator, **found.facts, "tensors": shapes}
-
-
-def inspect_merged(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a merged checkpoint as plain data."""
-    manifest = read_manifest(folder)
-    tasks = {
-        name: {"head": task.architecture, "labels": list(task.labels or ()), "sources": list(task.sources)}
-        for name, task in manifest.tasks.items()
-    }
-    return {
-        "kind": "merged",
-        "method": manifest.recipe.get("method"),
-        "tasks": tasks,
-        "sources": {name: dict(source) for name, source in manifest.sources.items()},
-        "megabytes": round(sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6, 2),
-        "scores": dict(manifest.scores),
-        "versions": dict(manifest.versions),
-    }
 
 
 def inspect_ensemble(folder: Path) -> dict[str, Any]:
@@ -442,8 +410,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 INSPECTORS: dict[Kind | None, Callable[[Path], dict[str, Any]]] = {
     "statistics": inspect_statistics,
-    "merged": inspect_merged,
     "ensemble": inspect_ensemble,
     "posteriors": inspect_store,
 }
-"""How what is no ordinary checkpoint is looked at."""
+"""How what is neither an ordinary checkpoint nor a merge is looked at."""
