@@ -27,9 +27,11 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)
 	$(BIN)/mkdocs build --strict --quiet
 
-# Damaged and hostile files for an hour; PLAIT_SOAK_MINUTES and PLAIT_SOAK_SEED choose otherwise.
+# Damaged files, then jobs that are killed, half an hour each; PLAIT_SOAK_MINUTES and PLAIT_SOAK_SEED choose otherwise.
+soak: export PLAIT_SOAK_MINUTES ?= 30
 soak: $(STAMP)
-	$(BIN)/python -m tests.hardening.soak
+	files=0; $(BIN)/python -m tests.hardening.soak || files=1; \
+	$(BIN)/python -m pytest -s tests/hardening/test_kills.py -k killed_for_a_while && exit $$files
 
 demo: $(STAMP)
 	$(BIN)/plait demo -o demo --overwrite

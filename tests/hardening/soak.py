@@ -65,7 +65,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seed", type=int, default=int(os.environ.get("PLAIT_SOAK_SEED", "1000")))
     options.add_argument("--count", type=int, default=10**9)
-    options.add_argument("--minutes", type=float, default=float(os.environ.get("PLAIT_SOAK_MINUTES", "60")))
+    options.add_argument("--minutes", type=float, default=float(os.environ.get("PLAIT_SOAK_MINUTES", "30")))
     told = options.parse_args()
     os.environ["PLAIT_CACHE"] = tempfile.mkdtemp(prefix="soak-cache")
     os.environ["HF_HUB_OFFLINE"] = "1"

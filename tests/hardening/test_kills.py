@@ -1,6 +1,6 @@
 """Jobs killed at each thing they do to files: old or new is there, never neither; the next run ends as if nothing was.
 
-A sample by default; for `PLAIT_SOAK` minutes where that is set, with other seeds each time.
+A sample by default; for `PLAIT_SOAK_MINUTES` where they are set, with `PLAIT_SOAK_SEED` or another seed each time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +32,20 @@ class Killer:
     def __init__(self, folder: Path) -> None:
         self.folder, self.out = folder, folder / "out"
         self.wholes: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.log = (folder.parent / "log").open("w+")
+        self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.hardening.killing", str(folder)], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        # A pipe, since the size of a file may be limited for what is said as well.
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        self.reader.start()
         assert self._answer() == "ready"
         self.before = names(folder) | {"cache", "merged"}
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -52,8 +60,8 @@ class Killer:
         return int(code), int(steps)
 
     def said(self) -> str:
-        self.log.seek(0)
-        return self.log.read()[-3000:]
+        time.sleep(0.1)  # until the last lines are through
+        return "".join(self.lines)[-3000:]
 
     def clear(self) -> None:
         for name in self.left():
@@ -84,8 +92,11 @@ class Killer:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
-        self.log.close()
+        self.process.wait()
+        self.reader.join()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
 
 
 def names(folder: Path) -> set[str]:
@@ -184,11 +195,11 @@ def test_a_disk_that_fills_up(killer: Killer, job: str) -> None:
         assert [name for name in killer.left() if name.endswith((".partial", ".old", ".lock"))] == []
 
 
-@pytest.mark.skipif(not os.environ.get("PLAIT_SOAK"), reason="PLAIT_SOAK is not set: minutes to go on for")
+@pytest.mark.skipif(not os.environ.get("PLAIT_SOAK_MINUTES"), reason="PLAIT_SOAK_MINUTES is not set")
 def test_jobs_killed_for_a_while(killer: Killer) -> None:
-    seed = int(os.environ.get("PLAIT_SEED", time.time_ns() % 10**6))
+    seed = int(os.environ.get("PLAIT_SOAK_SEED", time.time_ns() % 10**6))
     draw, count = random.Random(seed), 0
-    end = time.monotonic() + 60 * float(os.environ["PLAIT_SOAK"])
+    end = time.monotonic() + 60 * float(os.environ["PLAIT_SOAK_MINUTES"])
     while time.monotonic() < end:
         job = draw.choice(sorted(JOBS))
         steps, _ = killer.whole(job)

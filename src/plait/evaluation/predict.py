@@ -12,7 +12,6 @@ from plait import progress
 from plait.checkpoints.answering import answering, check_answers
 from plait.data import Encoded, Examples, collate, encode, plan
 from plait.encoders.modes import accelerated, evaluating
-from plait.errors import SourceError
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[dict[str, Tensor]], Outputs]
@@ -67,11 +66,6 @@ def run(
         features = [{k: v for k, v in encoded.features[row].items() if k in INPUTS} for row in rows]
         inputs = collate(features, encoded.padding)
         for name, table in forward(inputs).items():
-            if bool(table.isnan().any()):
-                raise SourceError(
-                    f"the model answers NaN, first to example {encoded.rows[rows[0]]} or one beside it: its weights "
-                    "hold NaN or Inf, or numbers too large for their dtype; train or download it again"
-                )
             for row, values in zip(rows, table.float().cpu(), strict=True):
                 length = len(encoded.features[row]["input_ids"])
                 found.setdefault(name, {})[row] = _cut(values, length, encoded)
