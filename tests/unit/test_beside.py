@@ -119,6 +119,10 @@ def test_a_config_that_asks_for_tuples(tmp_path: Path) -> None:
     plait.finetune(str(folder), rows, tmp_path / "f", epochs=1)
     teachers = {"x": str(folder), "y": str(folder)}
     plait.amalgamate(teachers, texts=rows["text"], student=str(folder), out=tmp_path / "s", epochs=1)
+    ensemble = plait.ensemble(str(folder), data=rows, members=2, shared_layers=1, batch_size=4, out=tmp_path / "e")
+    assert ensemble.model.encoder.config.return_dict
+    joined = plait.ensemble(sources=[str(folder), str(folder)], data=rows, out=tmp_path / "j", epochs=0)
+    assert len(joined.predict(rows["text"])) == 8
 
 
 def test_a_head_of_no_numbers_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from plait.amalgamation.baselines import teacher_scores
 from plait.amalgamation.student import Student
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading
 from plait.checkpoints.places import check_apart
-from plait.checkpoints.tokenizers import copy_tokenizer, has_tokenizer
+from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.data import Examples
 from plait.data.reading import read
@@ -26,7 +26,7 @@ from plait.evaluation import outcome_of, outcome_scores
 from plait.evaluation.outcome import RESAMPLES
 from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
 from plait.label_names import told
-from plait.merging.folders import TASKS, copy_generation, copy_modules
+from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenizer_place
 from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import scores_of
 from plait.progress import noted
@@ -293,8 +293,7 @@ def export(
             copy_generation(source.folder / TASKS / name, folder)
         if source.about(name).kind == "body":
             copy_modules(source.folder, folder)
-        if has_tokenizer(source.folder):
-            copy_tokenizer(source.folder, folder)
+        copy_tokenizer(tokenizer_place(source.folder, name), folder)
         card = exported_card(source.manifest, task or source.tasks[0], Path(out).name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return Path(out)

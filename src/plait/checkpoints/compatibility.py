@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from plait.checkpoints.beside import beside_problems, warn_of_what_lies_beside
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.language import language_owners, language_problems, warn_of_losses
-from plait.checkpoints.tokenizer_differences import tokenizer_problems
+from plait.checkpoints.tokenizer_differences import own_tokenizer, tokenizer_problems
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.encoders.topology import pooler_parameters
 from plait.errors import MergeError, RecipeError, did_you_mean, listed
@@ -69,6 +69,10 @@ class Alignment:
         everyone = (*self.sources, *((self.base,) if self.base else ()))
         return next((checkpoint for checkpoint in everyone if has_tokenizer(checkpoint.folder)), None)
 
+    def own_tokenizer(self, task: str) -> Checkpoint | None:
+        """Returns the source whose tokenizer a task keeps for itself; None where the shared one serves it."""
+        return own_tokenizer(self.tokenizer_source, [self.sources[i] for i in self.tasks[task]])
+
     def task_of(self, source: int) -> str:
         """Returns the task of a source by index."""
         return next(task for task, members in self.tasks.items() if source in members)
@@ -102,7 +106,7 @@ def align(
     problems = [
         *config_differences(everyone),
         *shape_differences(everyone),
-        *tokenizer_problems(everyone),
+        *tokenizer_problems(everyone, by_task=True),
         *language_problems(sources),
         *beside_problems(sources),
         *disagreements,

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from plait.checkpoints.checkpoint import Checkpoint
-from plait.checkpoints.tokenizers import has_tokenizer, misfit
+from plait.checkpoints.tokenizers import has_tokenizer, misfit, prefix_space, without_prefix_space
+from plait.errors import listed
 from plait.hub import TOKENIZER_FILES
 
 logger = logging.getLogger("plait")
@@ -29,11 +30,12 @@ _PROBES = (
 )  # fmt: skip
 
 
-def tokenizer_problems(everyone: Sequence[Checkpoint]) -> list[str]:
+def tokenizer_problems(everyone: Sequence[Checkpoint], *, by_task: bool = False) -> list[str]:
     """Returns where the tokenizers of checkpoints differ from the first one's, or do not fit their own model.
 
     A checkpoint saved without a tokenizer is taken to share the others'; how texts are truncated or padded in length
-    is a matter of use and does not count.
+    is a matter of use and does not count. With `by_task`, neither does a space before a text's first word, which taggers need: each task
+    keeps its own.
     """
     having = [c for c in everyone if has_tokenizer(c.folder)]
     if not having:
@@ -45,14 +47,35 @@ def tokenizer_problems(everyone: Sequence[Checkpoint]) -> list[str]:
     own = first.tokenizer()
     problems = _misfit(first, own)
     for other in others:
-        if not _same_files(first, other):
+        if not same_files(first, other):
             theirs = other.tokenizer()
             problems += _misfit(other, theirs)
-            problems += [f"tokenizers differ: {d}" for d in differences(own, theirs, first.name, other.name)]
+            mine = own
+            if by_task and prefix_space(own) is not None and prefix_space(own) is (not prefix_space(theirs)):
+                mine, theirs = without_prefix_space(own), without_prefix_space(theirs)
+            problems += [f"tokenizers differ: {d}" for d in differences(mine, theirs, first.name, other.name)]
     return problems
 
 
-def _same_files(a: Checkpoint, b: Checkpoint) -> bool:
+def own_tokenizer(shared: Checkpoint | None, members: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Returns the source whose tokenizer a task keeps for itself; None where it reads texts as the shared one does.
+
+    Sources that can be merged differ in nothing but the space before a text's first word.
+    """
+    having = [source for source in members if has_tokenizer(source.folder)]
+    if shared is None or not having:
+        return None
+    first, *others = having
+    space = prefix_space(first.tokenizer())
+    if odd := [s for s in others if not same_files(first, s) and prefix_space(s.tokenizer()) != space]:
+        logger.warning(
+            "%s reads texts with add_prefix_space %s, %s with %s: their task is read as the first",
+            *(first.name, space, listed(s.name for s in odd), not space),
+        )
+    return None if same_files(first, shared) or prefix_space(shared.tokenizer()) == space else first
+
+
+def same_files(a: Checkpoint, b: Checkpoint) -> bool:
     """Returns whether the files are equal byte by byte, so that nothing needs parsing."""
     return all(_content(a, name) == _content(b, name) for name in TOKENIZER_FILES)
 

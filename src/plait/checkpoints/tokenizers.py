@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,39 @@ class Opened:
         backend.no_truncation() if self.truncation is None else backend.enable_truncation(**self.truncation)
         backend.no_padding() if self.padding is None else backend.enable_padding(**self.padding)
         return self.tokenizer
+
+
+def prefix_space(tokenizer: PreTrainedTokenizerBase) -> bool | None:
+    """Returns whether a tokenizer puts a space before a text's first word; None for one that has no such setting."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    stage = {} if backend is None else json.loads(backend.to_str())["pre_tokenizer"]
+    return next((bool(part[_SPACE]) for part in _spacing(stage)), None)
+
+
+def without_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns a copy of a tokenizer that puts no space before a text's first word."""
+    from tokenizers import Tokenizer
+
+    copied: Any = copy.deepcopy(tokenizer)
+    stages = json.loads(copied.backend_tokenizer.to_str())
+    for part in _spacing([stages["pre_tokenizer"], stages["post_processor"]]):
+        part[_SPACE] = False
+    copied._tokenizer = Tokenizer.from_str(json.dumps(stages))
+    found: PreTrainedTokenizerBase = copied
+    return found
+
+
+_SPACE = "add_prefix_space"
+
+
+def _spacing(stage: Any) -> Iterator[dict[str, Any]]:
+    """Yields the parts of a stage that say whether a space comes first; stages may consist of others."""
+    if isinstance(stage, dict):
+        if _SPACE in stage:
+            yield stage
+        stage = list(stage.values())
+    for part in stage if isinstance(stage, list) else ():
+        yield from _spacing(part)
 
 
 def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:

@@ -62,6 +62,7 @@ class Ensemble(PreTrainedModel):
         self.num_labels = labels = int(config.num_labels or 0)
         self.roster = Roster(config.members)
         own = self.own_classes.from_config(copy.deepcopy(config.encoder), trust_remote_code=False)
+        own.config.return_dict = True  # a config may ask for tuples, we ask by name
         if config.head == "linear":
             width = without_last_linear(own, config.classifier_dropout)
             self.heads: nn.Module = LinearHeads(config.members, width, labels)

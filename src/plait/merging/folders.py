@@ -7,6 +7,7 @@ to the files of encoder and tokenizer, and an index that says what lies where.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from plait.boundary import reading
 from plait.checkpoints import parameter_names
 from plait.checkpoints.beside import SETTINGS, module_folders
 from plait.checkpoints.checkpoint import read_config
-from plait.checkpoints.tokenizers import tokenizer_files
+from plait.checkpoints.tokenizers import has_tokenizer, tokenizer_files
 from plait.encoders.heads import language_class, model_class
 from plait.errors import SourceError, listed
 from plait.hub import SAFETENSORS
@@ -75,7 +76,8 @@ def complete(folder: Path, tasks: Iterable[str]) -> None:
             links[INDEX] = INDEX
         elif not whole:
             _write_index(place, {links[file]: names for file, names in shared.items()}, own)
-        links |= {file.name: file.name for file in tokenizer_files(folder)}
+        if not has_tokenizer(place):
+            links |= {file.name: file.name for file in tokenizer_files(folder)}
         links |= {name: name for name in _modules(folder, own)}
         for target, name in links.items():
             _link(place / name, folder / target)
@@ -120,6 +122,16 @@ def _link(place: Path, target: Path) -> None:
     except OSError as error:
         why = error.strerror
         logger.warning("%s: cannot be linked (%s): open this task with plait.load or plait export", place, why)
+
+
+def tokenizer_place(folder: Path, task: str) -> Path:
+    """Returns where a task's tokenizer lies: in its own folder where it differs, else at the top."""
+    place = folder / TASKS / task
+    if not has_tokenizer(place):
+        return folder
+    mine, shared = ({file.name: file for file in tokenizer_files(where)} for where in (place, folder))
+    same = mine.keys() == shared.keys() and all(filecmp.cmp(mine[n], shared[n], shallow=False) for n in mine)
+    return folder if same else place
 
 
 def copy_generation(origin: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.encoders.heads import kind_of, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation.notebook import html, shortened
-from plait.merging.folders import TASKS, head_file, language_model, names_in, weight_files
+from plait.merging.folders import TASKS, head_file, language_model, names_in, tokenizer_place, weight_files
 from plait.report.record import Manifest, Task, read_manifest
 
 logger = logging.getLogger("plait")
@@ -62,6 +62,7 @@ class Merged:
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(folder)
         self._models: dict[str, PreTrainedModel] = {}
+        self._tokenizers: dict[Path, Any] = {}
 
     def __repr__(self) -> str:
         return f"Merged({str(self.folder)!r}, tasks={list(self.tasks)}, method={self.method!r})"
@@ -104,7 +105,7 @@ class Merged:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Returns the tokenizer that all its tasks share.
+        """Returns the tokenizer that its tasks share, but for those with one of their own: see `tokenizer_of`.
 
         Raises:
             SourceError: the sources had none.
@@ -114,6 +115,20 @@ class Merged:
                 f"{self.folder} has no tokenizer, because none of its sources had one: save one there"
             )
         return open_tokenizer(self.folder, str(self.folder), config=self.config)
+
+    def tokenizer_of(self, task: str) -> Any:
+        """Returns the tokenizer of one task: its own where it puts a space before the first word and others do not.
+
+        Raises:
+            RecipeError: no such task (did you mean).
+            SourceError: the sources had none.
+        """
+        place = tokenizer_place(self.folder, self.about(task).name)
+        if place == self.folder:
+            return self.tokenizer
+        if place not in self._tokenizers:
+            self._tokenizers[place] = open_tokenizer(place, str(place))
+        return self._tokenizers[place]
 
     @cached_property
     def encoder(self) -> PreTrainedModel:

@@ -39,11 +39,39 @@ def predict(
     """Returns predictions in the order of the texts; see `Merged.predict`."""
     firsts, seconds = split_pairs([one_text(texts)] if isinstance(texts, str) else texts)
     names = answerable(merged, task, paired=seconds is not None)
+    results: dict[str, list[Prediction]] = {}
+    for together in read_alike(merged, names):
+        options: dict[str, Any] = {"max_length": max_length, "unanswerable": unanswerable}
+        results |= predict_together(merged, together, firsts, seconds, batch_size=batch_size, **options)
+    return {name: results[name] for name in names} if task is None else results[task]
+
+
+def read_alike(merged: Merged, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the tasks in groups that read texts with one tokenizer, so that one encoder pass serves each group."""
+    groups: dict[int, tuple[str, ...]] = {}
+    for name in names:
+        key = id(merged.tokenizer_of(name))
+        groups[key] = (*groups.get(key, ()), name)
+    return list(groups.values())
+
+
+def predict_together(
+    merged: Merged,
+    names: tuple[str, ...],
+    firsts: list[str],
+    seconds: list[str] | None,
+    *,
+    batch_size: int,
+    max_length: int | None,
+    unanswerable: bool,
+) -> dict[str, list[Prediction]]:
+    """Returns the predictions of tasks that read texts alike."""
     asked = tuple(name for name in names if merged.about(name).kind == "question_answering")
-    questions = Questions(merged, asked, firsts, seconds, max_length) if asked and seconds else None
+    tokenizer = merged.tokenizer_of(names[0])
+    questions = Questions(merged, tokenizer, asked, firsts, seconds, max_length) if asked and seconds else None
     results: dict[str, list[Prediction]] = {name: [None] * len(firsts) for name in names}
     # Questions alone need no pass beside that over their windows.
-    passes = encoded(merged, firsts, seconds, batch_size, max_length) if names != asked else ()
+    passes = encoded(merged, tokenizer, firsts, seconds, batch_size, max_length) if names != asked else ()
     for rows, encoding in track(passes, "predict"):
         with torch.inference_mode():
             outputs = forward(merged, names, encoding.tensors)
@@ -58,7 +86,7 @@ def predict(
                 results[name][row] = prediction
     if questions is not None:
         results |= questions.answers(batch_size, unanswerable=unanswerable)
-    return results if task is None else results[task]
+    return results
 
 
 def split_pairs(texts: Sequence[Any]) -> tuple[list[str], list[str] | None]:
@@ -110,13 +138,18 @@ class Encoded:
         self.tensors: dict[str, Tensor] = tensors
 
 
-def encoded(
-    merged: Merged, texts: list[str], pairs: list[str] | None, batch_size: int, max_length: int | None
+def encoded(  # noqa: PLR0917 - the texts, and how they are read
+    merged: Merged,
+    tokenizer: Any,
+    texts: list[str],
+    pairs: list[str] | None,
+    batch_size: int,
+    max_length: int | None,
 ) -> Iterator[tuple[list[int], Encoded]]:
     """Yields row numbers and their tokenised batch, similar lengths together so that little is padding."""
     config = merged.encoder.config
-    longest = length_limit(merged.tokenizer, config, max_length)
-    padding = padding_for(merged.tokenizer, config)
+    longest = length_limit(tokenizer, config, max_length)
+    padding = padding_for(tokenizer, config)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]) + (len(pairs[i]) if pairs else 0))
     # Where nothing can pad, texts go one by one: what is said of one does not depend on its company.
     size = 1 if without_padding(config) or padding["input_ids"] == UNKNOWN else batch_size
@@ -124,7 +157,7 @@ def encoded(
         rows = order[start : start + size]
         firsts = [texts[i] for i in rows]
         seconds = [pairs[i] for i in rows] if pairs else None
-        table = merged.tokenizer(firsts, seconds, truncation=True, max_length=longest)
+        table = tokenizer(firsts, seconds, truncation=True, max_length=longest)
         names = [name for name in table if name in padding]
         features = [dict(zip(names, row, strict=True)) for row in zip(*(table[n] for n in names), strict=True)]
         yield rows, Encoded(table, firsts, seconds, collate(features, padding))
@@ -133,9 +166,10 @@ def encoded(
 class Questions:
     """Questions about contexts, which may need several windows, with the logits found so far."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the texts, and how they are read
         self,
         merged: Merged,
+        tokenizer: Any,
         names: tuple[str, ...],
         questions: Sequence[str],
         contexts: Sequence[str],
@@ -145,9 +179,7 @@ class Questions:
         self.merged = merged
         self.names = names
         self.examples = Examples(tuple(questions), tuple(contexts), kind="question_answering")
-        self.windows = encode(
-            self.examples, merged.tokenizer, max_length=max_length, config=merged.encoder.config
-        )
+        self.windows = encode(self.examples, tokenizer, max_length=max_length, config=merged.encoder.config)
         self.logits: dict[str, dict[int, Logits]] = {name: {} for name in names}
 
     def note(self, name: str, rows: Sequence[int], output: Any, encoding: Encoded) -> None:

@@ -62,7 +62,19 @@ def write_checkpoint(
         # Each source records the length of its training: no task may be cut shorter than it was trained.
         tokenizer.model_max_length = max([tokenizer.model_max_length, *limits(s.folder for s in job.sources)])
         keep_tokenizer(tokenizer, folder)
+    copy_own_tokenizers(job, folder)
     return {source.name: source.digest for source in job.sources}
+
+
+def copy_own_tokenizers(job: Plan, folder: Path) -> None:
+    """Writes beside a task's head the tokenizer that puts a space before the first word where the shared one does not.
+
+    Or the other way round: one encoder serves both.
+    """
+    for task in job.alignment.tasks:
+        if (source := job.alignment.own_tokenizer(task)) is not None:
+            logger.info("task %s keeps the tokenizer of %s (add_prefix_space)", task, source.name)
+            copy_tokenizer(source.folder, folder / TASKS / task)
 
 
 def carry_beside(job: Plan, folder: Path) -> None:

@@ -79,7 +79,7 @@ def score_task(
         network.config = copy.deepcopy(network.config)
         rename_labels(network.config, labels, about.labels, f"task {task}")
         about = replace(about, labels=labels)
-    outcome = answer(network, merged.tokenizer, examples)
+    outcome = answer(network, merged.tokenizer_of(task), examples)
     named = by_name(examples, about)
     found = {
         name: source_scores(
