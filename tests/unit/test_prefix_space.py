@@ -54,7 +54,8 @@ def test_each_task_keeps_its_own(tmp_path: Path, order: str, caplog: pytest.LogC
 
 def test_predictions_are_those_of_the_exported_model(tmp_path: Path) -> None:
     made = {
-        "s": source(tmp_path / "s", "sequence", space=False), "b": source(tmp_path / "b", "sequence", space=True, seed=2),
+        "s": source(tmp_path / "s", "sequence", space=False),
+        "b": source(tmp_path / "b", "sequence", space=True, seed=2),
     }  # fmt: skip
     merged = plait.merge(made, method="average", out=tmp_path / "m")
     every = merged.predict(texts(4))

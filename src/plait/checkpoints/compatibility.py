@@ -89,10 +89,13 @@ def align(
     base: Checkpoint | None = None,
     tasks: Mapping[str, str] | None = None,
     merge_pooler: bool = False,
+    orders: Mapping[str, Rows] | None = None,
 ) -> Alignment:
     """Returns what merges and what stays per task; `tasks` names a source's task (default: its own name).
 
     A pooler reads the first token for the head alone, so each task keeps its own unless `merge_pooler` is set.
+    `orders` has by source the rows of heads with placeholder labels in the order of their task's first source, as far
+    as data have proved it.
 
     Raises:
         MergeError: everything that keeps the sources (and the base) from becoming one model, in one line.
@@ -102,7 +105,7 @@ def align(
     groups = group_tasks(sources, tasks or {})
     everyone = [*sources, base] if base is not None else list(sources)
     _check_families(everyone)
-    rows, disagreements = label_rows(sources, groups)
+    rows, disagreements = label_rows(sources, groups, orders or {})
     problems = [
         *config_differences(everyone),
         *shape_differences(everyone),
@@ -242,9 +245,9 @@ def _hint(everyone: Sequence[Checkpoint], names: Sequence[str]) -> str:
     return ": the vocabularies differ; resize_token_embeddings can undo padding" if words else ""
 
 
+Rows = tuple[int, ...] | None
 ALIKE = 0.9
 """Cosine above which rows of two heads began as one: those of heads drawn apart are near 0."""
-Rows = tuple[int, ...] | None
 
 
 def group_tasks(sources: Sequence[Checkpoint], tasks: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
@@ -260,7 +263,7 @@ def group_tasks(sources: Sequence[Checkpoint], tasks: Mapping[str, str]) -> dict
 
 
 def label_rows(
-    sources: Sequence[Checkpoint], tasks: Mapping[str, tuple[int, ...]]
+    sources: Sequence[Checkpoint], tasks: Mapping[str, tuple[int, ...]], orders: Mapping[str, Rows]
 ) -> tuple[dict[str, Rows], list[str]]:
     """Returns by source the rows that put its labels in its task's order, and what keeps heads from being merged."""
     rows: dict[str, Rows] = {}
@@ -269,6 +272,10 @@ def label_rows(
         first, *others = (sources[i] for i in members)
         rows[first.name] = None
         for other in others:
+            if other.name in orders:
+                rows[other.name] = orders[other.name]
+                problems += [f"task {task}: {problem}" for problem in _head_shapes(first, other)]
+                continue
             found = _head_differences(first, other)
             problems += [f"task {task}: {problem}" for problem in found]
             rows[other.name] = None if found else _permutation(first.labels, other.labels)
@@ -313,7 +320,7 @@ def unproved_order(first: Checkpoint, other: Checkpoint) -> list[str]:
     return [
         f"{first.name} and {other.name} both call their labels {', '.join(mine)}, which does not say that they have "
         f"them in one order; say it by --labels {first.name}=…,… --labels {other.name}=…,… (or write the "
-        "names into id2label)"
+        "names into id2label), or give labelled data of the task on which the two are mostly right"
     ]
 
 

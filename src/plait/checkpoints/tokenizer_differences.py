@@ -34,8 +34,8 @@ def tokenizer_problems(everyone: Sequence[Checkpoint], *, by_task: bool = False)
     """Returns where the tokenizers of checkpoints differ from the first one's, or do not fit their own model.
 
     A checkpoint saved without a tokenizer is taken to share the others'; how texts are truncated or padded in length
-    is a matter of use and does not count. With `by_task`, neither does a space before a text's first word, which taggers need: each task
-    keeps its own.
+    is a matter of use and does not count. With `by_task`, neither does a space before a text's first word, which
+    taggers need: each task keeps its own.
     """
     having = [c for c in everyone if has_tokenizer(c.folder)]
     if not having:

@@ -17,6 +17,7 @@ from plait.data.reading import read
 from plait.encoders.topology import Topology, topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
 from plait.merging.defaults import align_of, method_of, refine_of, usable_base
+from plait.merging.head_order import orders_on_data
 from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
 from plait.merging.rule import RULES
@@ -276,7 +277,8 @@ def plan(
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
     elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
-    alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler)
+    orders = orders_on_data(recipe, sources, objects, judged or {})
+    alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler, orders=orders)
     hint_at_tasks(sources, recipe.tasks())
     if "importances" in rule.inputs:
         topology(sources[0].config).check(alignment.owners)

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.lineage import lineage
-from plait.checkpoints.tokenizers import keep_tokenizer, limits
+from plait.checkpoints.tokenizers import copy_tokenizer, keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.merging import chunks
 from plait.merging.chunks import Held

@@ -28,7 +28,16 @@ merged.predict(["Some text."])                 # every task from one encoder pas
 model = merged.task("{task}")                  # an ordinary transformers model
 ```
 
-`plait export {folder} --task {task} -o plain` writes an ordinary `transformers` checkpoint of one task."""
+Without Plait, `transformers` opens each task's folder, which shares the encoder's file by a link:
+
+```python
+from transformers import pipeline
+
+classify = pipeline(model="{folder}/tasks/{task}")
+```
+
+The top of the folder is the encoder. Opened as a classifier, it gets a random head unless it has one task alone.
+`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, to be moved or uploaded."""
 
 
 def model_card(manifest: Manifest) -> str:
