@@ -90,7 +90,7 @@ def _order(source: Checkpoint, examples: Examples, truth: NDArray[np.int64]) -> 
         return None
     logits = predict_logits(source.model(), source.tokenizer(), examples)
     counts = np.zeros((rows, rows))
-    np.add.at(counts, (truth, [int(row.argmax()) for row in logits]), 1)
+    np.add.at(counts, (truth, np.array([int(row.argmax()) for row in logits])), 1)
     order = linear_sum_assignment(counts, maximize=True)[1]
     held = counts[:, order]  # right answers on the diagonal
     right = np.diag(held)

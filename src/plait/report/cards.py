@@ -37,7 +37,7 @@ classify = pipeline(model="{folder}/tasks/{task}")
 ```
 
 The top of the folder is the encoder. Opened as a classifier, it gets a random head unless it has one task alone.
-`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, to be moved or uploaded."""
+`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, to move or upload."""
 
 
 def model_card(manifest: Manifest) -> str:
