@@ -1,4 +1,4 @@
-"""Half a minute of mutated files; `make soak` goes on for an hour."""
+"""Half a minute of mutated files; `make soak` goes on for longer."""
 
 from __future__ import annotations
 

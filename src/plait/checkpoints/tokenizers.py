@@ -158,13 +158,11 @@ def prefix_space(tokenizer: PreTrainedTokenizerBase) -> bool | None:
 
 def without_prefix_space(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Returns a copy of a tokenizer that puts no space before a text's first word."""
-    from tokenizers import Tokenizer
-
     copied: Any = copy.deepcopy(tokenizer)
     stages = json.loads(copied.backend_tokenizer.to_str())
     for part in _spacing([stages["pre_tokenizer"], stages["post_processor"]]):
         part[_SPACE] = False
-    copied._tokenizer = Tokenizer.from_str(json.dumps(stages))
+    copied._tokenizer = type(copied.backend_tokenizer).from_str(json.dumps(stages))
     found: PreTrainedTokenizerBase = copied
     return found
 

@@ -82,6 +82,7 @@ def _codes(examples: Examples, first: Checkpoint) -> NDArray[np.int64]:
 def _order(source: Checkpoint, examples: Examples, truth: NDArray[np.int64]) -> tuple[int, ...] | None:
     """Returns for each label of the data the row of a head that stands for it; None where that is not sure."""
     from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import confusion_matrix
 
     from plait.evaluation import predict_logits
 
@@ -89,8 +90,8 @@ def _order(source: Checkpoint, examples: Examples, truth: NDArray[np.int64]) -> 
     if int(truth.max()) >= rows:
         return None
     logits = predict_logits(source.model(), source.tokenizer(), examples)
-    counts = np.zeros((rows, rows))
-    np.add.at(counts, (truth, np.array([int(row.argmax()) for row in logits])), 1)
+    said = [int(row.argmax()) for row in logits]
+    counts = confusion_matrix(truth, said, labels=range(rows)).astype(float)
     order = linear_sum_assignment(counts, maximize=True)[1]
     held = counts[:, order]  # right answers on the diagonal
     right = np.diag(held)

@@ -36,8 +36,8 @@ from transformers import pipeline
 classify = pipeline(model="{folder}/tasks/{task}")
 ```
 
-The top of the folder is the encoder. Opened as a classifier, it gets a random head unless it has one task alone.
-`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, to move or upload."""
+The folder's top is the encoder: opened as a classifier, it gets a head drawn at random unless it has one task alone.
+`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, for any place."""
 
 
 def model_card(manifest: Manifest) -> str:
