@@ -155,7 +155,10 @@ def test_nobody_prints() -> None:
 
 
 def test_a_merge_is_inspected_without_torch(tmp_path: Path) -> None:
-    record = {"format": 2, "kind": "merged", "tasks": {}, "sources": {}, "recipe": {}, "versions": {}}
+    task = {"architecture": "BertForSequenceClassification", "kind": "sequence_classification", "sources": ["mood"]}
+    tasks = {"mood": {**task, "name": "mood", "problem_type": "single_label_classification", "labels": ["bad", "good"]}}
+    sources = {"mood": {"origin": "ckpt/mood", "digest": "0"}}
+    record = {"format": 2, "kind": "merged", "tasks": tasks, "sources": sources, "recipe": {}, "versions": {}}
     (tmp_path / "plait.json").write_text(json.dumps(record))
     asked = f"import sys, plait.cli; plait.cli.invoke(['inspect', {str(tmp_path)!r}])"
     code = f"{asked}; print({HEAVY!r} & set(sys.modules))"

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 import plait
 from plait.cli import invoke
-from plait.errors import DataError, MergeError, OutputError, SourceError
+from plait.errors import DataError, OutputError, RecipeError, SourceError
 from tests.models import save, texts, tiny
 
 Paths = dict[str, str]
@@ -125,7 +125,7 @@ def test_sources_of_one_task_are_scored_by_label_name(tmp_path: Path) -> None:
 
 def test_a_merged_checkpoint_is_not_a_source(sources: Paths, tmp_path: Path) -> None:
     plait.merge(sources, method="average", out=tmp_path / "m")
-    with pytest.raises(MergeError, match="plait export one task"):
+    with pytest.raises(RecipeError, match="plait export one task"):
         plait.merge({"a": str(tmp_path / "m"), "b": sources["mood"]}, method="average", out=tmp_path / "n")
 
 

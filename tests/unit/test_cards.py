@@ -103,7 +103,8 @@ def test_a_fine_tuned_checkpoint() -> None:
 
 def ensemble(**changes: Any) -> dict[str, Any]:
     return {
-        "kind": "sequence_classification", "members": 2, "shared_layers": None, "plain": True, "base": "owner/base",
+        "head_kind": "sequence_classification", "members": 2, "shared_layers": None, "plain": True,
+        "base": "owner/base",
         "sources": [{"origin": "owner/base", "digest": "", "hub": "owner/base", "license": "mit"}],
         "recipe": {"base": "owner/base", "method": {"name": "soup"}, "output": "/abs/ens"},
         "data": {"examples": 5}, **changes,

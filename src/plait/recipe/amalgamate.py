@@ -92,7 +92,7 @@ class AmalgamateRecipe(Strict):
     """
 
     PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Sources and data": ("sources", "text", "student", "base", "rename", "limit", "trust_remote_code"),
+        "Sources and data": ("sources", "text", "student", "base", "rename", "limit", "routing", "trust_remote_code"),
         "Gate and targets": (
             "gate", "objective", "temperature", "target", "margin", "agreement", "rounds", "posterior", "calibrate",
         ),
