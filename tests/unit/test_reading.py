@@ -323,6 +323,7 @@ def test_unknown_kind_of_file(tmp_path):
         ("x.json", b"3", "holds a int; expected a list of rows"),
         ("x.jsonl", b'{"text": "a"}\n{oops', "line 2"),
         ("x.csv", b"text,label\na,1\nb\n", r"1 row does not have 2 columns, first near line 3"),
+        ("x.csv", b"text,label\na", r"1 row does not have 2 columns, first near line 2"),
         ("x.txt", b"\xff\xfe\x00", "cannot be read as txt"),
     ],
 )

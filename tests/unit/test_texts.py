@@ -208,10 +208,10 @@ class TestBadInput:
 
     def test_a_ragged_row(self, tmp_path):
         path = tmp_path / "rows.csv"
-        path.write_text("text,label\na,1\nb\n", encoding="utf-8")
-        assert complaint(path) == (
-            f"{path}: cannot be read as csv: 1 row does not have 2 columns, first near line 3"
-        )
+        for content, line in (("text,label\na,1\nb\n", 3), ("text,label\na", 2)):
+            path.write_text(content, encoding="utf-8")
+            said = f"{path}: cannot be read as csv: 1 row does not have 2 columns, first near line {line}"
+            assert complaint(path) == said
 
     def test_not_in_utf8(self, tmp_path):
         path = tmp_path / "rows.txt"
