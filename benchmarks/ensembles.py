@@ -52,7 +52,7 @@ from plait.ensembles.factors import add_factors, expanded
 from plait.ensembles.folding import one_member
 from plait.ensembles.method import Choice
 from plait.ensembles.modeling import Ensemble
-from plait.ensembles.objective import Ensembling, Noise, perturbing
+from plait.ensembles.objective import Ensembling, PerturbationChoice, perturbing
 from plait.training.heads import quiet
 
 RESULTS = Path(__file__).parent / "results" / "ensembles.json"
@@ -106,7 +106,7 @@ def train(record: Record, options: argparse.Namespace) -> None:
             }
             costs = {}
             for shared, model in models.items():
-                noise = Noise(name, replicate_at=shared)
+                noise = PerturbationChoice(name, replicate_at=shared)
                 objective = Ensembling(Choice("camero"), noise, noise.depth(shared))
                 contender = f"{shared} of {depth} layers shared"
                 costs[contender] = training_cost(members, depth, objective.depth)
@@ -291,7 +291,7 @@ def measure(way: str, options: argparse.Namespace) -> None:
     # As they are loaded some weights still belong to a file: both kinds of model are to count all of theirs.
     model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
     model.train()
-    objective = Ensembling(Choice("camero"), Noise("dropout"), 0, replay=way.endswith("replay"))
+    objective = Ensembling(Choice("camero"), PerturbationChoice("dropout"), 0, replay=way.endswith("replay"))
     optimizer = torch.optim.AdamW(model.parameters())
     tidy()
     built, peak = anonymous(), Peak()

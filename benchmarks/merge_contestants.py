@@ -116,13 +116,13 @@ def plait(rule: str, **settings: Any) -> Job:
         import torch
 
         from plait.checkpoints.checkpoint import open_checkpoint
-        from plait.merging.chunks import Part
+        from plait.merging.chunks import CheckpointView
         from plait.merging.engine import write_merged
         from plait.merging.rule import RULES
 
-        def part(name: str) -> Part:
+        def part(name: str) -> CheckpointView:
             opened = open_checkpoint(FOLDER / name, name=name)
-            return Part(opened, {stored: stored for stored in opened.headers})
+            return CheckpointView(opened, {stored: stored for stored in opened.headers})
 
         class Rows:
             def of(self, parameter: str) -> Any:

@@ -27,7 +27,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from plait.data import Examples, collate, encode, plan
-from plait.merging.chunks import Held
+from plait.merging.chunks import InMemory
 from plait.merging.engine import combine
 from plait.merging.forward import ForwardMerge
 from plait.merging.merged import with_modules
@@ -67,7 +67,7 @@ class Setting:
             for model in self.models:
                 for parameter in model.parameters():
                     parameter.add_(0.02 * float(parameter.std()) * torch.randn(parameter.shape, generator=g))
-        self.bodies = [Held(f"s{i}", dict(m.base_model.state_dict())) for i, m in enumerate(self.models)]
+        self.bodies = [InMemory(f"s{i}", dict(m.base_model.state_dict())) for i, m in enumerate(self.models)]
         self.names = [n for n, _ in self.models[0].base_model.named_parameters()]
         self.encoded = [
             encode(one, self.tokenizer, max_length=tokens, config=self.models[0].config) for one in self.examples

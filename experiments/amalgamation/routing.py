@@ -27,10 +27,10 @@ from torch import Tensor
 from plait.amalgamation.choices import Choices
 from plait.amalgamation.gate_selection import auto, fitted, gate_scores, members_of
 from plait.amalgamation.plan import AmalgamationPlan, plan
-from plait.amalgamation.rounds import Material, correction, lesson_of, material_of
+from plait.amalgamation.rounds import TrainingInputs, correction, targets_of, training_inputs
 from plait.amalgamation.routing import Routing, route
 from plait.amalgamation.run import score, true_labels
-from plait.amalgamation.targets import Lesson, consensus, hard, lesson, soft
+from plait.amalgamation.targets import SoftTargets, consensus, hard, soft, soft_targets
 from plait.recipe.arguments import amalgamation_recipe
 
 GATES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -63,7 +63,9 @@ def job_of(row: Row, seed: int) -> AmalgamationPlan:
     return plan(recipe, texts=data)
 
 
-def judged(given: Routing, job: AmalgamationPlan, material: Material, rows: Tensor | None = None) -> dict[str, float]:
+def judged(
+    given: Routing, job: AmalgamationPlan, material: TrainingInputs, rows: Tensor | None = None
+) -> dict[str, float]:
     """Returns how often a routing, and the targets that follow from it, are right."""
     truth = material.truth
     assert truth is not None
@@ -76,7 +78,7 @@ def judged(given: Routing, job: AmalgamationPlan, material: Material, rows: Tens
     return {name: round(float(right[rows].mean()), 4) for name, right in told.items()}
 
 
-def labels_worth(job: AmalgamationPlan, material: Material) -> dict[str, Any]:
+def labels_worth(job: AmalgamationPlan, material: TrainingInputs) -> dict[str, Any]:
     """Returns what 20, 50 and 100 labels are worth, on the texts that were not labelled."""
     truth, choices = material.truth, Choices(gate="fitted")
     assert truth is not None
@@ -106,20 +108,20 @@ def judge(row: Row, seed: int) -> dict[str, Any]:
     job = job_of(row, seed)
     truth = true_labels(job)
     store, _ = score(job, job.recipe.store_folder(), overwrite=False)
-    material, gathered = material_of(job, store, truth)
+    material, gathered = training_inputs(job, store, truth)
     gates: dict[str, Any] = {}
     scores: dict[str, Tensor] = {}
     for name, (gate, options) in GATES.items():
         choices = Choices(gate=gate, gate_options=options)
-        given: Lesson = lesson(material.posteriors, job.space, choices, truth, material.evidence)
+        given: SoftTargets = soft_targets(material.posteriors, job.space, choices, truth, material.evidence)
         gates[name], scores[name] = judged(given.routing, job, material), given.routing.scores
         standard = Choices(gate=gate, gate_options=options, calibrate="standardize")
-        given = lesson(material.posteriors, job.space, standard, truth, material.evidence)
+        given = soft_targets(material.posteriors, job.space, standard, truth, material.evidence)
         gates[f"{name}, standardize"] = judged(given.routing, job, material)
         midpoints = Choices(gate=gate, gate_options=options, calibrate="auto")
-        given = lesson(material.posteriors, job.space, midpoints, truth, material.evidence)
+        given = soft_targets(material.posteriors, job.space, midpoints, truth, material.evidence)
         gates[f"{name}, auto"] = judged(given.routing, job, material)
-    verdict = lesson(material.posteriors, job.space, Choices(gate="auto"), truth, material.evidence).verdict
+    verdict = soft_targets(material.posteriors, job.space, Choices(gate="auto"), truth, material.evidence).verdict
     assert verdict is not None
     gates["auto"] = {**judged(verdict.routing, job, material), "evidence": dict(verdict.evidence)}
     for left in ("mahalanobis", "vocabulary", "update"):
@@ -149,11 +151,11 @@ def corrected(row: Row, seed: int) -> dict[str, Any]:
     job = job_of(row, seed)
     truth = true_labels(job)
     store, _ = score(job, job.recipe.store_folder(), overwrite=False)
-    material, _ = material_of(job, store, truth)
-    given = lesson_of(job, material, None)
+    material, _ = training_inputs(job, store, truth)
+    given = targets_of(job, material, None)
     with tempfile.TemporaryDirectory() as folder:
         mass, forwards = correction(job, material, given, Path(folder), resume=False)
-    after = lesson_of(job, material, mass)
+    after = targets_of(job, material, mass)
     assert after.verdict is not None
     return {
         "row": row.name,

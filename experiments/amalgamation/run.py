@@ -35,7 +35,7 @@ from plait.amalgamation.distillation import Distillation, adapted, classifier_pa
 from plait.amalgamation.gate import GATES
 from plait.amalgamation.label_space import LabelSpace, union
 from plait.amalgamation.routing import route
-from plait.amalgamation.targets import Lesson, concat, hard, lesson, soft, tables
+from plait.amalgamation.targets import SoftTargets, concat, hard, soft, soft_targets, tables
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Examples
 from plait.data.texts import Texts, open_texts
@@ -238,7 +238,7 @@ def gates(found: Stage) -> dict[str, Any]:
         plainly = ("none", "temperature", "standardize") if PASSES else ("none", "standardize")
         for calibrate in ("none",) if gate == "oracle" else plainly:
             choices = Choices(gate=gate, calibrate=calibrate)  # type: ignore[arg-type]
-            taught = lesson(found.posteriors, found.space, choices, found.truth)
+            taught = soft_targets(found.posteriors, found.space, choices, found.truth)
             routing = taught.routing
             result[gate if calibrate == "none" else f"{gate}, {calibrate}"] = {
                 "routing": round(float(mask[routing.choice, found.truth].double().mean()), 6),
@@ -294,11 +294,11 @@ def teach_by_command(row: Row, seed: int, student: Student) -> Mapping[str, Any]
     }
 
 
-def lesson_of(student: Student, found: Stage) -> Lesson:
+def lesson_of(student: Student, found: Stage) -> SoftTargets:
     """Returns what a student is taught; the supervised one reads the gold labels."""
     if student.choices is not None:
-        return lesson(found.posteriors, found.space, student.choices, found.truth)
-    plain = lesson(found.posteriors, found.space, Choices(gate="oracle"), found.truth)
+        return soft_targets(found.posteriors, found.space, student.choices, found.truth)
+    plain = soft_targets(found.posteriors, found.space, Choices(gate="oracle"), found.truth)
     gold = torch.nn.functional.one_hot(found.truth, len(found.space)).float()
     return replace(plain, target=gold, weight=torch.ones(len(gold)))
 

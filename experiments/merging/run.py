@@ -33,7 +33,7 @@ from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Encoded, Examples, align_labels, batches, collate, encode, plan, read_examples
 from plait.encoders.topology import topology
 from plait.evaluation import head_labels, predict_encoded, score
-from plait.merging.chunks import Held
+from plait.merging.chunks import InMemory
 from plait.merging.engine import combine
 from plait.merging.forward import ForwardMerge
 from plait.merging.merged import with_modules
@@ -156,7 +156,7 @@ METHODS = (
 class Source:
     """One fine-tuned model: its body as tensors, itself for its head, and its held-out rows, tokenised once."""
 
-    body: Held
+    body: InMemory
     model: PreTrainedModel
     examples: Examples
     encoded: Encoded
@@ -175,12 +175,12 @@ def source(task: str, seed: int) -> Source:
 
 
 @cache
-def base() -> Held:
+def base() -> InMemory:
     return held("base", open_checkpoint(default_base()))
 
 
-def held(name: str, checkpoint: Any) -> Held:
-    return Held(
+def held(name: str, checkpoint: Any) -> InMemory:
+    return InMemory(
         name, {parameter: checkpoint.read(stored).clone() for parameter, stored in checkpoint.body.items()}
     )
 

@@ -14,7 +14,7 @@ import plait
 from plait.amalgamation.choices import Choices
 from plait.amalgamation.label_space import union
 from plait.amalgamation.plan import plan
-from plait.amalgamation.targets import lesson
+from plait.amalgamation.targets import soft_targets
 from plait.cli import interruption, invoke
 from plait.data import open_texts
 from plait.errors import PlaitError, RecipeError, SourceError
@@ -86,7 +86,7 @@ def test_shards_are_small_enough_to_resume_at(teachers: Paths, tmp_path: Path) -
 def test_the_temperature_softens_teacher_and_student(teachers: Paths, tmp_path: Path) -> None:
     store = plait.posteriors(teachers, texts=texts(30), out=tmp_path / "p", passes=0)
     posteriors = [store.posterior(name) for name in NAMES]
-    found = lesson(posteriors, union(NAMES), Choices(gate="energy", options={"temperature": 2.0}))
+    found = soft_targets(posteriors, union(NAMES), Choices(gate="energy", options={"temperature": 2.0}))
     chosen = [posteriors[at].logits[row].double() / 2 for row, at in enumerate(found.routing.choice.tolist())]
     expected = torch.stack([z.softmax(-1) for z in chosen]).max(-1).values
     assert torch.allclose(found.target.max(-1).values.double(), expected, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.amalgamation.gate_selection import JOINT, auto, believed, fitted
+from plait.amalgamation.gate_selection import JOINT, auto, fitted, weights_of
 from plait.amalgamation.label_space import union
 from plait.amalgamation.neighbours import averaged, nearest
 from plait.amalgamation.routing import route
@@ -72,7 +72,7 @@ def test_one_teacher_is_believed_on_every_text() -> None:
 
 
 def test_the_margin_of_log_odds_is_that_of_the_shares() -> None:
-    routing = believed(torch.tensor([[0.0, math.log(3.0)]]))
+    routing = weights_of(torch.tensor([[0.0, math.log(3.0)]]))
     assert routing.weights.tolist() == [[pytest.approx(0.25), pytest.approx(0.75)]]
     assert float(routing.margin) == pytest.approx(0.5, abs=1e-5)
 

@@ -23,7 +23,7 @@ from plait.errors import MergeError, RecipeError, SourceError
 from plait.merging import chunks as parts
 from plait.merging import chunks as pieces
 from plait.merging import engine
-from plait.merging.chunks import Held, Part
+from plait.merging.chunks import CheckpointView, InMemory
 from plait.merging.engine import combine, uniform, write_jobs, write_merged
 from plait.merging.job import prepare
 from plait.merging.rule import RULES, Law, laws
@@ -96,15 +96,15 @@ class File:
         self.noted[stored] = digest
 
 
-def part(name: str, folder: Path, held: dict[str, Tensor]) -> Part:
-    return Part(File(name, folder / name, held), {key: key for key in held})
+def part(name: str, folder: Path, held: dict[str, Tensor]) -> CheckpointView:
+    return CheckpointView(File(name, folder / name, held), {key: key for key in held})
 
 
 def settings_for(rule: str, count: int) -> dict[str, Any]:
     entry = RULES[rule]
     return {
         "weights": [1.0, 0.5, 2.0][:count],
-        "base": Held("base", tensors(0, move=0.0)) if "base" in entry.inputs else None,
+        "base": InMemory("base", tensors(0, move=0.0)) if "base" in entry.inputs else None,
         "importances": [importances(i) for i in range(count)] if "importances" in entry.inputs else None,
         "grams": [grams(i) for i in range(count)] if "grams" in entry.inputs else None,
     }
@@ -158,7 +158,7 @@ def test_cuts_threads_and_files_change_nothing(
     count = RULES[rule].facts.get("sources", 3)
     held = [tensors(seed) for seed in range(1, count + 1)]
     settings = settings_for(rule, count)
-    in_memory = [Held(f"s{i}", h) for i, h in enumerate(held)]
+    in_memory = [InMemory(f"s{i}", h) for i, h in enumerate(held)]
     on_disk = [part(f"s{i}", tmp_path, h) for i, h in enumerate(held)]
     wanted = dict(combine(in_memory, NAMES, RULES[rule], **settings))
     for chunk, threads in ((8, 1), (56, 3), (2**16, 2)):
@@ -174,7 +174,7 @@ def test_the_engine_supplies_what_the_rule_asks_for(rule: str) -> None:
     count = entry.facts.get("sources", 3)
     held = [tensors(seed) for seed in range(1, count + 1)]
     settings = settings_for(rule, count)
-    found = dict(combine([Held(f"s{i}", h) for i, h in enumerate(held)], NAMES, entry, **settings))
+    found = dict(combine([InMemory(f"s{i}", h) for i, h in enumerate(held)], NAMES, entry, **settings))
     base = tensors(0, move=0.0)
     density, outliers = (
         entry.options[name].default if name in entry.options else 0.0 for name in ("density", "outliers")
@@ -214,11 +214,11 @@ def cut(change: Tensor, rounding: Callable[[float], int], share: float) -> Tenso
 def test_sources_are_left_alone(tmp_path: Path) -> None:
     held = [tensors(seed) for seed in (1, 2)]
     before = [{k: v.clone() for k, v in h.items()} for h in held]
-    trained = Held(
+    trained = InMemory(
         "s1", {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in held[1].items()}
     )
     for rule in RULES:
-        merged = dict(combine([Held("s0", held[0]), trained], NAMES, RULES[rule], **settings_for(rule, 2)))
+        merged = dict(combine([InMemory("s0", held[0]), trained], NAMES, RULES[rule], **settings_for(rule, 2)))
         assert not any(tensor.requires_grad for tensor in merged.values())
     assert all(same(h, b) for h, b in zip(held, before, strict=True))
 
@@ -228,7 +228,7 @@ def test_dtypes_mix_and_may_be_chosen(tmp_path: Path, monkeypatch: pytest.Monkey
     sources = [
         part("a", tmp_path, tensors(1, torch.bfloat16)),
         part("b", tmp_path, tensors(2, torch.float64)),
-        Held("c", tensors(3, torch.float32)),
+        InMemory("c", tensors(3, torch.float32)),
     ]
     mixed = dict(combine(sources, NAMES, RULES["average"]))
     assert {t.dtype for k, t in mixed.items() if k != "ids"} == {torch.float64}
@@ -239,13 +239,13 @@ def test_dtypes_mix_and_may_be_chosen(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_memory_is_that_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "CHUNK", 16)
     asked: list[int] = []
-    stack = pieces.Desk.stack
+    stack = pieces.StackBuffer.stack
 
-    def watched(self: pieces.Desk, feeds: Any, piece: pieces.Piece) -> Tensor:
+    def watched(self: pieces.StackBuffer, feeds: Any, piece: pieces.Chunk) -> Tensor:
         asked.append(len(feeds) * piece.size)
         return stack(self, feeds, piece)
 
-    monkeypatch.setattr(pieces.Desk, "stack", watched)
+    monkeypatch.setattr(pieces.StackBuffer, "stack", watched)
     sources = [part(f"s{i}", tmp_path, tensors(i)) for i in range(3)]
     for rule in ("average", "ties", "fisher", "breadcrumbs", "lines", "della", "actmerge", "svc"):
         write_merged(tmp_path, sources, ["embedding.weight", "stack"], RULES[rule], **settings_for(rule, 3))
@@ -279,8 +279,8 @@ def test_names_shards_and_order(tmp_path: Path) -> None:
 
 def test_several_merges_in_one_checkpoint(tmp_path: Path) -> None:
     one, two = tensors(1), tensors(2)
-    both = prepare([Held("a", one), Held("b", two)], ["layer.weight", "ids"], RULES["average"])
-    alone = prepare([Held("a", one)], ["layer.bias"], RULES["average"])
+    both = prepare([InMemory("a", one), InMemory("b", two)], ["layer.weight", "ids"], RULES["average"])
+    alone = prepare([InMemory("a", one)], ["layer.bias"], RULES["average"])
     done = write_jobs(tmp_path, [both, alone])
     mean = one["layer.weight"] / 2 + two["layer.weight"] / 2
     wanted = {"layer.weight": mean, "ids": one["ids"], "layer.bias": one["layer.bias"]}
@@ -330,7 +330,7 @@ def test_what_the_base_lacks_is_averaged_and_said(caplog: pytest.LogCaptureFixtu
     base = {k: v for k, v in tensors(0, move=0.0).items() if k != "layer.bias"}
     with caplog.at_level(logging.WARNING, logger="plait"):
         found = dict(
-            combine([Held("a", held[0]), Held("b", held[1])], NAMES, RULES["ties"], base=Held("base", base))
+            combine([InMemory("a", held[0]), InMemory("b", held[1])], NAMES, RULES["ties"], base=InMemory("base", base))
         )
     assert "base lacks layer.bias: averaged there" in caplog.text
     assert torch.equal(found["layer.bias"], held[0]["layer.bias"] / 2 + held[1]["layer.bias"] / 2)
@@ -344,7 +344,7 @@ def test_draws_do_not_depend_on_pieces_or_the_order_of_sources() -> None:
     assert all(float((o - all_of_it).abs().min()) < 1 and not torch.equal(o, all_of_it) for o in others)
     assert 0.45 < float(all_of_it.mean()) < 0.55
     assert 0.0 <= float(all_of_it.min()) < float(all_of_it.max()) < 1.0
-    a, b = Held("a", tensors(1)), Held("b", tensors(2))
+    a, b = InMemory("a", tensors(1)), InMemory("b", tensors(2))
     settings = settings_for("dare", 2) | {"weights": None, "seed": 5}
     one = dict(combine([a, b], NAMES, RULES["dare"], **settings))
     other = dict(combine([b, a], NAMES, RULES["dare"], **settings))
@@ -361,23 +361,23 @@ def spoil(held: dict[str, Tensor], name: str, value: float) -> dict[str, Tensor]
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("rule", RULES)
 def test_numbers_that_are_none_are_traced(rule: str, value: float, tmp_path: Path) -> None:
-    bad = Held("bad", spoil(tensors(2), "layer.weight", value))
+    bad = InMemory("bad", spoil(tensors(2), "layer.weight", value))
     message = r"layer\.weight of bad contains NaN or Inf"
     with pytest.raises(MergeError, match=message):
-        dict(combine([Held("good", tensors(1)), bad], NAMES, RULES[rule], **settings_for(rule, 2)))
+        dict(combine([InMemory("good", tensors(1)), bad], NAMES, RULES[rule], **settings_for(rule, 2)))
     with pytest.raises(MergeError, match=message):
-        write_merged(tmp_path, [Held("good", tensors(1)), bad], NAMES, RULES[rule], **settings_for(rule, 2))
+        write_merged(tmp_path, [InMemory("good", tensors(1)), bad], NAMES, RULES[rule], **settings_for(rule, 2))
 
 
 def test_a_base_that_is_not_finite_is_traced() -> None:
-    base = Held("start", spoil(tensors(0), "stack", float("nan")))
+    base = InMemory("start", spoil(tensors(0), "stack", float("nan")))
     with pytest.raises(MergeError, match="stack of start contains NaN"):
-        dict(combine([Held("a", tensors(1))], NAMES, RULES["task_arithmetic"], base=base))
+        dict(combine([InMemory("a", tensors(1))], NAMES, RULES["task_arithmetic"], base=base))
 
 
 def test_large_numbers_are_not_taken_for_infinite() -> None:
     held = {"w": torch.full((1000,), 3e38)}
-    found = dict(combine([Held("a", held), Held("b", held)], ["w"], RULES["average"]))
+    found = dict(combine([InMemory("a", held), InMemory("b", held)], ["w"], RULES["average"]))
     assert torch.equal(found["w"], held["w"])
 
 
@@ -386,31 +386,31 @@ def test_a_dtype_too_narrow() -> None:
     with pytest.raises(
         MergeError, match=r"w: average gives values beyond float16 \(write dtype bfloat16 or float32\)"
     ):
-        dict(combine([Held("a", held)], ["w"], RULES["average"], dtype=torch.float16))
+        dict(combine([InMemory("a", held)], ["w"], RULES["average"], dtype=torch.float16))
 
 
 def run(rule: str = "average", **changes: Any) -> Callable[[], Any]:
-    sources = changes.pop("sources", None) or [Held("a", tensors(1)), Held("b", tensors(2))]
+    sources = changes.pop("sources", None) or [InMemory("a", tensors(1)), InMemory("b", tensors(2))]
     names = changes.pop("names", NAMES)
     return lambda: dict(combine(sources, names, RULES[rule], **changes))
 
 
-def reshaped(**shapes: tuple[int, ...]) -> Held:
-    return Held("c", {**tensors(3), **{k.replace("_", "."): torch.zeros(s) for k, s in shapes.items()}})
+def reshaped(**shapes: tuple[int, ...]) -> InMemory:
+    return InMemory("c", {**tensors(3), **{k.replace("_", "."): torch.zeros(s) for k, s in shapes.items()}})
 
 
-A = Held("a", tensors(1))
-BASE = Held("base", tensors(0))
+A = InMemory("a", tensors(1))
+BASE = InMemory("base", tensors(0))
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (run(sources=[A, Held("b", {"x": torch.ones(1)})], names=["layer.bias", "scalar"]), MergeError,
+    (run(sources=[A, InMemory("b", {"x": torch.ones(1)})], names=["layer.bias", "scalar"]), MergeError,
      "parameters are missing: b has no layer.bias; b has no scalar"),
     (run(sources=[A, reshaped(layer_bias=(3,), layer_weight=(2, 8))]), MergeError,
      "shapes differ, these models cannot be merged: layer.weight: a [8, 8], c [2, 8]; layer.bias: a [8], c [3]"),
-    (run("ties", base=Held("base", {**tensors(0), "layer.bias": torch.ones(2)})), MergeError,
+    (run("ties", base=InMemory("base", {**tensors(0), "layer.bias": torch.ones(2)})), MergeError,
      "layer.bias: a [8], b [8], base [2]"),
-    (run(sources=[A, Held("b", {**tensors(2), "ids": torch.ones(4, dtype=torch.int64)})]), MergeError,
+    (run(sources=[A, InMemory("b", {**tensors(2), "ids": torch.ones(4, dtype=torch.int64)})]), MergeError,
      "ids (int64) differs between a and b: it cannot be averaged"),
-    (run(sources=[Held("a", {"z": torch.ones(2, dtype=torch.complex64)})], names=["z"]), MergeError,
+    (run(sources=[InMemory("a", {"z": torch.ones(2, dtype=torch.complex64)})], names=["z"]), MergeError,
      "cannot be merged: z of a is complex64 (expected float64, float32"),
     (run(weights=[1.0]), RecipeError, "1 weights for 2 sources"),
     (run(weights=[1.0, -1.0]), RecipeError, "weights [1.0, -1.0] for average: expected finite numbers, none below 0"),
@@ -506,8 +506,8 @@ MATRICES = [name for name in RULES if "elsewhere" in RULES[name].facts]
 @pytest.mark.parametrize("rule", MATRICES)
 def test_what_is_no_linear_weight_of_a_layer(rule: str) -> None:
     """It gets the rule named `elsewhere`, and the options that both have: here SVC's scale."""
-    sources = [Held("a", tensors(1)), Held("b", tensors(2))]
-    base = Held("base", tensors(0, move=0.0))
+    sources = [InMemory("a", tensors(1)), InMemory("b", tensors(2))]
+    base = InMemory("base", tensors(0, move=0.0))
     options = {"scale": 0.75} if rule == "svc" else {}
     found = dict(combine(sources, NAMES, RULES[rule], base=base, options=options))
     plain = dict(combine(sources, NAMES, RULES[RULES[rule].facts["elsewhere"]], base=base, options=options))
@@ -518,7 +518,7 @@ def test_what_is_no_linear_weight_of_a_layer(rule: str) -> None:
 
 def test_the_defaults_of_a_rule_hold_elsewhere() -> None:
     scale = RULES["svc"].options["scale"].default
-    sources, base = [Held("a", tensors(1))], Held("base", tensors(0, move=0.0))
+    sources, base = [InMemory("a", tensors(1))], InMemory("base", tensors(0, move=0.0))
     found = dict(combine(sources, NAMES, RULES["svc"], base=base))
     plain = dict(combine(sources, NAMES, RULES["task_arithmetic"], base=base, options={"scale": scale}))
     assert torch.equal(found["layer.bias"], plain["layer.bias"])
@@ -526,8 +526,8 @@ def test_the_defaults_of_a_rule_hold_elsewhere() -> None:
 
 def test_the_table_says_what_is_linear(tmp_path: Path) -> None:
     models = [tiny("bert", "body", seed=seed) for seed in (1, 2)]
-    sources = [Held(f"s{i}", dict(m.state_dict())) for i, m in enumerate(models)]
-    start = Held("base", dict(tiny("bert", "body", drift=0.0).state_dict()))
+    sources = [InMemory(f"s{i}", dict(m.state_dict())) for i, m in enumerate(models)]
+    start = InMemory("base", dict(tiny("bert", "body", drift=0.0).state_dict()))
     names = [name for name, _ in models[0].named_parameters()]
     table = topology(models[0].config)
     job = prepare(sources, names, RULES["actmerge"], base=start, topology=table)
@@ -549,8 +549,8 @@ def test_sources_of_half_precision(rule: str, dtype: torch.dtype) -> None:
     held = [tensors(seed, dtype) for seed in range(1, count + 1)]
     full = [{k: v.float() if v.is_floating_point() else v for k, v in h.items()} for h in held]
     settings = settings_for(rule, count)
-    found = dict(combine([Held(f"s{i}", h) for i, h in enumerate(held)], NAMES, RULES[rule], **settings))
-    wanted = dict(combine([Held(f"s{i}", h) for i, h in enumerate(full)], NAMES, RULES[rule], **settings))
+    found = dict(combine([InMemory(f"s{i}", h) for i, h in enumerate(held)], NAMES, RULES[rule], **settings))
+    wanted = dict(combine([InMemory(f"s{i}", h) for i, h in enumerate(full)], NAMES, RULES[rule], **settings))
     assert all(found[n].dtype == dtype and torch.equal(found[n], wanted[n].to(dtype)) for n in SHAPES)
 
 

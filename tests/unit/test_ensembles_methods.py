@@ -15,7 +15,7 @@ from plait.ensembles.fit import Joint
 from plait.ensembles.folding import one_member
 from plait.ensembles.method import METHODS, Choice, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES, Ensemble, task_loss
-from plait.ensembles.objective import Ensembling, Noise, Words, words_of
+from plait.ensembles.objective import Ensembling, PerturbationChoice, Words, words_of
 from plait.ensembles.perturbation import Place
 from plait.errors import RecipeError
 from plait.training.trainer import Schedule
@@ -312,17 +312,17 @@ def test_joint_models_are_members() -> None:
     ],
 )
 def test_where_members_part(name: str, options: dict[str, Any], place: Place, depth: int) -> None:
-    noise = Noise(name, options)
+    noise = PerturbationChoice(name, options)
     assert (noise.place, noise.depth(2)) == (place, depth)
     assert noise.extra_cost() == (3 if name == "adversarial" else 0)
     with pytest.raises(RecipeError, match="2 layers are shared"):
-        Noise(name, options, replicate_at=3).depth(2)
+        PerturbationChoice(name, options, replicate_at=3).depth(2)
 
 
 @pytest.mark.parametrize("name", ["none", "dropout", "gaussian", "adversarial", "word_dropout"])
 def test_the_objective_trains_every_parameter(name: str) -> None:
     model = ensemble(shared_layers=1).train()
-    noise = Noise(name, {"rate": 0.2} if "dropout" in name else {})
+    noise = PerturbationChoice(name, {"rate": 0.2} if "dropout" in name else {})
     words = words_of(tiny_tokenizer("bert"))
     objective = Ensembling(Choice("camero", alpha=0.5), noise, noise.depth(1), words=words)
     terms = objective(nn.DataParallel(model), {**BATCH, "labels": torch.tensor([0, 2])})
@@ -333,7 +333,7 @@ def test_the_objective_trains_every_parameter(name: str) -> None:
 
 def test_the_objective_is_its_parts() -> None:
     model = ensemble().train()
-    objective = Ensembling(Choice("camero", alpha=0.5), Noise("none"), 2)
+    objective = Ensembling(Choice("camero", alpha=0.5), PerturbationChoice("none"), 2)
     labels = torch.tensor([0, 2])
     terms = objective(model, {**BATCH, "labels": labels})
     members = model(**BATCH, output_members=True, replicate_at=2).member_logits

@@ -11,7 +11,7 @@ import torch
 
 from plait.merging import chunks as pieces
 from plait.merging import thresholds
-from plait.merging.chunks import Files, Held
+from plait.merging.chunks import Files, InMemory
 from plait.merging.engine import combine
 from plait.merging.job import Job, prepare
 from plait.merging.rule import RULES
@@ -54,8 +54,8 @@ KINDS = [normal, with_still_rows, few_values, sorted_values, hidden_from_the_sam
 
 
 def job_of(changes: list[torch.Tensor], **options: Any) -> Job:
-    base = Held("base", {"w": torch.zeros_like(changes[0])})
-    sources = [Held(f"s{i}", {"w": change}) for i, change in enumerate(changes)]
+    base = InMemory("base", {"w": torch.zeros_like(changes[0])})
+    sources = [InMemory(f"s{i}", {"w": change}) for i, change in enumerate(changes)]
     return prepare(sources, ["w"], RULES["ties"], base=base, options=options)
 
 
@@ -141,9 +141,9 @@ def test_one_threshold_for_the_model(size: int, monkeypatch: pytest.MonkeyPatch)
         for s in (0.1, 0.3)
     ]
     tuned[0]["b"] *= 2
-    sources = [Held(f"s{i}", t) for i, t in enumerate(tuned)]
+    sources = [InMemory(f"s{i}", t) for i, t in enumerate(tuned)]
     options = {"scope": "model", "density": 0.3}
-    merged = dict(combine(sources, list(base), RULES["ties"], base=Held("base", base), options=options))
+    merged = dict(combine(sources, list(base), RULES["ties"], base=InMemory("base", base), options=options))
     changes = [torch.cat([(t[k] - base[k]).reshape(-1) for k in "ab"]) for t in tuned]
     limits = torch.tensor([brute(c, 0.3) for c in changes])
     for name in "ab":
@@ -156,8 +156,8 @@ def test_one_threshold_for_the_model(size: int, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("outliers", [0.0, 1e-5, 0.006, 1.0])
 def test_outliers_have_a_limit_of_their_own(outliers: float, scope: str) -> None:
     changes = [normal(torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    sources = [Held(f"s{i}", {"w": change}) for i, change in enumerate(changes)]
-    base = Held("base", {"w": torch.zeros(SIZE)})
+    sources = [InMemory(f"s{i}", {"w": change}) for i, change in enumerate(changes)]
+    base = InMemory("base", {"w": torch.zeros(SIZE)})
     options = {"density": 0.15, "outliers": outliers, "scope": scope}
     job = prepare(sources, ["w"], RULES["breadcrumbs"], base=base, options=options)
     with Files() as files:

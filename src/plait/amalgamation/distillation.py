@@ -20,11 +20,11 @@ from plait.amalgamation.objective import ObjectiveEntry
 from plait.encoders.replay import encoder_of, read_by_head
 from plait.errors import SourceError
 from plait.training.corpus import Corpus
-from plait.training.trainer import Batch, Judge, Schedule, train
+from plait.training.trainer import Batch, Evaluator, Schedule, train
 
 
 @dataclass(frozen=True)
-class Pupil:
+class StudentModel:
     """A model about to be taught.
 
     Attributes:
@@ -39,23 +39,23 @@ class Pupil:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingResult:
     """How a training went: what the judge said after each epoch, and texts times forward passes."""
 
     epochs: list[dict[str, float]]
     forwards: float
 
 
-def teach(
-    pupil: Pupil,
+def train_student(
+    pupil: StudentModel,
     state: Path,
     *,
     schedule: Schedule,
     held: npt.NDArray[np.int64],
-    judge: Judge | None = None,
+    judge: Evaluator | None = None,
     best: str = "agreement",
     resume: bool = False,
-) -> Learned:
+) -> TrainingResult:
     """Trains the pupil in place and returns how it went.
 
     Args:
@@ -92,7 +92,7 @@ def teach(
             resume=resume,
             counter=meter,
         )
-    return Learned(marked(epochs_of(log), best), meter.forwards)
+    return TrainingResult(marked(epochs_of(log), best), meter.forwards)
 
 
 class Meter:

@@ -90,7 +90,7 @@ def auto(panel: Panel, names: Sequence[str]) -> Verdict:
         if float((found - before).abs().max()) < SETTLED:
             break
     told = {"gates": dict(zip(names, _members(weights, distances), strict=True)), "prior": _rounded(found.mean(0))}
-    return Verdict(believed(logits), told, _alone(panel, names))
+    return Verdict(weights_of(logits), told, _alone(panel, names))
 
 
 def _alone(panel: Panel, names: Sequence[str]) -> dict[str, Choice]:
@@ -120,7 +120,7 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(float(value), 4) for value in values]
 
 
-def believed(logits: Scores) -> Routing:
+def weights_of(logits: Scores) -> Routing:
     """Returns the routing of log-odds: r = softmax L as weights, the likeliest teacher, and by how much it leads."""
     shares = torch.softmax(logits.double(), -1)
     if shares.shape[1] < 2:
@@ -169,7 +169,7 @@ def fitted(panel: Panel, names: Sequence[str], known: Tensor, rows: Tensor) -> V
     model = LogisticRegression(fit_intercept=False, max_iter=1000)
     model.fit(features[rows].reshape(len(wanted), -1).numpy(), wanted.numpy())
     weights = torch.from_numpy(model.coef_[0])
-    routing = believed((features * weights).sum(-1))
+    routing = weights_of((features * weights).sum(-1))
     told = {
         "labelled": len(rows),
         "gates": {name: {"weight": round(float(w), 4)} for name, w in zip(names, weights, strict=False)},
@@ -178,7 +178,7 @@ def fitted(panel: Panel, names: Sequence[str], known: Tensor, rows: Tensor) -> V
     return Verdict(routing, told, _alone(panel, names))
 
 
-def judge(  # noqa: PLR0917 - all that a gate may look at
+def score_texts_by_gate(  # noqa: PLR0917 - all that a gate may look at
     posteriors: Sequence[Posterior],
     space: LabelSpace,
     choices: Choices,
@@ -260,7 +260,7 @@ def agreeing(verdict: Verdict) -> Tensor:
     return torch.stack(same).float().mean(0)
 
 
-def panel_told(verdict: Verdict, space: LabelSpace, truth: Tensor | None, known: Tensor) -> dict[str, Any]:
+def describe_panel(verdict: Verdict, space: LabelSpace, truth: Tensor | None, known: Tensor) -> dict[str, Any]:
     """Returns of each gate of a panel its weight, how often it agrees with all, and, given labels, is right."""
     about: dict[str, dict[str, float]] = {name: dict(of) for name, of in verdict.evidence["gates"].items()}
     for name, choice in verdict.members.items():

@@ -23,7 +23,7 @@ from plait.recipe import AmalgamateRecipe, NamedOptions
 from plait.teachers import Settings
 from plait.teachers.record import Record, check_same
 from plait.teachers.scoring import text_facts
-from plait.teachers.teacher import check_able, check_teachers, label_layers, teacher_of
+from plait.teachers.teacher import check_mc_dropout, check_teachers, label_layers, teacher_of
 from plait.training.trainer import check_tracker
 
 logger = logging.getLogger("plait")
@@ -163,7 +163,7 @@ def plan(recipe: AmalgamateRecipe, texts: Any = None, validation: Any = None) ->
     if choices.joint and settings.keep == "features" and any(label_layers(t) != 1 for t in teachers):
         # One of several gates needs what the head reads; the others do without.
         settings = replace(settings, keep="none")
-    check_able(teachers, settings)
+    check_mc_dropout(teachers, settings)
     bases = bases_of(recipe, teachers, start) if choices.gated else Bases(None, ())
     check_bases(choices, bases)
     found = AmalgamationPlan(

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.amalgamation.distillation import Distillation, Learned, Pupil, answers, classifier_path, teach
+from plait.amalgamation.distillation import (
+    Distillation,
+    StudentModel,
+    TrainingResult,
+    answers,
+    classifier_path,
+    train_student,
+)
 from plait.amalgamation.gate_inputs import Evidence, Gathered, gather
 from plait.amalgamation.initialization import starting_point
 from plait.amalgamation.label_space import LabelSpace
 from plait.amalgamation.neighbours import nearest
 from plait.amalgamation.plan import AmalgamationPlan
-from plait.amalgamation.targets import Lesson, lesson, tables, who_taught_what
+from plait.amalgamation.targets import SoftTargets, routing_report, soft_targets, tables
 from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.data import Examples, Texts, align_labels, held_back, open_texts
 from plait.encoders.heads import Head
@@ -34,7 +41,7 @@ from plait.teachers.scoring import text_facts
 from plait.teachers.teacher import without_padding
 from plait.training.corpus import pack
 from plait.training.heads import open_with
-from plait.training.trainer import Judge, Schedule
+from plait.training.trainer import Evaluator, Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +56,7 @@ logger = logging.getLogger("plait")
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingInputs:
     """What students are taught from.
 
     Attributes:
@@ -76,18 +83,18 @@ def first(posterior: Posterior, count: int) -> Posterior:
 
 
 @dataclass
-class Taught:
+class TrainedStudent:
     """What teaching gave: the student that stays, how it went, what it was given, and who taught what in each round."""
 
-    pupil: Pupil
+    pupil: StudentModel
     tokenizer: PreTrainedTokenizerBase
-    learned: Learned
+    learned: TrainingResult
     forwards: float
-    given: Lesson
+    given: SoftTargets
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
-def teach_in_rounds(job: AmalgamationPlan, material: Material, state: Path, *, resume: bool) -> Taught:
+def train_in_rounds(job: AmalgamationPlan, material: TrainingInputs, state: Path, *, resume: bool) -> TrainedStudent:
     """Returns the student of the last round; what the rounds before answered has corrected whom it believes.
 
     Resumes at the student that was being taught: what a finished round said stays in the state.
@@ -96,28 +103,28 @@ def teach_in_rounds(job: AmalgamationPlan, material: Material, state: Path, *, r
     rounds: list[dict[str, Any]] = []
     spent = 0.0
     for number in range(job.rounds):
-        given = lesson_of(job, material, mass)
-        rounds.append(who_taught_what(given, job.choices, material.truth))
+        given = targets_of(job, material, mass)
+        rounds.append(routing_report(given, job.choices, material.truth))
         mass, forwards = correction(job, material, given, state / f"round-{number + 1}", resume=resume)
         spent += forwards
-    given = lesson_of(job, material, mass)
+    given = targets_of(job, material, mass)
     place = state / f"round-{job.rounds + 1}" if job.rounds else state
     with seeded(job.recipe.seed):
-        pupil, tokenizer = open_pupil(job, material.corpus, given)
-        learned = train_pupil(job, pupil, tokenizer, place, resume=resume)
-    rounds.append(who_taught_what(given, job.choices, material.truth))
-    return Taught(pupil, tokenizer, learned, spent + learned.forwards, given, rounds)
+        pupil, tokenizer = open_student_model(job, material.corpus, given)
+        learned = train_once(job, pupil, tokenizer, place, resume=resume)
+    rounds.append(routing_report(given, job.choices, material.truth))
+    return TrainedStudent(pupil, tokenizer, learned, spent + learned.forwards, given, rounds)
 
 
-def lesson_of(job: AmalgamationPlan, material: Material, mass: Tensor | None) -> Lesson:
+def targets_of(job: AmalgamationPlan, material: TrainingInputs, mass: Tensor | None) -> SoftTargets:
     """Returns what is taught, given what the round before answered."""
-    return lesson(
+    return soft_targets(
         material.posteriors, job.space, job.choices, material.truth, replace(material.evidence, mass=mass)
     )
 
 
 def correction(
-    job: AmalgamationPlan, material: Material, given: Lesson, place: Path, *, resume: bool
+    job: AmalgamationPlan, material: TrainingInputs, given: SoftTargets, place: Path, *, resume: bool
 ) -> tuple[Tensor, float]:
     """Returns log Σ_{c ∈ L_i} q(c|x) per text and teacher, and the forward passes that it took.
 
@@ -133,11 +140,11 @@ def correction(
     spent = 0.0
     for at, asked in enumerate(halves):
         with seeded(job.recipe.seed):
-            pupil, tokenizer = open_pupil(job, material.corpus, given)
+            pupil, tokenizer = open_student_model(job, material.corpus, given)
             others = np.sort(np.concatenate([h for other, h in enumerate(halves) if other != at]))
             told = replace(pupil, corpus=pupil.corpus.choose(others))
             schedule, inside = schedule_of(job.recipe), place / f"half-{at + 1}"
-            learned = teach(told, inside, schedule=schedule, held=others[:0], resume=resume)
+            learned = train_student(told, inside, schedule=schedule, held=others[:0], resume=resume)
         found[asked] = answers(pupil.model, pupil.corpus.choose(asked), job.recipe.batch_size)
         if material.evidence.extra and job.validation is not None:
             told_of = predict_logits(pupil.model, tokenizer, job.validation, max_length=job.recipe.max_length)
@@ -156,9 +163,9 @@ def mass_of(answers: Tensor, job: AmalgamationPlan) -> Tensor:
     return (answers @ known.T).clamp(min=LEAST_MASS).log()
 
 
-def open_pupil(
-    job: AmalgamationPlan, posteriors: Sequence[Posterior], taught: Lesson
-) -> tuple[Pupil, PreTrainedTokenizerBase]:
+def open_student_model(
+    job: AmalgamationPlan, posteriors: Sequence[Posterior], taught: SoftTargets
+) -> tuple[StudentModel, PreTrainedTokenizerBase]:
     """Returns the student with a new head over the union, its texts tokenised, and its tokenizer."""
     recipe, head = job.recipe, Head("sequence_classification", job.space.names, SINGLE)
     with starting_point(job.start) as start:
@@ -173,7 +180,7 @@ def open_pupil(
         job.texts.chunks(), tokenizer, model.config, recipe.max_length, tables(posteriors, taught, entry)
     )
     objective = Distillation(entry, job.space.columns, classifier_path(model), job.choices.options)
-    return Pupil(model, corpus, objective), tokenizer
+    return StudentModel(model, corpus, objective), tokenizer
 
 
 def schedule_of(recipe: Any) -> Schedule:
@@ -184,9 +191,9 @@ def schedule_of(recipe: Any) -> Schedule:
     )  # fmt: skip
 
 
-def train_pupil(
-    job: AmalgamationPlan, pupil: Pupil, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool
-) -> Learned:
+def train_once(
+    job: AmalgamationPlan, pupil: StudentModel, tokenizer: PreTrainedTokenizerBase, state: Path, *, resume: bool
+) -> TrainingResult:
     """Returns what training the pupil gave: the log and its cost."""
     share = job.recipe.held_back if job.validation is None else 0.0
     rows, held = held_back(len(pupil.corpus), share, job.recipe.seed)
@@ -194,8 +201,8 @@ def train_pupil(
     warn_of_few_steps(len(rows), schedule)
     chosen = replace(pupil, corpus=pupil.corpus.choose(rows))
     judged = job.validation is not None
-    return teach(
-        chosen, state, schedule=schedule, held=held, judge=judge_of(job, tokenizer) if judged else None,
+    return train_student(
+        chosen, state, schedule=schedule, held=held, judge=evaluator_of(job, tokenizer) if judged else None,
         best="accuracy" if judged else "agreement", resume=resume,
     )  # fmt: skip
 
@@ -211,7 +218,7 @@ def warn_of_few_steps(texts: int, schedule: Schedule) -> None:
         )  # fmt: skip
 
 
-def judge_of(job: AmalgamationPlan, tokenizer: PreTrainedTokenizerBase) -> Judge:
+def evaluator_of(job: AmalgamationPlan, tokenizer: PreTrainedTokenizerBase) -> Evaluator:
     """Returns what scores the student on the labelled validation data."""
     assert job.validation is not None
     return partial(
@@ -223,7 +230,7 @@ FEWEST = 8
 """Labelled texts below which a gate cannot learn from them."""
 
 
-def material_of(job: AmalgamationPlan, store: Store, truth: Tensor | None) -> tuple[Material, Gathered]:
+def training_inputs(job: AmalgamationPlan, store: Store, truth: Tensor | None) -> tuple[TrainingInputs, Gathered]:
     """Returns what students are taught from, and the evidence of the corpus with what it cost.
 
     For the gate `fitted` the teachers read the labelled texts too, into a store beside the corpus's, and gates score
@@ -235,7 +242,7 @@ def material_of(job: AmalgamationPlan, store: Store, truth: Tensor | None) -> tu
     found = gather(job.choices, job.bases, job.teachers, store, job.texts, job.recipe.max_length)
     posteriors = [store.posterior(t.name) for t in job.teachers]
     if job.choices.gate != "fitted":
-        return Material(posteriors, found.evidence, truth), found
+        return TrainingInputs(posteriors, found.evidence, truth), found
     assert job.validation is not None
     if len(job.validation) < FEWEST:
         raise RecipeError(f"gate fitted: {len(job.validation)} labelled texts; give {FEWEST} or more, or --gate auto")
@@ -244,7 +251,7 @@ def material_of(job: AmalgamationPlan, store: Store, truth: Tensor | None) -> tu
     more = gather(job.choices, job.bases, job.teachers, beside, texts, job.recipe.max_length)
     both = [joined(p, beside.posterior(t.name)) for p, t in zip(posteriors, job.teachers, strict=True)]
     known = known_of(job.validation, job.space)
-    return Material(both, together(found.evidence, more.evidence, known), truth), found
+    return TrainingInputs(both, together(found.evidence, more.evidence, known), truth), found
 
 
 def score_labelled(job: AmalgamationPlan, store: Store, texts: Texts) -> Store:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plait.amalgamation.initialization import MERGED
 from plait.amalgamation.plan import AmalgamationPlan, check_output, open_teachers, plan
-from plait.amalgamation.rounds import Taught, judge_of, material_of, teach_in_rounds
+from plait.amalgamation.rounds import TrainedStudent, evaluator_of, train_in_rounds, training_inputs
 from plait.amalgamation.student import Student, write_student
 from plait.amalgamation.targets import routing_columns
 from plait.amalgamation.texts import open_corpus, store_record, warn_of_places, with_columns
@@ -39,7 +39,7 @@ from plait.teachers import Settings, Store, score_texts
 from plait.teachers.files import check_place
 from plait.teachers.record import FILE, OtherStoreError, Record, check_same
 from plait.teachers.scoring import text_facts
-from plait.teachers.teacher import check_able, teacher_of
+from plait.teachers.teacher import check_mc_dropout, teacher_of
 from plait.training.state import (
     check_accelerate,
     check_state,
@@ -84,11 +84,11 @@ def _taught(job: AmalgamationPlan, started: float, *, overwrite: bool, resume: b
     with training_state(out, keep=True, resume=resume) as state, full_disk(out):
         check_state(state, same)
         store, spent = score(job, recipe.store_folder(), state, overwrite=overwrite and recipe.store is None)
-        material, gathered = material_of(job, store, truth)
-        taught = teach_in_rounds(job, material, state, resume=resume)
+        material, gathered = training_inputs(job, store, truth)
+        taught = train_in_rounds(job, material, state, resume=resume)
         report = {**describe_result(job, store, Spent(spent, gathered.passes), taught), "job": job_key(same)}
         if job.validation is not None:
-            report["validation"] = judge_of(job, taught.tokenizer)(taught.pupil.model)
+            report["validation"] = evaluator_of(job, taught.tokenizer)(taught.pupil.model)
         report["seconds"] = round(time.monotonic() - started, 1)
         if recipe.routing is not None:
             write_table(Path(recipe.routing), routing_columns(taught.given, job.texts.chunks()))
@@ -117,7 +117,7 @@ class Spent:
     base: float
 
 
-def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: Taught) -> dict[str, Any]:
+def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: TrainedStudent) -> dict[str, Any]:
     """Returns what is written beside the student: who taught it what, how, and what that cost."""
     teachers, student = store.cost.total, taught.forwards / store.count
     return {
@@ -219,7 +219,7 @@ def posteriors_plan(
         PlaitError: anything that would stop it before its first computation.
     """
     job, folder = scoring_of(teachers, out=out, **asked), Path(out)
-    check_able(job.teachers, job.settings)
+    check_mc_dropout(job.teachers, job.settings)
     check_place(folder, FILE)
     if job.known is not None and not overwrite:
         wanted = tuple(teacher_of(teacher) for teacher in job.teachers)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.amalgamation.choices import Choices
 from plait.amalgamation.gate_inputs import Evidence
-from plait.amalgamation.gate_selection import Verdict, agreeing, judge, panel_told
+from plait.amalgamation.gate_selection import Verdict, agreeing, describe_panel, score_texts_by_gate
 from plait.amalgamation.label_space import LabelSpace, disagreement
 from plait.amalgamation.objective import ObjectiveEntry
 from plait.amalgamation.routing import LEAST_MARGIN, Routing, summary, temperature_from_passes
@@ -128,7 +128,7 @@ TARGETS = {"hard": hard, "soft": soft, "consensus": consensus}
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SoftTargets:
     """What is taught, text by text.
 
     Attributes:
@@ -148,13 +148,13 @@ class Lesson:
     verdict: Verdict | None = None
 
 
-def lesson(
+def soft_targets(
     posteriors: Sequence[Posterior],
     space: LabelSpace,
     choices: Choices,
     truth: Tensor | None = None,
     evidence: Evidence | None = None,
-) -> Lesson:
+) -> SoftTargets:
     """Returns the lesson that the teachers' posteriors and a gate give.
 
     Args:
@@ -169,7 +169,7 @@ def lesson(
     """
     evidence = evidence or Evidence()
     temperatures = _temperatures(posteriors, choices)
-    verdict = judge(posteriors, space, choices, temperatures, truth, evidence)
+    verdict = score_texts_by_gate(posteriors, space, choices, temperatures, truth, evidence)
     count = len(posteriors[0].logits) - evidence.extra
     verdict = verdict.first(count)
     routing = verdict.routing
@@ -191,7 +191,7 @@ def lesson(
             "another gate, or --no-margin",
             *(choices.gate, int((weight <= 2 * LEAST_MARGIN).sum()), len(weight)),
         )
-    return Lesson(space, routing, target, weight, temperatures, verdict)
+    return SoftTargets(space, routing, target, weight, temperatures, verdict)
 
 
 def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[float, ...]:
@@ -200,7 +200,7 @@ def _temperatures(posteriors: Sequence[Posterior], choices: Choices) -> tuple[fl
     return tuple(temperature_from_passes(p.logits, p.mean) for p in posteriors)
 
 
-def tables(posteriors: Sequence[Posterior], taught: Lesson, entry: ObjectiveEntry) -> dict[str, Tensor]:
+def tables(posteriors: Sequence[Posterior], taught: SoftTargets, entry: ObjectiveEntry) -> dict[str, Tensor]:
     """Returns what an objective needs of each text, one row a text, ready to join the student's batches.
 
     What belongs to several teachers is named with the teacher's number behind (`teacher_logits.0`).
@@ -221,7 +221,7 @@ def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | 
     }
 
 
-def by_label(taught: Lesson) -> dict[str, dict[str, int]]:
+def by_label(taught: SoftTargets) -> dict[str, dict[str, int]]:
     """Returns per label, as the targets have it, how many texts each teacher taught; none where nobody taught any."""
     space, labels = taught.space, taught.target.argmax(-1)
     found = {}
@@ -231,7 +231,7 @@ def by_label(taught: Lesson) -> dict[str, dict[str, int]]:
     return found
 
 
-def routing_columns(taught: Lesson, texts: Iterable[Examples]) -> dict[str, list[Any]]:
+def routing_columns(taught: SoftTargets, texts: Iterable[Examples]) -> dict[str, list[Any]]:
     """Returns per text who taught it what, by which margin, and the weight of every teacher, in columns."""
     chunks = list(texts)
     space, routing = taught.space, taught.routing
@@ -247,7 +247,7 @@ def routing_columns(taught: Lesson, texts: Iterable[Examples]) -> dict[str, list
     return found
 
 
-def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
+def routing_report(taught: SoftTargets, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
     """Returns the share of texts per teacher, the margins, and the routing accuracy where labels exist.
 
     Without a gate every teacher has a part in every text: then only the mean weights are told, those of
@@ -262,7 +262,7 @@ def who_taught_what(taught: Lesson, choices: Choices, truth: Tensor | None = Non
     else:
         found["labels"] = by_label(taught)
     if taught.verdict is not None and taught.verdict.members:
-        found["panel"] = panel_told(taught.verdict, space, truth, known)
+        found["panel"] = describe_panel(taught.verdict, space, truth, known)
     if any(t != 1 for t in taught.temperatures):
         found["temperatures"] = {
             name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)

@@ -11,7 +11,7 @@ from plait.amalgamation.gate_selection import JOINT
 from plait.amalgamation.objective import OBJECTIVES
 from plait.ensembles.consistency import CONSISTENCIES
 from plait.ensembles.method import METHODS, Choice
-from plait.ensembles.objective import Noise
+from plait.ensembles.objective import PerturbationChoice
 from plait.ensembles.perturbation import PERTURBATIONS
 from plait.errors import RecipeError, did_you_mean
 from plait.merging.rule import RULES
@@ -52,7 +52,7 @@ def defaults() -> dict[str, dict[str, str]]:
         "joint gate": {DEFAULTS["gate"]: "always"},
         "objective": {objective: "always"},
         "ensemble": {method: "always", TEACHING: "with texts to teach on"},
-        "perturbation": {Noise().name: "where members share an encoder"},
+        "perturbation": {PerturbationChoice().name: "where members share an encoder"},
         "consistency": {Choice().consistency: "always"},
     }
 

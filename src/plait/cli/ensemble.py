@@ -157,9 +157,9 @@ def teaching() -> list[str]:
 def unnamed() -> dict[str, str]:
     """Returns the perturbation and the regulariser whose options are given where no name is."""
     from plait.ensembles.method import Choice
-    from plait.ensembles.objective import Noise
+    from plait.ensembles.objective import PerturbationChoice
 
-    return {"perturbation": Noise().name, "consistency": Choice().consistency}
+    return {"perturbation": PerturbationChoice().name, "consistency": Choice().consistency}
 
 
 def named(options: list[str] | None, **names: str | None) -> dict[str, Any]:

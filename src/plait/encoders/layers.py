@@ -20,7 +20,7 @@ Forward = Callable[..., Any]
 Inputs = dict[str, Tensor]
 
 
-class Passage:
+class PartialForward:
     """One pass from layer `start`, where `hidden` enters if given, to layer `stop`, where it leaves as `reached`.
 
     Depth 0 is what the embeddings give, depth L what leaves the last layer.
@@ -103,7 +103,7 @@ def _gives_tuples(own: Forward, hidden: Tensor, args: Any, kwargs: Any) -> bool:
 
 
 @contextmanager
-def routed(passage: Passage) -> Iterator[Passage]:
+def routed(passage: PartialForward) -> Iterator[PartialForward]:
     """Makes the encoder take this passage inside; afterwards it runs as a whole again."""
     modules: list[tuple[nn.Module, Callable[[Forward], Forward]]] = [
         (layer, passage.layer) for layer in passage.layers.distinct()
@@ -170,7 +170,7 @@ GROUPS = "albert_layer_groups"
 """ALBERT's list of layers: a group is applied several times, and an application counts as a layer."""
 
 
-class Applications(nn.ModuleList):
+class GroupApplications(nn.ModuleList):
     """ALBERT's groups, indexed by application: each module is kept once and used by several."""
 
     def __init__(self, modules: Mapping[str, nn.Module], order: Sequence[str]) -> None:
@@ -232,7 +232,7 @@ def layers_of(base: PreTrainedModel) -> Layers:
     modules = base.get_submodule(path_of_layers(base))
     assert isinstance(modules, nn.ModuleList)
     depth = base.config.num_hidden_layers
-    if isinstance(modules, Applications) or not grouped(base):
+    if isinstance(modules, GroupApplications) or not grouped(base):
         applied = tuple(modules[i] for i in range(depth))
     else:
         applied = tuple(modules[group(base.config, i)] for i in range(depth))

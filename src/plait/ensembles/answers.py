@@ -33,7 +33,7 @@ def answers(saved: SavedEnsemble, texts: Any, *, batch_size: int) -> list[Any]:
     table = as_columns([one_text(texts)] if isinstance(texts, str) else texts, tokens=tokens)
     examples = replace(to_predict(table).unlabelled(), kind=saved.kind)  # type: ignore[arg-type]
     logits = saved_logits(saved, examples, batch_size=batch_size, max_length=None)
-    say = SAYINGS["token" if tokens else saved.problem]
+    say = DECODERS["token" if tokens else saved.problem]
     return [without_members(say(row, saved.labels or ()), saved) for row in logits]
 
 
@@ -79,7 +79,7 @@ def _words(row: Tensor, labels: Sequence[str]) -> list[dict[str, Any] | None]:
     return [None if lost[word] else _class(row[:, word], labels) for word in range(row.shape[1])]
 
 
-SAYINGS: Mapping[str, Callable[[Tensor, Sequence[str]], Any]] = {
+DECODERS: Mapping[str, Callable[[Tensor, Sequence[str]], Any]] = {
     "single_label_classification": _class,
     "multi_label_classification": _several,
     "regression": _value,
@@ -172,7 +172,7 @@ def member_logits(
     return [torch.cat(row) for row in zip(*split, strict=True)]
 
 
-def speakers_of(saved: SavedEnsemble) -> Iterable[Members]:
+def member_views(saved: SavedEnsemble) -> Iterable[Members]:
     """Yields a saved ensemble's models, ready to be asked: the one in memory, or several one after another."""
     recipe = saved.report.get("recipe", {})
     rate = recipe.get("perturbation", {}).get("rate")
@@ -191,7 +191,7 @@ def saved_logits(
     elif trained is not None:
         max_length = length_limit(tokenizer, saved.encoder, trained)
     return member_logits(
-        speakers_of(saved), tokenizer, examples, labels=saved.outputs,
+        member_views(saved), tokenizer, examples, labels=saved.outputs,
         batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import projection
 from plait.ensembles.method import Build, Choice, built_as, refuse_unused
 from plait.ensembles.modeling import ENSEMBLES
-from plait.ensembles.objective import Noise
+from plait.ensembles.objective import PerturbationChoice
 from plait.ensembles.perturbation import PERTURBATIONS, Place
 from plait.ensembles.perturbations.dropout import dropouts
 from plait.errors import DataError, MergeError, RecipeError, SourceError, did_you_mean, listed
@@ -41,7 +41,7 @@ LOSSES = ("nll", "brier", "mse")
 
 
 def check_noise(
-    noise: Noise, choice: Choice, config: EnsembleConfig, kind: str, *, untrained: bool = False
+    noise: PerturbationChoice, choice: Choice, config: EnsembleConfig, kind: str, *, untrained: bool = False
 ) -> None:
     """Raises `RecipeError` where a perturbation does not go with the method, or dropout would drop nothing."""
     if noise.place in (Place.HIDDEN, Place.EMBEDDINGS) and choice.build not in (Build.SHARED, Build.SEPARATE):
@@ -289,7 +289,7 @@ def weight_of(recipe: EnsembleRecipe) -> float:
     return 0.0 if recipe.consistency is not None and recipe.consistency.name == "none" else 1.0
 
 
-def noise_of(recipe: EnsembleRecipe) -> Noise:
+def noise_of(recipe: EnsembleRecipe) -> PerturbationChoice:
     """Returns the perturbation: dropout by default; `strength` is an option of those that have one.
 
     Raises:
@@ -310,4 +310,4 @@ def noise_of(recipe: EnsembleRecipe) -> Noise:
             raise RecipeError("strength is given twice, by itself and as an option of the perturbation")
         word = "rate" if "rate" in PERTURBATIONS[name].options else "strength"
         options = {**options, word: recipe.strength}
-    return Noise(name, options, recipe.replicate_at)
+    return PerturbationChoice(name, options, recipe.replicate_at)

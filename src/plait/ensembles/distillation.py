@@ -24,14 +24,14 @@ from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.folding import one_member
 from plait.ensembles.method import Choice, Terms
 from plait.ensembles.modeling import Ensemble, task_loss
-from plait.ensembles.objective import INPUTS, Noise, unwrapped
+from plait.ensembles.objective import INPUTS, PerturbationChoice, unwrapped
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
 from plait.label_names import placeholders
 from plait.recipe import DataSpec, EnsembleRecipe
 from plait.report.record import origin_beside, path_beside
 from plait.teachers import Settings, Store, score_texts
 from plait.teachers.record import OtherStoreError
-from plait.teachers.teacher import check_able, check_teachers
+from plait.teachers.teacher import check_mc_dropout, check_teachers
 from plait.training.corpus import Corpus, pack
 from plait.training.heads import quiet
 from plait.training.state import first, together
@@ -61,7 +61,7 @@ def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         taken.add(name)
         found.append(replace(checkpoint, name=name))
     check_teachers(found, logits_only=True)
-    check_able(found, Settings(passes=0))
+    check_mc_dropout(found, Settings(passes=0))
     fits = {teacher.name: misfit(teacher.tokenizer(), teacher.config) for teacher in found}
     if problems := [f"the tokenizer of {name} {problem}" for name, problem in fits.items() if problem]:
         raise SourceError(listed(problems))
@@ -160,7 +160,7 @@ def unlabelled(job: EnsemblePlan) -> int:
     return sum(texts.count() for texts in job.texts)
 
 
-def lesson(
+def teacher_targets(
     job: EnsemblePlan,
     tokenizer: PreTrainedTokenizerBase,
     state: Path,
@@ -284,7 +284,7 @@ def _about(teacher: Checkpoint, origin: str | None) -> dict[str, Any]:
     }
 
 
-UNPERTURBED = Noise("none")
+UNPERTURBED = PerturbationChoice("none")
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class Teaching:
 
     choice: Choice
     problem: ProblemType = SINGLE
-    noise: Noise = UNPERTURBED
+    noise: PerturbationChoice = UNPERTURBED
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Terms:
         """Returns the terms of one batch; all heads see one pass of the encoder."""

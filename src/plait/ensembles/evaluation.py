@@ -53,7 +53,7 @@ def saved_scores(
     """
     check_labelled(examples, "evaluate")
     if strange is not None:
-        check_strange(saved, strange)
+        check_out_of_scope(saved, strange)
     kind: Any = saved.kind
     aligned = align_labels(examples, saved.labels, kind=kind, problem_type=saved.problem)
     ask: Any = partial(saved_logits, saved, batch_size=batch_size, max_length=max_length)
@@ -61,10 +61,10 @@ def saved_scores(
     found = scores(logits, aligned, kind, saved.problem)
     together = [row.mean(0) for row in logits]
     outcome = Outcome(aligned, together, names=saved.labels, problem=saved.problem)
-    doubted = {} if strange is None else strangers(logits, ask(strange.unlabelled()))
+    doubted = {} if strange is None else out_of_scope_scores(logits, ask(strange.unlabelled()))
     if saved.plain:
         told: Any = {"batch_size": batch_size, "max_length": max_length}
-        taught = taught_by(saved, aligned, **told) if members else {}
+        taught = teacher_scores(saved, aligned, **told) if members else {}
         return TaskScores(
             {**found.sources["member 0"], **doubted}, found.primary, found.examples, taught,
             selective(*labelled_rows(logits, aligned), saved.problem).points(), outcome,
@@ -78,7 +78,7 @@ def saved_scores(
     )
 
 
-def taught_by(
+def teacher_scores(
     saved: SavedEnsemble, examples: Examples, *, batch_size: int, max_length: int | None
 ) -> dict[str, dict[str, float]]:
     """Returns the scores of the members that taught a model, where they were kept, and of their mean probabilities."""
@@ -108,10 +108,10 @@ def scored(logits: Logits, examples: Examples, problem: ProblemType) -> dict[str
     if problem == "regression":
         return found
     table, labels = labelled_rows([row.unsqueeze(0) for row in logits], examples)
-    return {**found, **doubts(means(table[0].double(), problem), labels, problem)}
+    return {**found, **uncertainty_scores(means(table[0].double(), problem), labels, problem)}
 
 
-def doubts(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
+def uncertainty_scores(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
     """Returns NLL, Brier score, calibration error, and what answering the surest examples alone would risk."""
     table, truth = answered(probabilities, labels, problem)
     curve = risk_coverage(table.max(-1), table.argmax(-1) != truth)
@@ -142,7 +142,7 @@ def mixture(table: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, fl
     if problem == "regression":
         return {}
     chances = mean_probabilities(table, problem)
-    found = doubts(chances, labels, problem)
+    found = uncertainty_scores(chances, labels, problem)
     kept = {f"mean_probability_{name}": found[name] for name in ("nll", "calibration_error")}
     if problem == "single_label_classification":
         kept["mean_probability_accuracy"] = float((chances.argmax(-1) == labels).double().mean())
@@ -162,7 +162,7 @@ def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:
     return table[:, kept], tags[kept]
 
 
-def check_strange(saved: SavedEnsemble, strange: Examples) -> None:
+def check_out_of_scope(saved: SavedEnsemble, strange: Examples) -> None:
     """Raises `DataError` where labels do not exclude each other, or something else than texts has none."""
     plain = "sequence_classification"
     if saved.problem != "single_label_classification" or saved.kind != plain:
@@ -171,7 +171,7 @@ def check_strange(saved: SavedEnsemble, strange: Examples) -> None:
         raise DataError(f"{strange.source}: is data for {strange.kind}; --out-of-scope expects texts")
 
 
-def strangers(inside: Logits, outside: Logits) -> dict[str, float]:
+def out_of_scope_scores(inside: Logits, outside: Logits) -> dict[str, float]:
     """Returns how well doubt tells texts that belong to no class from those that do."""
     table = torch.stack([*inside, *outside], 1)
     flags = [False] * len(inside) + [True] * len(outside)

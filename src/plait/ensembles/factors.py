@@ -17,13 +17,13 @@ from plait.encoders.layers import path_of_layers
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.folding import configuration
 from plait.ensembles.modeling import Ensemble
-from plait.ensembles.sharing import TOPS, Roster, original
+from plait.ensembles.sharing import TOPS, ActiveMembers, original
 
 
 class Factored(nn.Linear):
     """A linear layer with factors by member, for a batch of one member's rows after another's."""
 
-    def __init__(self, own: nn.Linear, roster: Roster, spread: float) -> None:
+    def __init__(self, own: nn.Linear, roster: ActiveMembers, spread: float) -> None:
         """Takes over a layer's weights; factors begin at 1 plus noise."""
         super().__init__(own.in_features, own.out_features, own.bias is not None, device="meta")
         self.weight, self.bias = own.weight, own.bias
@@ -43,7 +43,7 @@ class Factored(nn.Linear):
         return self.weight * torch.outer(self.scale_out[member], self.scale_in[member])
 
 
-def rows_of(factor: Tensor, roster: Roster, x: Tensor) -> Tensor:
+def rows_of(factor: Tensor, roster: ActiveMembers, x: Tensor) -> Tensor:
     """Returns a factor [M, d] for every row of the batch, or the one member's for all."""
     active = list(roster.active)
     if len(active) == 1:

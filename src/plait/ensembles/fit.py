@@ -24,11 +24,11 @@ from plait.ensembles.modeling import Ensemble, EnsembleOutput
 from plait.ensembles.objective import Ensembling, perturbing
 from plait.errors import PlaitError
 from plait.training.state import first, last_state, together
-from plait.training.trainer import Judge, Schedule, TrainingData, train
+from plait.training.trainer import Evaluator, Schedule, TrainingData, train
 
 Make = Callable[[int, int], Ensemble]
 """From a number of members and a seed to an ensemble before training."""
-Lesson = Callable[[Sequence[Ensemble]], TrainingData]
+TrainingTask = Callable[[Sequence[Ensemble]], TrainingData]
 """From trained members, or none where the teachers are there already, to texts with what they say of them."""
 FINISHED = "finished.safetensors"
 PREFERENCE = "preference"
@@ -62,12 +62,12 @@ class Fit:
     objective: Ensembling | Teaching
     schedule: Schedule
     state: Path
-    judge: Judge | None = None
+    judge: Evaluator | None = None
     best: str | None = None
     resume: bool = False
     alike: bool = False
     given: Callable[[], Sequence[Ensemble]] | None = None
-    lesson: Lesson | None = None
+    lesson: TrainingTask | None = None
     teaching: Teaching | None = None
     taught: Schedule | None = None
 

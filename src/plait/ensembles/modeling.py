@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from plait import autoclasses
 from plait.data.labels import IGNORED
-from plait.encoders.layers import Inputs, Passage, again, filled, layers_of, repeated, routed
+from plait.encoders.layers import Inputs, PartialForward, again, filled, layers_of, repeated, routed
 from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.heads import (
     LinearHeads,
@@ -31,7 +31,7 @@ from plait.ensembles.heads import (
     without_last_linear,
 )
 from plait.ensembles.shapes import MemberLogits
-from plait.ensembles.sharing import Roster, share
+from plait.ensembles.sharing import ActiveMembers, share
 
 States = Float[Tensor, "M B T H"]
 Perturb = Callable[[States, Callable[[States], MemberLogits]], States]
@@ -60,7 +60,7 @@ class Ensemble(PreTrainedModel):
         """Makes the modules of a configuration; a member starts with the encoder's weights and a head of its own."""
         super().__init__(config)
         self.num_labels = labels = int(config.num_labels or 0)
-        self.roster = Roster(config.members)
+        self.roster = ActiveMembers(config.members)
         own = self.own_classes.from_config(copy.deepcopy(config.encoder), trust_remote_code=False)
         own.config.return_dict = True  # a config may ask for tuples, we ask by name
         if config.head == "linear":
@@ -170,7 +170,7 @@ class Ensemble(PreTrainedModel):
     def embed(self, inputs: Inputs, depth: int = 0) -> Tensor:
         """Returns the states [B, T, H] at a depth: 0, what the embeddings give, to L, what the last layer gives."""
         # What follows the last layer runs on states that nobody looks at; one member's is enough.
-        with self._active([0]), routed(Passage(self.layers, stop=depth)) as passage:
+        with self._active([0]), routed(PartialForward(self.layers, stop=depth)) as passage:
             self.encoder.base_model(**inputs)
         assert passage.reached is not None
         return passage.reached
@@ -242,7 +242,7 @@ class Ensemble(PreTrainedModel):
     def _from_states(
         self, inputs: Inputs, depth: int, members: Sequence[int], hidden: States
     ) -> MemberLogits:
-        passage = Passage(self.layers, start=depth, hidden=hidden.flatten(0, 1))
+        passage = PartialForward(self.layers, start=depth, hidden=hidden.flatten(0, 1))
         with self._active(members), routed(passage):
             outputs = self.encoder(**repeated(inputs, len(members)), return_dict=True)
         return self._logits(outputs, members)

@@ -27,7 +27,7 @@ Perturb = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Noise:
+class PerturbationChoice:
     """A perturbation with its options, and the layer from which on members have states of their own.
 
     Attributes:
@@ -110,7 +110,7 @@ class Ensembling:
     """
 
     choice: Choice
-    noise: Noise
+    noise: PerturbationChoice
     depth: int
     problem: ProblemType = SINGLE
     per_token: bool = False
@@ -157,7 +157,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def perturbing(model: nn.Module, noise: Noise) -> Iterator[None]:
+def perturbing(model: nn.Module, noise: PerturbationChoice) -> Iterator[None]:
     """Sets a model's dropout rates for as long as it is trained, where dropout is what tells members apart."""
     if noise.place is not Place.DROPOUT:
         yield

@@ -33,7 +33,7 @@ from plait.ensembles.consistency import rate
 from plait.ensembles.cost import costs_of, sizes_of
 from plait.ensembles.distillation import check_taught, open_start, open_teachers, open_unlabelled, unlabelled
 from plait.ensembles.method import ONE_BY_ONE, Build, Choice
-from plait.ensembles.objective import Noise
+from plait.ensembles.objective import PerturbationChoice
 from plait.ensembles.perturbation import Place
 from plait.errors import DataError, RecipeError, listed
 from plait.recipe import EnsembleRecipe
@@ -53,7 +53,7 @@ class EnsemblePlan:
     members: int
     config: EnsembleConfig
     choice: Choice
-    noise: Noise
+    noise: PerturbationChoice
     depth: int
     examples: Examples | None = None
     held: Examples | None = None
@@ -253,7 +253,7 @@ def check_schedule(recipe: EnsembleRecipe, choice: Choice) -> None:
         )
 
 
-def depth_of(noise: Noise, choice: Choice, config: EnsembleConfig) -> int:
+def depth_of(noise: PerturbationChoice, choice: Choice, config: EnsembleConfig) -> int:
     """Returns the layer from which on members have rows of their own; one member takes one plain pass."""
     plain = noise.place in (Place.NONE, Place.DROPOUT) and (choice.alone or choice.taught)
     return 0 if plain or choice.build is Build.FACTORS else noise.depth(config.shared_layers)

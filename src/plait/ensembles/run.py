@@ -25,7 +25,7 @@ from plait.ensembles.answers import Members, member_logits
 from plait.ensembles.build import check_sources, from_checkpoints, new_ensemble
 from plait.ensembles.choices import LOSSES
 from plait.ensembles.cost import bytes_needed
-from plait.ensembles.distillation import Teaching, lesson, teachers_of, written
+from plait.ensembles.distillation import Teaching, teacher_targets, teachers_of, written
 from plait.ensembles.evaluation import scores
 from plait.ensembles.fit import PREFERENCE, Fit, Fitted, fit
 from plait.ensembles.method import Build, Choice
@@ -171,7 +171,7 @@ def fit_of(
         state, judge, best, resume,
         alike=job.choice.alike,
         given=None if recipe.sources is None else partial(built, job),
-        lesson=partial(lesson, job, tokenizer, state, overwrite),
+        lesson=partial(teacher_targets, job, tokenizer, state, overwrite),
         teaching=Teaching(job.choice, job.problem) if job.choice.taught else None,
         taught=job.student_schedule(),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Bottom layers for all members, tops of their own: made by replacing modules of the encoder's own class.
 
 Nothing of an encoder is written anew. Its class keeps its forward; what a member owns is replaced, in place, by a
-`Private` module that holds a copy per member and gives each its slice of the batch.
+`PerMember` module that holds a copy per member and gives each its slice of the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from plait.encoders.layers import GROUPS, Applications, group, grouped, path_of_layers
+from plait.encoders.layers import GROUPS, GroupApplications, group, grouped, path_of_layers
 
 TOPS = ("pooler", "final_norm")
 """Modules of encoders that follow their last layer."""
@@ -25,7 +25,7 @@ _GROUP = re.compile(rf"({GROUPS}\.)(\d+)(\.)")
 
 
 @dataclass
-class Roster:
+class ActiveMembers:
     """Whose slices the batch holds at the moment, in order; shared by all private modules of a model."""
 
     members: int
@@ -36,10 +36,10 @@ class Roster:
         self.active = self.active or tuple(range(self.members))
 
 
-class Private(nn.Module):
+class PerMember(nn.Module):
     """One module per member, each for its own slice of the batch: rows 0 to B−1 are the first one's, and so on."""
 
-    def __init__(self, module: nn.Module, roster: Roster) -> None:
+    def __init__(self, module: nn.Module, roster: ActiveMembers) -> None:
         """Copies `module` for everyone on the roster."""
         super().__init__()
         # Encoders read plain attributes of their layers, such as the kind of attention.
@@ -84,7 +84,7 @@ def _joined(parts: Sequence[Any]) -> Any:
     return first
 
 
-def share(model: PreTrainedModel, shared: int, roster: Roster) -> None:
+def share(model: PreTrainedModel, shared: int, roster: ActiveMembers) -> None:
     """Gives every member its own copy of the layers from `shared` on and of all that follows them, in place."""
     base: Any = model.base_model
     if shared == base.config.num_hidden_layers:
@@ -94,25 +94,25 @@ def share(model: PreTrainedModel, shared: int, roster: Roster) -> None:
         for name, module in list(owner.named_children()):
             follows = name in TOPS if owner is base else module is not base
             if follows and any(True for _ in module.parameters()):
-                setattr(owner, name, Private(module, roster))
+                setattr(owner, name, PerMember(module, roster))
 
 
-def _split_layers(base: PreTrainedModel, shared: int, roster: Roster) -> None:
+def _split_layers(base: PreTrainedModel, shared: int, roster: ActiveMembers) -> None:
     modules = base.get_submodule(path_of_layers(base))
     assert isinstance(modules, nn.ModuleList)
     for index in range(shared, len(modules)):
-        modules[index] = Private(modules[index], roster)
+        modules[index] = PerMember(modules[index], roster)
 
 
-def _split_groups(base: PreTrainedModel, shared: int, roster: Roster) -> None:
+def _split_groups(base: PreTrainedModel, shared: int, roster: ActiveMembers) -> None:
     """Names the members' group g `groups + g`, beside the shared one where that is still used."""
     parent: Any = base.get_submodule(path_of_layers(base).rpartition(".")[0])
     config, own = base.config, parent.albert_layer_groups
     used = [group(config, i) for i in range(config.num_hidden_layers)]
     order = [str(g if i < shared else g + config.num_hidden_groups) for i, g in enumerate(used)]
     made = {str(g): own[g] for g in dict.fromkeys(used[:shared])}
-    made |= {str(g + config.num_hidden_groups): Private(own[g], roster) for g in dict.fromkeys(used[shared:])}
-    parent.albert_layer_groups = Applications(made, order)
+    made |= {str(g + config.num_hidden_groups): PerMember(own[g], roster) for g in dict.fromkeys(used[shared:])}
+    parent.albert_layer_groups = GroupApplications(made, order)
     # The transformer looks up a group for each application: with as many groups it finds the application itself.
     parent.config = copy.copy(config)
     parent.config.num_hidden_groups = config.num_hidden_layers
@@ -122,7 +122,7 @@ def unrolled(name: str, base: PreTrainedModel) -> list[str]:
     """Returns a parameter's names in an encoder with a group for each application; elsewhere its own name."""
     modules = base.get_submodule(path_of_layers(base))
     found = _GROUP.search(name)
-    if found is None or not isinstance(modules, Applications):
+    if found is None or not isinstance(modules, GroupApplications):
         return [name]
     uses = (i for i, key in enumerate(modules.order) if key == found[2])
     return [_GROUP.sub(lambda match, i=i: f"{match[1]}{i}{match[3]}", name) for i in uses]

@@ -59,7 +59,7 @@ class TensorSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Spot:
+class TensorPlace:
     """The place of a tensor that has to be read whole."""
 
     dtype: torch.dtype
@@ -69,7 +69,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemory:
     """Tensors in memory as a source."""
 
     name: str
@@ -78,10 +78,10 @@ class Held:
     def __contains__(self, parameter: object) -> bool:
         return parameter in self.tensors
 
-    def header(self, parameter: str) -> Spot:
+    def header(self, parameter: str) -> TensorPlace:
         """Returns dtype and shape."""
         tensor = self.tensors[parameter]
-        return Spot(tensor.dtype, tuple(tensor.shape))
+        return TensorPlace(tensor.dtype, tuple(tensor.shape))
 
     def read(self, parameter: str) -> Tensor:
         """Returns the tensor itself."""
@@ -92,7 +92,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointView:
     """Some of a checkpoint's parameters under names of one's own: those of its body, or of its head.
 
     `rows` puts the labels of a head in another order: it applies to the parameters with a row per label, which are
@@ -115,7 +115,7 @@ class Part:
         """Returns what the checkpoint's headers say of the parameter."""
         found = self.checkpoint.header(self.stored[parameter])
         if self._labelled(parameter):
-            return Spot(found.dtype, tuple(found.shape))
+            return TensorPlace(found.dtype, tuple(found.shape))
         place: Place = found
         return place
 
@@ -132,19 +132,19 @@ class Part:
         return self.rows is not None and parameter in self.checkpoint.label_parameters
 
 
-def body(checkpoint: Any) -> Part:
+def body(checkpoint: Any) -> CheckpointView:
     """Returns the parameters of a checkpoint's body, by body-relative names."""
-    return Part(checkpoint, checkpoint.body)
+    return CheckpointView(checkpoint, checkpoint.body)
 
 
 def head(
     checkpoint: Any, rows: tuple[int, ...] | None = None, stored: Mapping[str, str] | None = None
-) -> Part:
+) -> CheckpointView:
     """Returns the parameters of a checkpoint's head, labels in the order `rows` where that is given.
 
     `stored` names more than the head's own parameters: a pooler that stays with it.
     """
-    return Part(checkpoint, checkpoint.head if stored is None else stored, rows)
+    return CheckpointView(checkpoint, checkpoint.head if stored is None else stored, rows)
 
 
 CHUNK = 2**17
@@ -152,7 +152,7 @@ CHUNK = 2**17
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """Entries `start` to `stop` of a flat parameter, seen in `shape`; `rows` when they are whole leading rows."""
 
     start: int
@@ -166,26 +166,26 @@ class Piece:
         return self.stop - self.start
 
 
-def whole(slot: Slot) -> Piece:
+def whole(slot: Slot) -> Chunk:
     """Returns the one piece that is all of a parameter."""
-    return Piece(0, torch.Size(slot.shape).numel(), slot.shape, slice(None))
+    return Chunk(0, torch.Size(slot.shape).numel(), slot.shape, slice(None))
 
 
-def flat_pieces(slot: Slot) -> Iterator[Piece]:
+def flat_chunks(slot: Slot) -> Iterator[Chunk]:
     """Yields flat pieces of a parameter, whatever its shape."""
     total = torch.Size(slot.shape).numel()
     for start in range(0, total, CHUNK):
         stop = min(start + CHUNK, total)
-        yield Piece(start, stop, (stop - start,))
+        yield Chunk(start, stop, (stop - start,))
 
 
-def row_pieces(slot: Slot) -> Iterator[Piece]:
+def row_chunks(slot: Slot) -> Iterator[Chunk]:
     """Yields pieces made of whole leading rows (at least one), which keep the parameter's other axes."""
     row = torch.Size(slot.shape[1:]).numel()
     step = max(1, CHUNK // max(row, 1))
     for first in range(0, slot.shape[0], step):
         last = min(first + step, slot.shape[0])
-        yield Piece(first * row, last * row, (last - first, *slot.shape[1:]), slice(first, last))
+        yield Chunk(first * row, last * row, (last - first, *slot.shape[1:]), slice(first, last))
 
 
 class Files:
@@ -220,7 +220,7 @@ class Files:
         self._open.clear()
 
 
-class Feed:
+class ChunkReader:
     """One source's parameter, handed out piece by piece as float32."""
 
     def __init__(self, files: Files, source: TensorSource, parameter: str, *, digest: bool = False) -> None:
@@ -265,14 +265,14 @@ class Feed:
             self.source.note(self.parameter, self._hash.hexdigest())
 
 
-class Desk:
+class StackBuffer:
     """One worker's memory: rows of float32 for the pieces of all sources, used again for every piece."""
 
     def __init__(self) -> None:
         """Reserves nothing yet."""
         self._memory = torch.empty(0)
 
-    def stack(self, feeds: Sequence[Feed], piece: Piece) -> Tensor:
+    def stack(self, feeds: Sequence[ChunkReader], piece: Chunk) -> Tensor:
         """Returns the same piece of all sources, stacked; valid until the next call."""
         needed = len(feeds) * piece.size
         if self._memory.numel() < needed:

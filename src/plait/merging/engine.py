@@ -19,7 +19,16 @@ from torch import Tensor
 
 from plait.checkpoints.writer import Slot, TensorWriter, bytes_of
 from plait.errors import MergeError
-from plait.merging.chunks import Desk, Feed, Files, Piece, TensorSource, flat_pieces, row_pieces, whole
+from plait.merging.chunks import (
+    Chunk,
+    ChunkReader,
+    Files,
+    StackBuffer,
+    TensorSource,
+    flat_chunks,
+    row_chunks,
+    whole,
+)
 from plait.merging.job import Job, prepare
 from plait.merging.rule import Law, RuleEntry, laws
 from plait.merging.thresholds import Thresholds
@@ -70,7 +79,7 @@ def _merged(job: Job, slot: Slot, files: Files, thresholds: Thresholds) -> Tenso
     if not slot.dtype.is_floating_point:
         return copied(job, slot)
     with torch.no_grad():
-        merged = Material(job, slot, files, Desk(), thresholds, digest=False).merge(whole(slot))
+        merged = RuleInputs(job, slot, files, StackBuffer(), thresholds, digest=False).merge(whole(slot))
         return cast(merged, job, slot)
 
 
@@ -179,9 +188,9 @@ class Run:
             self.writer.put(name, bytes_of(copied(self.job, slot)))
             return
         if not hasattr(self.own, "desk"):
-            self.own.desk = Desk()
+            self.own.desk = StackBuffer()
         with torch.inference_mode():
-            material = Material(
+            material = RuleInputs(
                 self.job, slot, self.files, self.own.desk, self.thresholds, digest=self.digests
             )
             for piece in material.pieces():
@@ -231,22 +240,22 @@ def copied(job: Job, slot: Slot) -> Tensor:
     return first.to(slot.dtype).clone()
 
 
-Pick = Callable[[Piece, Tensor, Tensor | None], Any]
+Pick = Callable[[Chunk, Tensor, Tensor | None], Any]
 """What an input is for a piece, given the stacked sources and the base."""
 
 
-class Material:
+class RuleInputs:
     """Everything that one parameter's rule needs; `pieces` says how it may be cut."""
 
     def __init__(
-        self, job: Job, slot: Slot, files: Files, desk: Desk, thresholds: Thresholds, *, digest: bool
+        self, job: Job, slot: Slot, files: Files, desk: StackBuffer, thresholds: Thresholds, *, digest: bool
     ) -> None:
         """Looks up importances, Gram matrices and thresholds of the parameter."""
         self.job, self.slot, self.desk = job, slot, desk
         self.rule: RuleEntry = job.rule_for(slot)
-        self.feeds = [Feed(files, source, slot.name, digest=digest) for source in job.sources]
+        self.feeds = [ChunkReader(files, source, slot.name, digest=digest) for source in job.sources]
         self._based = "base" in self.rule.inputs
-        base = [Feed(files, job.base, slot.name)] if self._based and job.base is not None else []
+        base = [ChunkReader(files, job.base, slot.name)] if self._based and job.base is not None else []
         self._all = [*self.feeds, *base]
         self._importances = importances_of(job, slot) if "importances" in self.rule.inputs else []
         self._picks = {name: self._pick(name, files, thresholds) for name in self.rule.inputs}
@@ -273,18 +282,18 @@ class Material:
         }
         return moving[name]
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Chunk]:
         """Yields the pieces in which the rule may see the parameter."""
         if Law.ROWWISE in laws(self.rule) and len(self.slot.shape) > 1:
-            return row_pieces(self.slot)
+            return row_chunks(self.slot)
         if Law.ELEMENTWISE not in laws(self.rule):
             return iter([whole(self.slot)])
         dense = all(
             tensor.numel() == 1 or tuple(tensor.shape) == self.slot.shape for tensor in self._importances
         )
-        return flat_pieces(self.slot) if dense else row_pieces(self.slot)
+        return flat_chunks(self.slot) if dense else row_chunks(self.slot)
 
-    def merge(self, piece: Piece) -> Tensor:
+    def merge(self, piece: Chunk) -> Tensor:
         """Returns the merged piece, in float32.
 
         Raises:
@@ -366,7 +375,7 @@ def mean_of(tensor: Tensor) -> float:
     return sum(float(part.double().sum()) for part in parts) / max(tensor.numel(), 1)
 
 
-def importance_piece(importances: Sequence[Tensor], slot: Slot, piece: Piece) -> Tensor:
+def importance_piece(importances: Sequence[Tensor], slot: Slot, piece: Chunk) -> Tensor:
     """Returns the importances of a piece, stacked; they broadcast to the piece.
 
     Raises:
@@ -379,7 +388,7 @@ def importance_piece(importances: Sequence[Tensor], slot: Slot, piece: Piece) ->
     return stacked
 
 
-def _cut(tensor: Tensor, slot: Slot, piece: Piece) -> Tensor:
+def _cut(tensor: Tensor, slot: Slot, piece: Chunk) -> Tensor:
     if piece.rows is None:
         return tensor.reshape(-1)[piece.start : piece.stop] if tensor.numel() > 1 else tensor.reshape(1)
     return tensor[piece.rows] if slot.shape and tensor.shape[0] == slot.shape[0] else tensor
@@ -409,7 +418,7 @@ def grams_of(job: Job, slot: Slot) -> Tensor | None:
     return torch.stack(known)
 
 
-def draws_of(job: Job, slot: Slot, piece: Piece) -> Tensor:
+def draws_of(job: Job, slot: Slot, piece: Chunk) -> Tensor:
     """Returns uniform numbers per source for a piece."""
     return torch.stack([uniform(job.seed, s.name, slot.name, piece.start, piece.size) for s in job.sources])
 

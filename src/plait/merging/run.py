@@ -21,7 +21,7 @@ from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizers import copy_tokenizer, keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.merging import chunks
-from plait.merging.chunks import Held
+from plait.merging.chunks import InMemory
 from plait.merging.engine import combine, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
 from plait.merging.forward import merge_forward
@@ -143,7 +143,7 @@ def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype) -> lis
 def forward_jobs(job: Plan, dtype: torch.dtype, state: Path) -> list[Job]:
     """Returns what a merge in forward order gave, and the averages of parameters that not all sources have."""
     kept = bodies(job)
-    merged = Held("merged", {name: tensor for name, tensor in merge_forward(job, state).items() if name in kept})
+    merged = InMemory("merged", {name: tensor for name, tensor in merge_forward(job, state).items() if name in kept})
     found = [prepare([merged], list(merged.tensors), RULES["average"], dtype=dtype)]
     rest: dict[tuple[int, ...], list[str]] = {}
     for parameter, owners in kept.items():
@@ -220,7 +220,7 @@ def head_jobs(job: Plan, folder: Path) -> list[Job]:
     task = only_task(job)
     if task is None or not (file := folder / TASKS / task / HEAD).is_file():
         return []
-    held = Held(task, load_file(file))
+    held = InMemory(task, load_file(file))
     return [prepare([held], list(held.tensors), RULES["average"])]
 
 
@@ -329,7 +329,7 @@ def run_merge(
 
 def write_merge(job: Plan, output: str | Path, *, overwrite: bool = False, resume: bool = False) -> Merged:
     """Returns the merge of a plan, written to `output`."""
-    logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), told(job))
+    logger.info("merging %s with %s", ", ".join(s.name for s in job.sources), summary_of(job))
     statistics = gather(job)
     out = Path(os.path.realpath(output))
     with (
@@ -350,7 +350,7 @@ def write_merge(job: Plan, output: str | Path, *, overwrite: bool = False, resum
     return Merged(output)
 
 
-def told(job: Plan) -> str:
+def summary_of(job: Plan) -> str:
     """Returns what will be done, in a line for the user: much of it may be Plait's own choice."""
     base = job.alignment.base
     parts = [job.rule.name + (f" from the base {base.origin}" if base and "base" in job.rule.inputs else "")]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from plait.checkpoints.writer import Slot
-from plait.merging.chunks import Desk, Feed, Files, Piece, flat_pieces
+from plait.merging.chunks import Chunk, ChunkReader, Files, StackBuffer, flat_chunks
 from plait.merging.job import Job
 
 Magnitudes = npt.NDArray[np.float32]
@@ -188,15 +188,15 @@ class Changes:
 
     def pieces(self) -> Iterator[Magnitudes]:
         """Yields [n, m] magnitudes until all entries have passed; each lives until the next."""
-        return self._read(flat_pieces(self._slot))
+        return self._read(flat_chunks(self._slot))
 
     def blocks(self, step: int) -> Iterator[Magnitudes]:
         """Yields [n, BLOCK] magnitudes every `step` entries."""
         starts = range(0, self.size - BLOCK + 1, step)
-        return (item.copy() for item in self._read(Piece(start, start + BLOCK, (BLOCK,)) for start in starts))
+        return (item.copy() for item in self._read(Chunk(start, start + BLOCK, (BLOCK,)) for start in starts))
 
-    def _read(self, pieces: Iterable[Piece]) -> Iterator[Magnitudes]:
-        desk, feeds = Desk(), [Feed(self._files, source, self._slot.name) for source in self._everyone]
+    def _read(self, pieces: Iterable[Chunk]) -> Iterator[Magnitudes]:
+        desk, feeds = StackBuffer(), [ChunkReader(self._files, source, self._slot.name) for source in self._everyone]
         for piece in pieces:
             stack = desk.stack(feeds, piece)
             changes: Tensor = stack[:-1]

@@ -15,7 +15,7 @@ from plait.progress import track
 from plait.statistics.backward import Objective, Per, prepared
 from plait.statistics.batch import read_batches
 from plait.statistics.estimator import ESTIMATORS
-from plait.statistics.first_token import lean
+from plait.statistics.first_token import skip_zero_gradients
 from plait.statistics.importance import Statistics
 from plait.statistics.likelihood import Cotangents, Labels
 
@@ -53,7 +53,7 @@ def estimate_statistics(
     entry = ESTIMATORS[estimator]
     objective = Objective(Cotangents(labels, passes), per)
     examples = 0
-    with prepared(model), lean(model), closing(entry.function(model, objective)) as running:
+    with prepared(model), skip_zero_gradients(model), closing(entry.function(model, objective)) as running:
         for batch in read_batches(track(batches, f"estimating {entry.name}", total), model.device, seed):
             with answering(model):
                 running.see(batch)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from plait.statistics.shapes import Grads
 
 
-def only_first(grads: Grads) -> bool:
+def reads_first_token(grads: Grads) -> bool:
     """Whether no token but the first has a gradient."""
     # One column decides nearly always; the second look happens only when it is all zero.
     return grads.shape[1] == 1 or not (bool(grads[:, 1].any()) or bool(grads[:, 1:].any()))
 
 
-class _Lean(torch.autograd.Function):
+class _FirstTokenLinear(torch.autograd.Function):
     """y = x Wᵀ + b, differentiated by x only."""
 
     @staticmethod
@@ -30,7 +30,7 @@ class _Lean(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, grads: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = context.saved_tensors
-        if grads.dim() != 3 or not only_first(grads):
+        if grads.dim() != 3 or not reads_first_token(grads):
             return grads @ weight, None, None
         back = grads.new_zeros(*grads.shape[:2], weight.shape[1])
         back[:, 0] = grads[:, 0] @ weight
@@ -41,14 +41,14 @@ def _forward(module: nn.Linear) -> Any:
     def forward(x: Tensor) -> Tensor:
         if module.weight.requires_grad or not x.requires_grad:
             return F.linear(x, module.weight, module.bias)
-        found: Tensor = _Lean.apply(x, module.weight, module.bias)
+        found: Tensor = _FirstTokenLinear.apply(x, module.weight, module.bias)
         return found
 
     return forward
 
 
 @contextmanager
-def lean(model: nn.Module) -> Iterator[None]:
+def skip_zero_gradients(model: nn.Module) -> Iterator[None]:
     """Makes the linear layers of a model lean wherever their weights are frozen; undone at the end."""
     changed = [
         module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)

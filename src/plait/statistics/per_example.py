@@ -22,7 +22,7 @@ from plait.statistics.backward import (
     requiring_gradients,
 )
 from plait.statistics.batch import Batch
-from plait.statistics.first_token import only_first
+from plait.statistics.first_token import reads_first_token
 from plait.statistics.shapes import Examples, Grads, Ids, Inputs, Matrix
 
 
@@ -50,16 +50,16 @@ class Lookup:
     unused: int | None = None
 
 
-Piece = Outer | Vector | Lookup
-Pieces = Iterator[tuple[str, Piece]]
-Understand = Callable[[nn.Module, Tensor, Tensor], Pieces]
+Factor = Outer | Vector | Lookup
+Factors = Iterator[tuple[str, Factor]]
+Understand = Callable[[nn.Module, Tensor, Tensor], Factors]
 
 
 class NotUnderstoodError(Exception):
     """A layer was used in a way for which no piece is known; the gradients are then taken one example at a time."""
 
 
-def join(pieces: Sequence[Piece]) -> Piece:
+def join(pieces: Sequence[Factor]) -> Factor:
     """Returns the piece whose gradient is the sum of the given ones: tokens are laid end to end, vectors added."""
     first = pieces[0]
     if len(pieces) == 1:
@@ -82,38 +82,38 @@ def _over_tokens(g: Tensor) -> Examples:
     return g.sum(1) if g.dim() == 3 else g
 
 
-def _linear(module: nn.Module, x: Tensor, g: Tensor) -> Pieces:
+def _linear(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
     yield "weight", Outer(_tokens(x), _tokens(g))
     if module.bias is not None:
         yield "bias", Vector(_over_tokens(g))
 
 
-def _scaled(module: nn.Module, normal: Tensor, g: Tensor) -> Pieces:
+def _scaled(module: nn.Module, normal: Tensor, g: Tensor) -> Factors:
     yield "weight", Vector(_over_tokens(g * normal))
     if getattr(module, "bias", None) is not None:
         yield "bias", Vector(_over_tokens(g))
 
 
-def _layer_norm(module: nn.Module, x: Tensor, g: Tensor) -> Pieces:
+def _layer_norm(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
     assert isinstance(module, nn.LayerNorm)
     if module.weight is not None:
         yield from _scaled(module, F.layer_norm(x, module.normalized_shape, eps=module.eps), g)
 
 
-def _rms_norm(module: nn.Module, x: Tensor, g: Tensor) -> Pieces:
+def _rms_norm(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
     assert isinstance(module, nn.RMSNorm)
     if module.weight is not None:
         yield from _scaled(module, F.rms_norm(x, tuple(module.normalized_shape), eps=module.eps), g)
 
 
-def _embedding(module: nn.Module, ids: Tensor, g: Tensor) -> Pieces:
+def _embedding(module: nn.Module, ids: Tensor, g: Tensor) -> Factors:
     assert isinstance(module, nn.Embedding)
     if module.scale_grad_by_freq or module.max_norm is not None:
         raise NotUnderstoodError("an embedding that rescales its gradients or rows")
     yield "weight", Lookup(ids.flatten(1), g.flatten(1, -2), module.padding_idx)
 
 
-def _convolution(module: nn.Module, x: Tensor, g: Tensor) -> Pieces:
+def _convolution(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
     assert isinstance(module, nn.Conv1d)
     if module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         raise NotUnderstoodError("a grouped or specially padded convolution")
@@ -137,7 +137,7 @@ LAYERS: dict[type[nn.Module], Understand] = {
 }
 """Layers whose per-example gradients are known, by exact class: a subclass may compute something else."""
 
-Sink = Callable[[str, Piece], None]
+Sink = Callable[[str, Factor], None]
 PROBE_TOKENS = 8
 
 
@@ -156,7 +156,7 @@ class LayerHooks:
         self._names = names
         self._count = 0
         self._uses: Counter[str] = Counter()
-        self._waiting: dict[str, list[Piece]] = {}
+        self._waiting: dict[str, list[Factor]] = {}
         layers = [module for module in model.modules() if type(module) in LAYERS]
         lookups = [module for module in layers if type(module) is nn.Embedding]
         self._handles = [layer.register_forward_hook(self._forward) for layer in layers]
@@ -293,7 +293,7 @@ class _Comparison:
         self._noise = 8 * rounding * max((_norm(value) for value in gradients.values()), default=0.0)
         self._right = True
 
-    def __call__(self, name: str, piece: Piece) -> None:
+    def __call__(self, name: str, piece: Factor) -> None:
         gradient = self._gradients.pop(name, None)
         if gradient is None:
             self._right = False
@@ -346,7 +346,7 @@ class Squares:
         """Starts without scratch."""
         self._scratch: dict[torch.Size, Tensor] = {}
 
-    def add(self, total: Tensor, piece: Piece) -> None:
+    def add(self, total: Tensor, piece: Factor) -> None:
         """Adds Σ_b g_b² to `total`, in place."""
         if isinstance(piece, Vector):
             total += piece.grads.to(total.dtype).square().sum(0)
@@ -359,7 +359,7 @@ class Squares:
     def _add_outer(self, total: Matrix, piece: Outer) -> None:
         # No copy unless the model is in half precision, whose squares would underflow.
         inputs, grads = piece.inputs.to(total.dtype), piece.grads.to(total.dtype)
-        if only_first(grads):
+        if reads_first_token(grads):
             # (g xᵀ)² = g² (x²)ᵀ: one product for the whole batch.
             total.addmm_(grads[:, 0].square().T, inputs[:, 0].square())
             return
@@ -383,7 +383,7 @@ def rows_used(piece: Lookup, rows: int) -> tuple[Tensor, Matrix]:
     return ids, sums
 
 
-def sum_of_squares(piece: Piece, like: Tensor) -> Tensor:
+def sum_of_squares(piece: Factor, like: Tensor) -> Tensor:
     """Returns Σ_b g_b² in the shape of `like`."""
     total = torch.zeros_like(like)
     Squares().add(total, piece)

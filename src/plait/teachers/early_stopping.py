@@ -13,7 +13,7 @@ from plait import progress
 from plait.teachers.files import read_facts, read_shard
 from plait.teachers.mc_dropout import Scorer, Tensors, Turn, entropy, slopes, summarize
 from plait.teachers.settings import Stop
-from plait.teachers.shards import Piece, Run
+from plait.teachers.shards import Run, ShardTask
 from plait.teachers.teacher import Teacher
 
 
@@ -54,7 +54,7 @@ def _open(run: Run, number: int, turn: int) -> Tensor:
 
 
 def _advance(  # noqa: PLR0917 - `partial` gives the first three
-    run: Run, teacher: Teacher, turn: int, scorer: Scorer, piece: Piece, tick: progress.Tick
+    run: Run, teacher: Teacher, turn: int, scorer: Scorer, piece: ShardTask, tick: progress.Tick
 ) -> None:
     """Takes one round of passes with the rows that are open, and keeps each pass."""
     file, passes = run.rounds_file(teacher, piece.number), run.settings.rounds[turn]

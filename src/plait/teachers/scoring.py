@@ -16,7 +16,7 @@ from plait.teachers.record import FILE, Record, TextFacts, check_same, read_reco
 from plait.teachers.settings import Settings
 from plait.teachers.shards import Run
 from plait.teachers.store import Store
-from plait.teachers.teacher import Teacher, check_able, check_teachers, teacher_of
+from plait.teachers.teacher import Teacher, check_mc_dropout, check_teachers, teacher_of
 
 SHARD = 512
 """Texts in a shard at most: what is lost when a run is stopped, a minute or two of a small teacher's 17 passes."""
@@ -53,7 +53,7 @@ def score_texts(
     """
     folder, settings = Path(folder), settings or Settings()
     check_teachers(teachers, logits_only=logits_only)
-    check_able(teachers, settings)
+    check_mc_dropout(teachers, settings)
     check_place(folder, FILE)
     with one_writer(folder, patience=PATIENCE):
         return _scored(folder, texts, teachers, settings, overwrite=overwrite)

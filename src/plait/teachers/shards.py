@@ -26,7 +26,7 @@ from plait.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardTask:
     """The texts of one shard, and a hash over them."""
 
     number: int
@@ -34,7 +34,7 @@ class Piece:
     key: str
 
 
-Work = Callable[[Scorer, Piece, progress.Tick], None]
+Work = Callable[[Scorer, ShardTask, progress.Tick], None]
 """What is done to one shard by a teacher in memory."""
 
 
@@ -162,7 +162,7 @@ class Run:
         self.record = replace(self.record, teachers=teachers, forwards=forwards)
         self.record.write(self.folder)
 
-    def _score(self, scorer: Scorer, piece: Piece, tick: progress.Tick) -> None:
+    def _score(self, scorer: Scorer, piece: ShardTask, tick: progress.Tick) -> None:
         teacher = next(t for t in self.teachers if t.name == scorer.name)
         tensors = scorer.score(piece.examples, Turn(piece.number, passes=self.settings.passes), tick)
         file = self.file(teacher, piece.number)
@@ -179,11 +179,11 @@ class Run:
     def _rows(self, number: int) -> int:
         return min(self.record.chunk, self.record.texts.count - number * self.record.chunk)
 
-    def _pieces(self, pending: Sequence[int]) -> Iterator[Piece]:
+    def _pieces(self, pending: Sequence[int]) -> Iterator[ShardTask]:
         wanted = set(pending)
         for number, (examples, hashes) in enumerate(self.texts.hashed(self.record.chunk)):
             if number in wanted:
-                yield Piece(number, examples, self._keep_hashes(number, torch.from_numpy(hashes())))
+                yield ShardTask(number, examples, self._keep_hashes(number, torch.from_numpy(hashes())))
             if number == pending[-1]:
                 return
 

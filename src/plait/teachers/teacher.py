@@ -122,7 +122,7 @@ def _no_single_label(teacher: Checkpoint) -> str | None:
 logger = logging.getLogger("plait")
 
 
-def check_able(teachers: Sequence[Checkpoint], settings: Settings) -> None:
+def check_mc_dropout(teachers: Sequence[Checkpoint], settings: Settings) -> None:
     """Raises one `SourceError` for all teachers that cannot be scored with these settings."""
     problems = []
     for teacher in teachers:

@@ -68,7 +68,7 @@ class Counter(Protocol):
     rows: int
 
 
-Judge = Callable[[torch.nn.Module], Mapping[str, float]]
+Evaluator = Callable[[torch.nn.Module], Mapping[str, float]]
 """Scores a model after each epoch; the first score decides which epoch is kept, the higher the better."""
 
 
@@ -142,9 +142,9 @@ class ObjectiveTrainer(Trainer):
     """transformers.Trainer that minimises an `Objective` and logs each of its terms."""
 
     def __init__(
-        self, objective: Objective, sampler: Sampler, judge: Judge | None = None, **kwargs: Any
+        self, objective: Objective, sampler: Sampler, judge: Evaluator | None = None, **kwargs: Any
     ) -> None:
-        """Makes a trainer of `objective`, judged by `judge`; the rest goes to transformers.Trainer."""
+        """Makes a trainer of `objective`, judged by `score_texts_by_gate`; the rest goes to transformers.Trainer."""
         # The Trainer wants a data set to judge on; ours are the judge's own.
         super().__init__(eval_dataset=None if judge is None else [], **kwargs)
         self.objective: Objective = objective
@@ -259,7 +259,7 @@ def train(
     *,
     objective: Objective | None = None,
     schedule: Schedule | None = None,
-    judge: Judge | None = None,
+    judge: Evaluator | None = None,
     best: str | None = None,
     checkpoints: bool = False,
     resume: bool = False,

@@ -12,13 +12,13 @@ from plait.ensembles.factors import by_member, factor_layers, freeze, in_attenti
 from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.shapes import Scalar
-from plait.ensembles.sharing import Roster
+from plait.ensembles.sharing import ActiveMembers
 
 
 class LowRank(nn.Linear):
     """A linear layer with an update B_m A_m of rank r by member, for a batch of one member's rows after another's."""
 
-    def __init__(self, own: nn.Linear, roster: Roster, rank: int) -> None:
+    def __init__(self, own: nn.Linear, roster: ActiveMembers, rank: int) -> None:
         """Takes over a layer's weights; A is drawn as linear layers are, B begins at 0, so that nothing changes."""
         super().__init__(own.in_features, own.out_features, own.bias is not None, device="meta")
         self.weight, self.bias = own.weight, own.bias

@@ -9,13 +9,13 @@ from plait.ensembles.factors import factor_layers, freeze, rows_of
 from plait.ensembles.method import METHODS, Terms
 from plait.ensembles.modeling import Ensemble
 from plait.ensembles.shapes import Scalar
-from plait.ensembles.sharing import Roster
+from plait.ensembles.sharing import ActiveMembers
 
 
 class Singular(nn.Module):
     """A linear layer U diag(σ_m) Vᵀ with values and biases by member; U and V are everybody's and stay as they are."""
 
-    def __init__(self, own: nn.Linear, roster: Roster, spread: float) -> None:
+    def __init__(self, own: nn.Linear, roster: ActiveMembers, spread: float) -> None:
         """Takes a layer apart; a member's values begin at its own times 1 plus noise, its biases at its own."""
         super().__init__()
         self.roster, self.in_features, self.out_features = roster, own.in_features, own.out_features

@@ -12,8 +12,8 @@ from plait.encoders.topology import Axis, Place, topology
 from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
-from plait.statistics.first_token import only_first
-from plait.statistics.per_example import ExampleGradients, Lookup, Outer, Piece, Squares, rows_used
+from plait.statistics.first_token import reads_first_token
+from plait.statistics.per_example import ExampleGradients, Factor, Lookup, Outer, Squares, rows_used
 
 
 class BlockTraces:
@@ -31,11 +31,11 @@ class BlockTraces:
             for name, value in model.named_parameters()
         }
 
-    def _add(self, name: str, piece: Piece) -> None:
+    def _add(self, name: str, piece: Factor) -> None:
         total, kept = self._totals[name], _axis(self._places[name])
         total += self._traces(self._gradients.parameters[name].shape, piece, kept).reshape(total.shape)
 
-    def _traces(self, shape: torch.Size, piece: Piece, kept: int | None) -> Tensor:
+    def _traces(self, shape: torch.Size, piece: Factor, kept: int | None) -> Tensor:
         """Returns Σ_b g_b² summed over all axes but `kept`."""
         if isinstance(piece, Lookup) and kept is None:
             return rows_used(piece, shape[0])[1].double().square().sum()
@@ -105,7 +105,7 @@ def outer_traces(piece: Outer, kept: int | None) -> Tensor | None:
     """
     dtype = torch.promote_types(piece.grads.dtype, torch.float32)
     x, g = piece.inputs.to(dtype), piece.grads.to(dtype)
-    if only_first(g):
+    if reads_first_token(g):
         x, g = x[:, :1], g[:, :1]
     tokens, columns, rows = x.shape[1], x.shape[2], g.shape[2]
     if tokens * (columns + rows) > columns * rows:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
-from plait.statistics.per_example import ExampleGradients, Piece, Squares
+from plait.statistics.per_example import ExampleGradients, Factor, Squares
 
 
 class Diagonal:
@@ -29,7 +29,7 @@ class Diagonal:
         }
         self._gradients = ExampleGradients(model, objective, self._add)
 
-    def _add(self, name: str, piece: Piece) -> None:
+    def _add(self, name: str, piece: Factor) -> None:
         self._squares.add(self._totals[name], piece)
 
     def see(self, batch: Batch) -> None:

@@ -13,7 +13,7 @@ from plait.encoders.topology import topology
 from plait.statistics.backward import Objective, backward_passes
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
-from plait.statistics.first_token import only_first
+from plait.statistics.first_token import reads_first_token
 from plait.statistics.shapes import Inputs
 
 
@@ -56,7 +56,7 @@ def token_sums(x: Inputs, g: Inputs) -> Tensor:
     """Returns Σ_t x_t g_t per example: [B, i], at least in float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     x, g = x.to(dtype), g.to(dtype)
-    if only_first(g):
+    if reads_first_token(g):
         return x[:, 0] * g[:, 0]
     # Example by example, so that the products never leave the cache.
     products = torch.empty_like(x[0])
