@@ -17,7 +17,7 @@ from plait.data import Examples
 from plait.errors import MergeError
 from plait.evaluation import predict_logits
 from tests.models import save, texts, tiny
-from tests.unit.test_checkpoints_open import rewrite
+from tests.unit.checkpoints.test_checkpoint import rewrite
 
 TEXTS = texts(120)
 

@@ -9,7 +9,7 @@ from plait.ensembles.configuration import EnsembleConfig
 from plait.ensembles.cost import inference_cost, size, training_cost
 from tests.models import FAMILIES
 from tests.reference.ensembles_model import bert_base
-from tests.unit.test_ensembles_model import TASKS, depths, ensemble
+from tests.unit.ensembles.test_modeling import TASKS, depths, ensemble
 
 
 def described(members: int, shared: int | str = "all") -> EnsembleConfig:

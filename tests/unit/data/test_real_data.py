@@ -10,7 +10,7 @@ import pytest
 
 from plait.data import read_examples
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "datasets"))
 
 pytestmark = [

@@ -27,7 +27,7 @@ from plait.ensembles.modeling import EnsembleForSequenceClassification, Ensemble
 from plait.errors import MergeError, RecipeError
 from tests.models import FAMILIES, save, tiny, tiny_config, tiny_tokenizer
 from tests.reference import ensembles_model as reference
-from tests.unit.test_ensembles_model import EXACT, TASKS, batch, depths, ensemble
+from tests.unit.ensembles.test_modeling import EXACT, TASKS, batch, depths, ensemble
 
 AUTO = {"sequence": AutoModelForSequenceClassification, "token": AutoModelForTokenClassification}
 CLASSES = {"sequence": EnsembleForSequenceClassification, "token": EnsembleForTokenClassification}

@@ -15,7 +15,7 @@ import plait
 from plait.recipe import COMBINES, parse_recipe
 from tests.models import save, tiny
 
-FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 MERGE: dict[str, Any] = {"sources": {"a": "x"}, "output": "o"}
 AMALGAMATE: dict[str, Any] = {"combine": "amalgamate", "sources": {"a": "x"}, "output": "o"}
 ENSEMBLE: dict[str, Any] = {"combine": "ensemble", "base": "x", "output": "o"}

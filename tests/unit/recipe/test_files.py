@@ -8,7 +8,7 @@ import pytest
 
 from plait.recipe import read_recipe
 
-FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -20,7 +20,7 @@ from plait.checkpoints import headers as files
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.errors import SourceError
 from tests.models import FAMILIES, save, tiny
-from tests.unit.test_checkpoints_open import as_pickle, configure, rewrite
+from tests.unit.checkpoints.test_checkpoint import as_pickle, configure, rewrite
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from plait.checkpoints.compatibility import align
 from plait.checkpoints.tokenizer_differences import differences
 from plait.errors import MergeError, RecipeError
 from tests.models import FAMILIES, HEADS, save, tiny, tiny_tokenizer
-from tests.unit.test_checkpoints_open import configure, rewrite
+from tests.unit.checkpoints.test_checkpoint import configure, rewrite
 
 
 def opened(
