@@ -10,9 +10,9 @@ import pytest
 import plait
 from plait import api
 from plait.cli import invoke
-from plait.errors import RecipeError, SourceError
+from plait.errors import DataError, RecipeError, SourceError
 from plait.report.record import kind_of
-from tests.models import texts
+from tests.models import save, texts, tiny
 
 Paths = dict[str, str]
 
@@ -80,3 +80,17 @@ def test_the_command_prints_what_it_finds(
         assert f"kind: {kind}" in capsys.readouterr().out
     assert invoke(["evaluate", places["merged"], "--data", f"mood={data['mood']}", "--quiet"]) == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_merged_checkpoint_is_not_a_source(sources: Paths, tmp_path: Path) -> None:
+    plait.merge(sources, method="average", out=tmp_path / "m")
+    with pytest.raises(RecipeError, match="plait export one task"):
+        plait.merge({"a": str(tmp_path / "m"), "b": sources["mood"]}, method="average", out=tmp_path / "n")
+
+
+def test_evaluating_a_body_and_columns(sources: Paths, tmp_path: Path) -> None:
+    body = save(tiny("bert", "body"), tmp_path / "b")
+    with pytest.raises(DataError, match="without a head"):
+        plait.evaluate(str(body), {"text": texts(3), "label": [0, 1, 0]})
+    found = plait.evaluate(sources["type"], {"text": texts(3), "label": [0, 1, 0]})
+    assert found.tasks["model"].examples == 3

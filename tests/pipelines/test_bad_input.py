@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import plait
 from plait.cli import invoke
+from plait.errors import OutputError
 from tests.conftest import write_rows
 from tests.models import save, texts, tiny, tiny_tokenizer
 
@@ -309,3 +311,27 @@ def test_recipe_mistakes(refused: Refused, tmp_path: Path) -> None:
     assert "did you mean 'output'" in line
     line = refused("run", tmp_path / "none.yaml")
     assert "no recipe" in line
+
+
+@pytest.mark.parametrize("place", ["same", "above", "inside"])
+def test_output_never_replaces_a_source(sources: Paths, tmp_path: Path, place: str) -> None:
+    ours = {n: str(shutil.copytree(p, tmp_path / "ck" / n)) for n, p in sources.items() if n != "value"}
+    out = {
+        "same": tmp_path / "ck" / "mood",
+        "above": tmp_path / "ck",
+        "inside": tmp_path / "ck" / "mood" / "x",
+    }[place]
+    with pytest.raises(OutputError, match="choose another output"):
+        plait.merge(ours, method="average", out=out, overwrite=True)
+    assert all((Path(p) / "model.safetensors").is_file() for p in ours.values())
+
+
+def test_check_reads_the_data(sources: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {
+        "sources": {n: {"model": p, "data": str(tmp_path / "none.parquet")} for n, p in sources.items()}
+    }
+    (tmp_path / "r.yaml").write_text(
+        json.dumps({**recipe, "method": "regmean", "output": str(tmp_path / "m")})
+    )
+    assert invoke(["check", str(tmp_path / "r.yaml")]) == 2
+    assert "none.parquet" in capsys.readouterr().err

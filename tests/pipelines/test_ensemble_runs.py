@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import plait
+from plait.cli import interruption
 from plait.ensembles import run as ensembling
 from plait.errors import OutputError, PlaitError
 from plait.evaluation.scores import TaskScores
 from plait.recipe import EnsembleRecipe
 from plait.training import trainer as loop
+from plait.training.state import check_state, training_state
 from tests.ensembles import QUICK, close, command, prepare, rows, still, tagged, weights, write
 
 
@@ -193,3 +195,40 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     told = [*start, "-m", "plait", *map(str, asked), "-o", str(tmp_path / "two")]
     subprocess.run(told, check=True, env=environment, capture_output=True, text=True)
     close(tmp_path / "one", tmp_path / "two")
+
+
+def test_room_for_factors_is_that_of_what_they_become(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ensembling, "check_space", lambda _, size: asked.append(size))
+    told = {"base": str(place / "base"), "data": str(place / "train.jsonl"), "output": "e", "epochs": 1}
+    job = ensembling.plan(EnsembleRecipe.model_validate({**told, "method": "batchensemble"}))
+    ensembling.announce(job, tmp_path / "e")
+    assert asked == [4 * (job.sizes()["saved"] + 3 * job.sizes()["factors"])]
+
+
+def test_a_state_that_is_thrown_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with training_state(tmp_path / "e", keep=True, resume=False) as state:
+        (state / "checkpoint-1").mkdir(parents=True)
+        (state / "checkpoint-1" / "model.safetensors").touch()
+    assert not caplog.text
+    with training_state(tmp_path / "e", keep=True, resume=True):
+        assert not caplog.text
+    with training_state(tmp_path / "e", keep=True, resume=False):
+        assert not state.exists()
+    assert "the state of a run that was stopped is discarded; --resume would have gone on" in caplog.text
+
+
+def test_the_record_of_a_stopped_run(tmp_path: Path) -> None:
+    check_state(tmp_path, {"seed": 1})
+    check_state(tmp_path, {"seed": 1})
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+    (tmp_path / "run.json").write_text("", encoding="utf-8")
+    with pytest.raises(PlaitError, match=r"run\.json:? is damaged .*start again without resume"):
+        check_state(tmp_path, {"seed": 1})
+
+
+def test_what_an_interrupted_command_says() -> None:
+    assert "the same command with --resume goes on" in interruption(["ensemble", "base"])
+    assert "resume" not in interruption(["export", "ens"])

@@ -1,4 +1,4 @@
-"""The rules that need nothing but a base, from the command line to the written encoder."""
+"""The rules of a merge: those that need nothing but a base, as commands, and sources without weight."""
 
 from __future__ import annotations
 
@@ -66,3 +66,13 @@ def test_options_reach_the_rule_alike_from_command_line_python_and_recipe(
     name = "encoder.layer.0.output.dense.weight"
     assert all(torch.equal(one[key], found[0][key]) for one in found for key in one)
     assert not torch.equal(default[name], found[0][name])
+
+
+def test_a_source_without_weight_decides_nothing() -> None:
+    from plait.merging.rule import RULES
+
+    params = torch.tensor([[1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
+    importances = torch.tensor([[1e-9, 3e-9], [3e-9, 1e-9], [1e2, 1e2]])
+    weights = torch.tensor([1.0, 1.0, 0.0])
+    found = RULES["fisher"].function(params, importances, importances.mean(1), weights)
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.75]))

@@ -109,3 +109,12 @@ def test_sources_of_one_task_average_their_poolers(tmp_path: Path) -> None:
     torch.testing.assert_close(
         kept(merged.path, "mood")["bert.pooler.dense.weight"], 0.75 * first + 0.25 * second
     )
+
+
+def test_export_of_a_body_without_a_pooler(tmp_path: Path) -> None:
+    source = save(tiny("roberta", "sequence"), tmp_path / "s")
+    body = tmp_path / "b"
+    AutoModelForSequenceClassification.from_pretrained(source).roberta.save_pretrained(body)
+    merged = plait.merge({"s": str(source), "b": str(body)}, method="average", out=tmp_path / "m")
+    assert plait.load(str(merged.path)).task("b") is not None
+    assert invoke(["export", str(merged.path), "--task", "b", "-o", str(tmp_path / "x")]) == 0

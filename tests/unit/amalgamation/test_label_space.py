@@ -1,4 +1,4 @@
-"""The union of label spaces: names, places, renaming, and warnings about names that say nothing."""
+"""The union of label spaces: names, places, renaming, and warnings about names that teachers disagree on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.amalgamation.label_space import union
+from plait.amalgamation.label_space import disagreement, union
 from plait.errors import RecipeError
 
 quick = settings(deadline=None, max_examples=50)
@@ -159,3 +159,28 @@ def test_the_longest_teacher_is_meant() -> None:
 def test_signs_alone_are_not_one_spelling(caplog: pytest.LogCaptureFixture) -> None:
     union({"a": ["+", "x"], "b": ["-", "y"]})
     assert caplog.text == ""
+
+
+def test_numbers_are_names_unless_they_are_places() -> None:
+    assert union({"a": ("1", "2", "3"), "b": ("3", "4")}).names == ("1", "2", "3", "4")
+    assert union({"a": ("0", "1"), "b": ("0", "1")}).names == ("a.0", "a.1", "b.0", "b.1")
+
+
+def unsure(count: int = 400) -> torch.Tensor:
+    """A teacher that is right about its labels and gives them little more than one half."""
+    kinds = torch.arange(count) % 2
+    noise = torch.rand(count, generator=torch.Generator().manual_seed(0)) * 0.02
+    first = torch.where(kinds == 0, 0.53 + noise, 0.45 - noise)
+    return torch.stack([first, 1 - first], 1)
+
+
+def test_equal_teachers_agree_however_unsure() -> None:
+    space = union({"a": ["x", "y"], "b": ["x", "y"]})
+    assert disagreement([unsure(), unsure()], space, space.teachers) == []
+
+
+def test_advice_names_a_renamed_label_as_its_teacher_does() -> None:
+    space = union({"a": ["x", "y"], "b": ["z", "y"]}, {"b.z": "x"})
+    sure = torch.tensor([[0.99, 0.01], [0.01, 0.99]]).repeat(100, 1)
+    found = disagreement([sure, sure.flip(1)], space, space.teachers)
+    assert [text.rpartition("--rename ")[2] for text in found] == ["'b.z=NAME'", "'b.y=NAME'"]

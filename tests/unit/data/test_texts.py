@@ -291,3 +291,9 @@ def test_the_file_of_kept_texts_goes_with_them(tmp_path, monkeypatch):
 
 def no_room(*_):
     raise OSError(28, "No space left on device")
+
+
+def test_missing_texts_of_a_list_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    found = open_texts(["the film", None, "a book"])
+    assert (found.count(), found.skipped) == (2, 1)
+    assert "1 row of 3 without a text" in caplog.text

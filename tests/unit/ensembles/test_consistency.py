@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -204,3 +205,15 @@ def test_the_registry_says_what_there_is():
     assert CONSISTENCIES["ensemble"].options["detach"].default is False
     assert CONSISTENCIES["pairwise"].inputs == ("logits", "problem", "mask")
     assert CONSISTENCIES["ensemble"].facts["paper"] == "arXiv:2204.06625"
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+def test_pairs_with_the_ensemble_held_still(problem: Any) -> None:
+    logits = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits.requires_grad_()
+    pairs, whole = pairwise(logits, problem, detach=True), ensemble(logits, problem, detach=True)
+    torch.testing.assert_close(pairs, whole * 8 / 3)
+    torch.testing.assert_close(pairs, pairwise(logits, problem))
+    (held,), (free,) = (torch.autograd.grad(r, logits) for r in (pairs, pairwise(logits, problem)))
+    assert not torch.allclose(held, free)
+    torch.testing.assert_close(held, torch.autograd.grad(whole, logits)[0] * 8 / 3)

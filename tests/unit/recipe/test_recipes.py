@@ -160,3 +160,19 @@ def test_an_amalgamation_refused(change: dict[str, object], message: str) -> Non
     with pytest.raises(RecipeError) as caught:
         parse_recipe(content)
     assert message in str(caught.value)
+
+
+NAMES = {"news": ("World", "Business"), "sports": ("Sports", "Tech")}
+
+
+def test_a_recipe_that_does_not_say_what_it_combines() -> None:
+    told = {"sources": NAMES, "text": "t.txt", "student": "s", "output": "o"}
+    with pytest.raises(
+        RecipeError, match=r"combine is missing, so it is read as merge.*keys of amalgamate\)"
+    ):
+        parse_recipe(told)
+    with pytest.raises(RecipeError, match="keys of ensemble"):
+        parse_recipe({"base": "b", "from": ["a"], "alpha": 1, "output": "o"})
+    with pytest.raises(RecipeError) as plain:
+        parse_recipe({"sources": {"a": "x"}, "outptu": "o"})
+    assert "combine is missing" not in str(plain.value)

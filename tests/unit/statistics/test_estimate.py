@@ -1,16 +1,19 @@
-"""Estimation refuses what has no answer, and falls back where hooks would be wrong."""
+"""Estimation: what has no answer, where hooks would be wrong, half precision, and batches of one."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import plait
 from plait.errors import DataError, MergeError, RecipeError
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.per_example import ExampleGradients
 from tests.batches import batch, examples
-from tests.models import FAMILIES, tiny
+from tests.models import FAMILIES, save, texts, tiny
 from tests.reference import statistics as reference
 
 ONE_BY_ONE = {"mpnet", "deberta-v2"}
@@ -223,3 +226,28 @@ def test_seeds_decide_what_is_sampled():
 
     assert torch.equal(heads(1), heads(1))
     assert not all(torch.equal(heads(1), heads(seed)) for seed in range(2, 8))
+
+
+def test_half_precision_sources_are_estimated_in_full(tmp_path: Path) -> None:
+    model = tiny("bert", "sequence")
+    rows = {"text": texts(6), "label": [0, 1, 2, 0, 1, 2]}
+    half = save(model.half(), tmp_path / "half")
+    whole = save(model.float(), tmp_path / "whole")
+    a = plait.estimate(str(half), rows, importance="diagonal")
+    b = plait.estimate(str(whole), rows, importance="diagonal")
+    for name, tensor in b.tensors.items():
+        torch.testing.assert_close(a.tensors[name], tensor, rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "albert"])
+def test_gram_does_not_depend_on_a_last_batch_of_one(family: str) -> None:
+    from tests.models import tiny_tokenizer
+
+    model, tokenizer = tiny(family, "sequence"), tiny_tokenizer(family)
+    rows = {"text": texts(5), "label": [0, 1, 2, 0, 1]}
+    a, b = (
+        plait.estimate(model, rows, importance="gram", tokenizer=tokenizer, batch_size=size)
+        for size in (5, 4)
+    )
+    for name, tensor in a.tensors.items():
+        torch.testing.assert_close(b.tensors[name], tensor, rtol=1e-4, atol=1e-6)
