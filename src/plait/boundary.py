@@ -27,6 +27,8 @@ WIDEST = 100_000
 """Values in a YAML document once its aliases are written out: nine lines of them can stand for a billion."""
 WHOLE = 2**63
 """Whole numbers below it fit where tensors keep theirs."""
+UNLIMITED = int(1e30)
+"""What transformers writes as the length limit of a tokenizer that has none."""
 M = TypeVar("M", bound="BaseModel")
 
 
@@ -115,7 +117,7 @@ def check_plain(value: Any) -> None:
                 inner += [*one.values(), *one]
             elif isinstance(one, list | tuple):
                 inner += one
-            elif isinstance(one, int) and abs(one) >= WHOLE:
+            elif isinstance(one, int) and abs(one) >= WHOLE and one != UNLIMITED:
                 raise ValueError(f"a whole number of {one.bit_length()} bits, expected at most 63")
         if not inner:
             return

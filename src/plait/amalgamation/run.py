@@ -121,7 +121,7 @@ def describe_result(job: AmalgamationPlan, store: Store, spent: Spent, taught: T
     """Returns what is written beside the student: who taught it what, how, and what that cost."""
     teachers, student = store.cost.total, taught.forwards / store.count
     return {
-        "base": None if job.start.origin == MERGED else job.start.origin,
+        "base": None if job.start.origin == MERGED else origin_beside(str(job.start.origin), job.recipe.output),
         **start_told(job),
         "labels": list(job.space.names),
         "teachers": {t.name: describe_teacher(t, job.recipe.output) for t in job.teachers},

@@ -211,8 +211,6 @@ def evaluate_plain(
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
     tables = given.tables()
     network, tokenizer = plain.model(), plain.tokenizer()
-    if max_length:  # more than in its training: the tokenizer's limit is that of training
-        tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
     found = {}
     for task, rows in tables.items():
         outcome = outcome_of(network, tokenizer, rows, **settings)

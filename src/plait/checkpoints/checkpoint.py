@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from plait.boundary import parse_yaml, reading
+from plait.boundary import reading
 from plait.checkpoints import parameter_names
 from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
+from plait.checkpoints.lineage import front_of
 from plait.checkpoints.tokenizers import Opened, open_tokenizer
 from plait.encoders.heads import (
     bare_class_name,
@@ -31,7 +32,7 @@ from plait.encoders.heads import (
 )
 from plait.errors import SourceError, listed
 from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
-from plait.report.record import read_record, refuse_several
+from plait.report.record import origin_from, read_record, refuse_several
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,8 +365,6 @@ def _refuse_integers(folder: Path, names: parameter_names.Names, headers: Mappin
         raise SourceError(f"{folder}: quantized or integer weights cannot be merged: {listed(odd)}")
 
 
-FRONT = 100_000
-"""Characters of a card in which its front matter must end."""
 
 
 def recorded_base(folder: Path) -> str | None:
@@ -382,7 +381,8 @@ def _text(value: Any) -> str | None:
 
 
 def _from_provenance(folder: Path) -> str | None:
-    return _text(getattr(read_record(folder), "base", None))
+    base = _text(getattr(read_record(folder), "base", None))
+    return None if base is None else origin_from(folder, base)
 
 
 def _from_config(folder: Path) -> str | None:
@@ -393,12 +393,4 @@ def _from_config(folder: Path) -> str | None:
 
 def _from_card(card: Path) -> str | None:
     """Returns `base_model` of the YAML block that model cards begin with."""
-    if not card.is_file():
-        return None
-    with card.open(encoding="utf-8", errors="replace") as stream:
-        head, _, rest = stream.read(FRONT).partition("---\n")
-    try:
-        front = parse_yaml(rest.partition("\n---")[0], card) if not head.strip() else None
-    except SourceError:
-        return None
-    return _text(front.get("base_model")) if isinstance(front, dict) else None
+    return _text(front_of(card).get("base_model"))

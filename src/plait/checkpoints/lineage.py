@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from plait.boundary import parse_yaml, read_text
 from plait.checkpoints.headers import read_json
 from plait.errors import SourceError
 
@@ -52,9 +51,11 @@ def licence_in_config(folder: Path) -> str | None:
 
 def front_of(card: Path) -> Mapping[str, Any]:
     """Returns the front matter of a model card; nothing where there is none that can be read."""
+    if not card.is_file():
+        return {}
     try:
-        found = FRONT.match(card.read_text(encoding="utf-8"))
-        content = yaml.safe_load(found.group(1)) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = FRONT.match(read_text(card))
+        content = parse_yaml(found.group(1), card) if found else None
+    except SourceError:
         return {}
     return content if isinstance(content, Mapping) else {}

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,19 @@ def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str 
     return f"has ids up to {highest}, its embeddings only {rows} rows"
 
 
+@contextmanager
+def reading_up_to(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Iterator[None]:
+    """Lets a tokenizer read texts of `max_length` tokens, though it records a shorter limit: that of its training."""
+    recorded = tokenizer.model_max_length
+    tokenizer.model_max_length = max(recorded, max_length or 0)
+    try:
+        yield
+    finally:
+        tokenizer.model_max_length = recorded
+
+
 def limits(folders: Iterable[Path]) -> list[int]:
-    """Returns the lengths that tokenizers record as their limits, where they do."""
+    """Returns the lengths that tokenizers record as their limits, where they do: a huge number stands for none."""
     files = [folder / "tokenizer_config.json" for folder in folders]
     found = [read_json(file).get("model_max_length") for file in files if file.is_file()]
-    return [int(limit) for limit in found if isinstance(limit, int | float)]
+    return [int(limit) for limit in found if isinstance(limit, int | float) and limit < 2**31]

@@ -232,8 +232,9 @@ def describe_result(job: EnsemblePlan, fitted: Fitted) -> dict[str, Any]:
     told = job.describe()
     kept = ("members", "layers", "shared_layers", "labels", "parameters", "megabytes", "forward_equivalents")
     examples = job.examples
+    base = job.sources[0].origin if job.choice.taught else job.recipe.base
     return {
-        "base": job.sources[0].origin if job.choice.taught else job.recipe.base,
+        "base": None if base is None else origin_beside(str(base), job.recipe.output),
         "head_kind": job.kind,
         "separate": len(fitted.models) > 1,
         "plain": job.choice.plain,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from plait.checkpoints.tokenizers import reading_up_to
 from plait.data import Examples, Kind, ProblemType, align_labels, encode
 from plait.data.answers import best_answers
 from plait.data.labels import IGNORED
@@ -71,11 +72,12 @@ def outcome_of(
     names, problem = head_labels(model), head_problem(model)
     aligned = align_labels(examples, names, kind=head_kind(model), problem_type=problem)
     told: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
-    if aligned.kind == "question_answering":
-        unanswerable = not all(aligned.labels or ())
-        answers = predict_answers(model, tokenizer, aligned, unanswerable=unanswerable, **told)
-        return Outcome(aligned, answers=answers)
-    logits = predict_logits(model, tokenizer, aligned, **told)
+    with reading_up_to(tokenizer, max_length):
+        if aligned.kind == "question_answering":
+            unanswerable = not all(aligned.labels or ())
+            answers = predict_answers(model, tokenizer, aligned, unanswerable=unanswerable, **told)
+            return Outcome(aligned, answers=answers)
+        logits = predict_logits(model, tokenizer, aligned, **told)
     return Outcome(aligned, logits, names=None if names is None else tuple(names), problem=problem)
 
 

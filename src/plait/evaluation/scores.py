@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from plait.checkpoints.checkpoint import open_checkpoint
+from plait.checkpoints.tokenizers import reading_up_to
 from plait.data import Examples, Kind, ProblemType
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
 from plait.evaluation import predict_logits, primary_metric
@@ -175,13 +176,10 @@ def recorded_logits(  # noqa: PLR0917 - what predicting takes
         if teacher.digest != about.get("digest"):
             logger.warning("teacher %s (%s) has changed: left out", name, about["origin"])
             return None
-        rows = predict_logits(
-            teacher.model(),
-            teacher.tokenizer(),
-            examples.unlabelled(),
-            batch_size=batch_size,
-            max_length=max_length,
-        )
+        model, tokenizer = teacher.model(), teacher.tokenizer()
+        settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        with reading_up_to(tokenizer, max_length):
+            rows = predict_logits(model, tokenizer, examples.unlabelled(), **settings)
     except PlaitError as error:
         logger.warning("teacher %s cannot be scored: %s", name, error)
         return None

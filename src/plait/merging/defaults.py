@@ -1,6 +1,6 @@
 """Method and refinement of a merge whose recipe leaves them open; apart, as docs/merging.md argues each default.
 
-Apart from planning.py so that whoever changes a default finds one small file.
+Apart from plan.py so that whoever changes a default finds one small file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from plait.checkpoints.compatibility import align
+from plait.checkpoints.compatibility import Rows, align
 from plait.errors import PlaitError, RecipeError
 from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe, MethodSpec
@@ -77,19 +77,27 @@ def with_options(method: MethodSpec, recipe: MergeRecipe, data: Mapping[str, Any
     return method.model_copy(update={"name": recipe.resolved_method(data).name})
 
 
-def usable_base(recipe: MergeRecipe, sources: Sequence[Checkpoint]) -> Checkpoint | None:
-    """Returns the base that a recipe names, else the one folder that all sources record, if it is there and fits."""
+def usable_base(
+    recipe: MergeRecipe, sources: Sequence[Checkpoint], orders: Mapping[str, Rows] | None = None
+) -> Checkpoint | None:
+    """Returns the base that a recipe names, else the one folder that all sources record, if it is there and fits.
+
+    `orders` are those of labels that data have shown, by source.
+    """
     trusted = recipe.trust_remote_code
     if recipe.base is not None:
         return open_checkpoint(recipe.base, name="base", trust_remote_code=trusted)
     recorded = {source.recorded_base for source in sources}
     found = recorded.pop() if len(recorded) == 1 else None
     # A default does not ask the network.
-    if found is None or not Path(found).expanduser().is_dir():
+    if found is None:
+        return None
+    if not Path(found).expanduser().is_dir():
+        logger.info("the sources record the base %s, which is not here: name it with --base", found)
         return None
     try:
         base = open_checkpoint(found, name="base", trust_remote_code=trusted)
-        align(sources, base=base, tasks=recipe.tasks())
+        align(sources, base=base, tasks=recipe.tasks(), orders=orders)
     except PlaitError as error:
         logger.warning("the recorded base %s is not used: %s", found, error)
         return None

@@ -260,7 +260,8 @@ def plan(
     if opened is not None:
         check_sources(opened)
     sources = open_sources(recipe) if recipe.open and opened is None else opened
-    base = usable_base(recipe, sources) if recipe.open and sources is not None else None
+    orders = orders_on_data(recipe, sources, objects, judged or {}) if sources is not None else None
+    base = usable_base(recipe, sources, orders) if recipe.open and sources is not None else None
     saved: Saved = cache(load_statistics)
     method = method_of(recipe, objects, saved, base=base is not None)
     chosen = {"refine": refine_of(recipe, objects), "align_heads": align_of(recipe, objects)}
@@ -277,7 +278,7 @@ def plan(
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
     elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
-    orders = orders_on_data(recipe, sources, objects, judged or {})
+    orders = orders_on_data(recipe, sources, objects, judged or {}) if orders is None else orders
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler, orders=orders)
     hint_at_tasks(sources, recipe.tasks())
     if "importances" in rule.inputs:

@@ -28,16 +28,28 @@ merged.predict(["Some text."])                 # every task from one encoder pas
 model = merged.task("{task}")                  # an ordinary transformers model
 ```
 
-Without Plait, `transformers` opens each task's folder, which shares the encoder's file by a link:
+{without}The top of the folder is the encoder: as a classifier it gets a random head unless it has one task alone.
+`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, for any place."""
+
+
+WITHOUT_PLAIT = """Without Plait, `transformers` opens each task's folder, which shares the encoder's file by a link:
 
 ```python
 from transformers import pipeline
 
-classify = pipeline(model="{folder}/tasks/{task}")
+answer = pipeline("{pipeline}", model="{folder}/tasks/{task}")
 ```
 
-The folder's top is the encoder: opened as a classifier, it gets a head drawn at random unless it has one task alone.
-`plait export {folder} --task {task} -o plain` writes one task as a checkpoint without links, for any place."""
+"""
+
+
+def merged_use(manifest: Manifest, name: str) -> str:
+    """Returns how to use a merged checkpoint; only tasks with a head make a pipeline."""
+    headed = next((task for task in manifest.tasks.values() if task.kind in PIPELINES), None)
+    without = "" if headed is None else WITHOUT_PLAIT.format(
+        pipeline=PIPELINES[headed.kind], folder=name, task=headed.name
+    )
+    return MERGED_USE.format(folder=name, task=next(iter(manifest.tasks)), without=without)
 
 
 def model_card(manifest: Manifest) -> str:
@@ -54,7 +66,7 @@ def model_card(manifest: Manifest) -> str:
         f"{' and refined on unlabelled texts' if manifest.refinement.get('kept') else ''} by Plait: one encoder, "
         f"{len(manifest.tasks)} task heads.",
         "## Use",
-        MERGED_USE.format(folder=name, task=next(iter(manifest.tasks))),
+        merged_use(manifest, name),
         "## Tasks",
         tasks_table(manifest),
         *([] if not manifest.scores else ["## Scores", scores_table(manifest.scores)]),

@@ -28,7 +28,7 @@ from plait.encoders.modes import seeded
 from plait.errors import OutputError, RecipeError, did_you_mean
 from plait.hub import locate
 from plait.report.cards import finetuned_card
-from plait.report.record import report_of, write_record
+from plait.report.record import origin_beside, report_of, write_record
 from plait.training.heads import check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.state import (
     check_accelerate,
@@ -151,6 +151,7 @@ def finetune(
         # Whoever opens the checkpoint later cuts texts where training did.
         tokenizer.model_max_length = min(tokenizer.model_max_length, keep)
         start = lineage(base, locate(base, revision))
+        report["base"] = origin_beside(str(base), out)
         record = {**report, "losses": _losses(log), "job": job_key(same), "head": head.kind, "start": start}
         _write(model, tokenizer, out, record, overwrite)
         shutil.rmtree(state, ignore_errors=True)

@@ -96,6 +96,8 @@ def identity(job: Plan) -> dict[str, Any]:
         "weights": job.recipe.weights(),
         "tasks": job.recipe.tasks(),
         "digests": {source.name: source.digest for source in job.sources},
+        "labels": {source.name: source.labels for source in job.sources},
+        "statistics": {name: found.facts for name, found in job.inputs.statistics.items()},
         "base_digest": job.alignment.base.digest if job.alignment.base is not None else None,
         "texts": {name: texts.fingerprint for name, texts in job.inputs.texts.items()},
         "examples": {name: texts.fingerprint for name, texts in job.inputs.examples.items()},
