@@ -259,9 +259,10 @@ class Registry(Generic[F]):
         """Returns a decorator that registers a function under `name` with facts such as `paper=`."""
 
         def decorate(function: F) -> F:
-            if name in self._entries and self._entries[name].function is not function:
+            known = canonical(name)
+            if known in self._entries and self._entries[known].function is not function:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = describe(name, function, {**self._facts, **facts}, self.kind)
+            self._entries[known] = describe(known, function, {**self._facts, **facts}, self.kind)
             return function
 
         return decorate

@@ -38,6 +38,16 @@ def test_dashes_and_case_are_forgiven() -> None:
     assert canonical(" Mask-Nodes ") == "mask_nodes"
 
 
+def test_a_name_is_found_however_its_author_spelled_it() -> None:
+    registry = make()
+    registry.register("My-Rule")(lambda params: params)
+    assert "My-Rule" in registry
+    assert "my_rule" in list(registry)
+    assert registry["my-rule"].name == "my_rule"
+    with pytest.raises(ValueError, match="registered twice"):
+        registry.register("my_rule")(lambda params: params)
+
+
 def test_unknown_name_and_option() -> None:
     registry = make()
     with pytest.raises(

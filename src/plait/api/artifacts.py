@@ -1,4 +1,4 @@
-"""What can be done with what lies on disk: evaluate, inspect, export."""
+"""What can be done with what lies on disk: load, evaluate, export; and what `inspect` says of all but merges."""
 
 from __future__ import annotations
 

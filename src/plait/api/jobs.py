@@ -201,7 +201,8 @@ def amalgamate(
         label: column of the texts' own labels, for study: gate `oracle`, and how often the gate is right.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with a training that was stopped. Posteriors are resumed in any case.
-        options: all other fields of a recipe: `gate`, `base`, `temperature`, `target`, `margin`, `agreement`, `rounds`,
+        options: `labels`, a teacher's name -> names of its head's labels in order, where its own are LABEL_0, LABEL_1;
+            all other fields of a recipe: `gate`, `base`, `temperature`, `target`, `margin`, `agreement`, `rounds`,
             `posterior`, `calibrate`, `objective`, `rename`, `passes`, `last_layers`, `stop`, `dropout`, `limit`,
             `held_back`, `epochs`, `learning_rate`, `batch_size`, `max_length`, `warmup`, `weight_decay`, `precision`,
             `seed`, `report_to`, `store`, `trust_remote_code`; `routing`, a file (csv, jsonl or parquet) that says who

@@ -41,7 +41,7 @@ def finetune(
     data: Annotated[str, typer.Option("--data", help="FILE with texts and labels.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     validation: Annotated[
-        str | None, typer.Option("--validation", help="FILE scored after every epoch.")
+        str | None, typer.Option("--validation", help="FILE scored once, at the end.")
     ] = None,
     epochs: Epochs = 3.0,
     learning_rate: LearningRate = 5e-5,

@@ -47,17 +47,16 @@ def label_reader(values: Iterable[Any], *, untyped: bool) -> Reader:
             such as `['joy', 'anger']` are lists all the same: nothing else would be called so.
     """
     ways: list[Reader] = [_list, _truth, _whole, _decimal] if untyped else [_list]
-    seen = False
+    texts: set[str] = set()
     for value in values:
-        if isinstance(value, str) and not missing(value):
-            seen = True
-            while ways and not _reads(ways[0], value):
-                del ways[0]
-        elif not missing(value):
+        if missing(value):
+            continue
+        if not isinstance(value, str):
             ways = []
-        if not ways:
             break
-    way = ways[0] if ways and seen else (str.strip if untyped else str)
+        texts.add(value)
+    fitting = (way for way in ways if texts and all(_reads(way, text) for text in texts))
+    way = next(fitting, str.strip if untyped else str)
 
     def read(value: Any) -> Any:
         if isinstance(value, str):

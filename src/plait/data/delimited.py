@@ -83,11 +83,17 @@ def read_delimited(path: Path, chunk: int) -> Feed:
 
 def column_names(header: Sequence[str]) -> list[str]:
     """Returns the names in a header; one that is there again gets a number, as pandas gives it."""
+    cells = [cell.strip() for cell in header]
     names: list[str] = []
-    for cell in header:
-        name = cell.strip()
-        again = sum(name == other or other.startswith(f"{name}.") for other in names) if name in names else 0
-        names.append(f"{name}.{again}" if again else name)
+    taken, again = set(cells), dict.fromkeys(cells, -1)
+    for cell in cells:
+        again[cell] += 1
+        name = f"{cell}.{again[cell]}" if again[cell] else cell
+        while again[cell] and name in taken:
+            again[cell] += 1
+            name = f"{cell}.{again[cell]}"
+        taken.add(name)
+        names.append(name)
     return names
 
 
@@ -224,7 +230,7 @@ def _characters(path: Path) -> tuple[str, bool]:
         sound = _decodes(decoder, b"", final=True)
     if not sound and (sample := _western(path)) is not None:
         logger.warning(
-            "%s: is not UTF-8; reading it as Windows-1252 (such as %r); if that is wrong, save it as UTF-8",
+            "%s: is not UTF-8; reading it as Windows-1252 (such as %s); if that is wrong, save it as UTF-8",
             path, sample,
         )  # fmt: skip
         return WESTERN, marks
@@ -240,7 +246,10 @@ def _decodes(decoder: codecs.IncrementalDecoder, block: bytes, *, final: bool = 
 
 
 def _western(path: Path) -> str | None:
-    """Returns a word that is not ASCII, read as Windows-1252; None where a file cannot be that."""
+    """Returns a word that is not ASCII, read as Windows-1252; None where a file cannot be that.
+
+    A no-break space parts words and is in none of them: only where there is nothing else does it stand for itself.
+    """
     sample = None
     with open_binary(path) as file:
         for line in file:
@@ -251,8 +260,8 @@ def _western(path: Path) -> str | None:
             if re.search(r"[\x00-\x08\x0e-\x1f]", text):
                 return None
             if sample is None and not text.isascii():
-                sample = next(word for word in text.split() if not word.isascii()).strip(',;"')
-    return sample
+                sample = next((repr(word.strip(',;"')) for word in text.split() if not word.isascii()), None)
+    return sample or "a no-break space"
 
 
 def _has(path: Path, what: bytes) -> bool:

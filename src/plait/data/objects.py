@@ -54,7 +54,7 @@ def from_mapping(found: Mapping[Any, Any], source: str, *, row: bool = False) ->
             return from_rows(found[lists[0]], source)
         if row:
             return from_rows([found], source)
-    return _columns(found, source)
+    return from_columns(found, source)
 
 
 def _wrapped(found: Mapping[Any, Any], source: str, *, row: bool) -> Table:
@@ -69,7 +69,15 @@ def _wrapped(found: Mapping[Any, Any], source: str, *, row: bool) -> Table:
         if any(len(row) != len(names) for row in data):
             raise DataError(f"{source}: rows of 'data' do not have the {len(names)} columns of 'columns'")
         return Table({str(name): [row[at] for row in data] for at, name in enumerate(names)}, {}, source)
-    return from_rows(data, source) if isinstance(data, list) else _columns(found, source)
+    if _is_rows(data) or (row and isinstance(data, list) and not _beside(found)):
+        return from_rows(data, source)
+    return from_columns(found, source)
+
+
+def _beside(found: Mapping[Any, Any]) -> bool:
+    """Says whether there are lists as long as `data` beside it, which is a column like them then."""
+    size = len(found["data"])
+    return any(name != "data" and isinstance(them, list) and len(them) == size for name, them in found.items())
 
 
 def _questions(articles: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
@@ -134,7 +142,12 @@ def _is_rows(values: Any) -> bool:
     return isinstance(values, list) and bool(values) and all(isinstance(row, Mapping) for row in values)
 
 
-def _columns(found: Mapping[Any, Any], source: str) -> Table:
+def from_columns(found: Mapping[Any, Any], source: str) -> Table:
+    """Returns a dict of columns as a table, whatever they are called; None is no column.
+
+    Raises:
+        DataError: When a value is no column, or the columns differ in length.
+    """
     lists = {
         str(name): as_list(values, f"{source}: column {name!r}")
         for name, values in found.items()

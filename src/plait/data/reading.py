@@ -14,13 +14,15 @@ from plait.data.encoding import Feed, kind_of
 from plait.data.examples import Examples
 from plait.data.files import FORMATS, batches_of, declared, is_data, one_line, open_file, sliced
 from plait.data.folders import matching, split_of, splits_in
-from plait.data.objects import as_list, from_mapping, from_rows
+from plait.data.objects import as_list, from_columns, from_mapping, from_rows
 from plait.errors import DataError, did_you_mean
 from plait.hub import reach_hub
 from plait.recipe import DataSpec
 
 CHUNK = 4096
 """Rows that are read at a time."""
+SHOWN = 80
+"""Characters of a name that a message repeats at most where it is no name."""
 ENTRIES = ("path", "split", "text", "text_pair", "label")
 """What a mapping that describes data may say."""
 
@@ -159,7 +161,7 @@ def _in_memory(data: Any) -> Table:
     if isinstance(data, Mapping):
         return from_mapping(data, "data")
     if type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
-        return from_mapping(data.to_dict("list"), "data")
+        return from_columns(data.to_dict("list"), "data")
     if hasattr(data, "__arrow_c_stream__") and (hasattr(data, "columns") or hasattr(data, "schema")):
         return _of_arrow(data)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], str | Mapping):
@@ -192,10 +194,10 @@ def _of_examples(examples: Examples) -> Table:
 
 
 def _of_origin(origin: str, split: str | None, chunk: int) -> Source:
-    path = Path(origin).expanduser()
-    if not path.exists() and "@" in origin:
+    path, there = _place(origin)
+    if not there and "@" in origin:
         origin, _, split = origin.rpartition("@")
-        path = Path(origin).expanduser()
+        path, _ = _place(origin)
     if path.is_dir():
         return _of_folder(path, split, chunk)
     if path.is_file():
@@ -206,6 +208,23 @@ def _of_origin(origin: str, split: str | None, chunk: int) -> Source:
         return _of_files(splits_in(files, origin), split, origin, chunk)
     _check_local(origin, path)
     return _of_hub(origin, split, chunk)
+
+
+def _place(origin: str) -> tuple[Path, bool]:
+    """Returns the path that a name is, and whether something lies there.
+
+    Raises:
+        DataError: When the system refuses the name: too long, a folder that may not be entered, an unknown user's `~`.
+    """
+    try:
+        path = Path(origin).expanduser()
+        return path, path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = origin if len(origin) <= SHOWN else f"{origin[:SHOWN]}…"
+        raise DataError(
+            f"{shown}: cannot be looked for ({getattr(error, 'strerror', None) or error}); expected a path or a Hub "
+            "data set; give texts themselves as a list"
+        ) from None
 
 
 def _check_local(origin: str, path: Path) -> None:

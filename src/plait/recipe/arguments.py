@@ -1,4 +1,4 @@
-"""What a merge is given besides its sources: data, saved statistics, and rows to score on, read before any work."""
+"""Recipes of all three strands, made from the arguments of `merge`, `amalgamate` and `ensemble`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
-from plait.statistics.cache_space import cache_folder, keep_within_limit
+from plait.statistics.cache_space import cache_folder, keep_within_limit, size_limit
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import Statistics, load_statistics
@@ -67,6 +67,7 @@ def cache_file(provenance: Mapping[str, Any]) -> Path:
 
 def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Mapping[str, Any]) -> Statistics:
     """Returns statistics from the cache when nothing that decides them has changed, else estimates and keeps them."""
+    size_limit()  # refuses what is no size
     provenance = provenance_of(source, examples, estimator, settings)
     file = cache_file(provenance)
     if (kept := from_cache(file)) is not None:
@@ -172,8 +173,10 @@ def asked(
     """Returns estimator, examples and settings of arguments of `estimate`, once they are checked.
 
     Raises:
-        PlaitError: unknown importance or labels, unusable data, an output that exists or overlaps an input.
+        PlaitError: unknown importance or labels, unusable data, an output that exists or overlaps an input, a
+            limit of the cache that is no size.
     """
+    size_limit()
     entry = ESTIMATORS[canonical(importance)]
     Objective(Cotangents(settings["labels"], settings["passes"]), settings["per"])  # refuses what it does not know
     for name in ("batch_size", "passes"):

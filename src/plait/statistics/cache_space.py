@@ -82,9 +82,24 @@ def trim(limit: str | int) -> list[Kept]:
     return removed
 
 
+def size_limit() -> int | None:
+    """Returns the size in bytes that `PLAIT_CACHE_LIMIT` allows, or None where it is not set.
+
+    Raises:
+        RecipeError: no size. Asked for before any work, so that a typing error does not stop it halfway.
+    """
+    limit = os.environ.get(LIMIT)
+    if not limit:
+        return None
+    try:
+        return bytes_of(limit)
+    except RecipeError as error:
+        raise RecipeError(f"environment variable {LIMIT}: {error}") from None
+
+
 def keep_within_limit() -> None:
     """Trims the cache to the size that `PLAIT_CACHE_LIMIT` allows, where it is set."""
-    if limit := os.environ.get(LIMIT):
+    if (limit := size_limit()) is not None:
         trim(limit)
 
 

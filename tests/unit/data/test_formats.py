@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from plait.data import open_texts, read_examples
+from plait.data.delimited import column_names
 from plait.errors import DataError
 
 TEXTS = ("a good film", "007", "NA", 'say "no", twice')
@@ -320,6 +321,47 @@ def test_characters_are_read_as_excel_writes_them(name, encoding, tmp_path, capl
     assert warnings(caplog) == (warned * 2 if encoding == "cp1252" else [])
 
 
+def test_a_no_break_space_is_no_word(tmp_path, caplog):
+    (tmp_path / "x.csv").write_bytes(b"text,label\nhello\xa0world,1\nf\xfcr alle,0\n")
+    assert both(tmp_path / "x.csv") == (("hello\xa0world", "für alle"), (1, 0))
+    assert "(such as 'für')" in warnings(caplog)[0]
+
+
+def test_a_no_break_space_alone_is_windows_1252_too(tmp_path, caplog):
+    (tmp_path / "x.csv").write_bytes(b"text,label\nhello\xa0world,1\n")
+    assert both(tmp_path / "x.csv") == (("hello\xa0world",), (1,))
+    assert "reading it as Windows-1252 (such as a no-break space)" in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("a.2,a,a", ["a.2", "a", "a.1"]),
+        ("a,a,a.1", ["a", "a.2", "a.1"]),
+        ("a,a,a", ["a", "a.1", "a.2"]),
+        ("a,a.1,a,a.1", ["a", "a.1", "a.2", "a.1.1"]),
+    ],
+)
+def test_no_two_columns_have_one_name(header, names):
+    assert column_names(header.split(",")) == names
+
+
+def test_a_column_called_data_is_a_column():
+    table = {"data": ["a", "b"], "cls": ["x", "y"]}
+    for data in (table, pd.DataFrame(table), pa.table(table)):
+        assert read_examples(data, text="data", label="cls").labels == ("x", "y")
+    rows = pd.DataFrame({"data": [{"id": 1}, {"id": 2}], "body": ["a", "b"], "cls": ["x", "y"]})
+    assert read_examples(rows, text="body", label="cls").labels == ("x", "y")
+
+
+def test_a_list_called_data_in_json(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"data": ["a", "b"], "cls": ["x", "y"]}')
+    assert read_examples(path, text="data", label="cls").labels == ("x", "y")
+    path.write_text('{"version": "1", "authors": ["one"], "data": ["a", "b"]}')
+    assert read_examples(path).texts == ("a", "b")
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt", "x.json"])
 def test_bytes_that_are_no_characters_are_named(name, tmp_path):
     (tmp_path / name).write_bytes(b'{"text": "a"}\n{"text": "f\xfcr"}\n')
@@ -345,6 +387,11 @@ def test_bytes_that_are_no_characters_are_named(name, tmp_path):
         (["[1 0 1]", "[0 0 0]"], ((1, 0, 1), (0, 0, 0))),
         (["[PER]", "[LOC]"], ("[PER]", "[LOC]")),
         (["it's", "[]"], ("it's", "[]")),
+        (["true", "1", "0"], ("true", "1", "0")),
+        (["1", "false"], ("1", "false")),
+        (["[1]", "5"], ("[1]", "5")),
+        (["[1]", "true", "5"], ("[1]", "true", "5")),
+        (["[1]", "2.5"], ("[1]", "2.5")),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])

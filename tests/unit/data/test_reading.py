@@ -290,6 +290,16 @@ def test_missing_file(tmp_path):
             read_examples(origin)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a" * 300, "File name too long"), ("a" * 300 + "@train", "File name too long"), ("~no_such_user/x.csv", "home")],
+)
+def test_a_name_that_the_system_refuses(name, why):
+    with pytest.raises(DataError, match=rf"cannot be looked for \(.*{why}.*\); expected a path or a Hub") as caught:
+        read_examples(name)
+    assert len(str(caught.value)) < 250
+
+
 def test_a_typo_in_a_folder_that_exists_never_goes_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "trec").mkdir(parents=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
+import plait
 from plait.cli import invoke
 from plait.errors import RecipeError
+from plait.statistics import cache
 from plait.statistics.cache_space import LIMIT, bytes_of, cache_folder, keep_within_limit, kept, trim
 
 
@@ -50,6 +53,22 @@ def test_a_limit_is_kept(four: list[str], monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(LIMIT, "1000")
     keep_within_limit()
     assert names() == ["d"]
+
+
+def test_a_limit_that_is_no_size_is_said_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sources: dict[str, str]
+) -> None:
+    monkeypatch.setenv(LIMIT, "lots")
+    said = r"^environment variable PLAIT_CACHE_LIMIT: size 'lots': expected a number with a unit"
+    monkeypatch.setattr(cache, "estimated", lambda *_: pytest.fail("statistics were estimated first"))
+    two = {name: sources[name] for name in ("mood", "type")}
+    data = {"text": ["a", "b"], "label": [0, 1]}
+    with pytest.raises(RecipeError, match=said):
+        plait.merge(two, method="fisher", data=dict.fromkeys(two, data), out=tmp_path / "merged")
+    with pytest.raises(RecipeError, match=said):
+        plait.estimate(sources["mood"], data)
+    with pytest.raises(RecipeError, match=said):
+        keep_within_limit()
 
 
 def test_command(four: list[str], capsys: pytest.CaptureFixture[str]) -> None:
