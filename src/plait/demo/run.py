@@ -17,12 +17,9 @@ logger = logging.getLogger("plait")
 
 METHODS: dict[str, dict[str, Any]] = {
     "average": {"method": "average"},
-    "regmean": {"method": "regmean"},
     "default": {"method": None, "max_length": 64},
 }
 """The ways of merging that the demonstration compares; the last is what Plait chooses by itself."""
-EXAMPLES = 128
-"""Examples per source for statistics."""
 
 
 def carried_encoder() -> str:
@@ -171,14 +168,12 @@ def merge_and_score(
     from plait.api import evaluate, merge
 
     options = dict(METHODS[label])
-    informed = options["method"] in {"regmean", None}
-    if options["method"] == "regmean":
-        options["examples"] = EXAMPLES
+    open_method = options["method"] is None
     merged = merge(
         sources,
         out=folder / label.replace(" ", "-"),
-        base=base if options["method"] is None else None,
-        data={task: parts["train"] for task, parts in files.items()} if informed else None,
+        base=base if open_method else None,
+        data={task: parts["train"] for task, parts in files.items()} if open_method else None,
         overwrite=True,
         **options,
     )
@@ -225,7 +220,7 @@ def ensembling(
         keep_members=True,
         held_back=0,
         epochs=epochs,
-        student_epochs=STUDENT["epochs"],
+        student_epochs=2,
         learning_rate=1e-4,
         batch_size=SETTINGS["batch_size"],
         max_length=64,

@@ -9,15 +9,7 @@ from typing import Any
 import yaml
 
 from plait.errors import printable
-from plait.report.front import (
-    PIPELINES,
-    Front,
-    Origins,
-    Scored,
-    folder_name,
-    licence_told,
-    portable,
-)
+from plait.report.front import PIPELINES, Front, Origins, Scored, folder_name, licence_told, portable
 from plait.report.record import BASE, Manifest
 
 MERGED_USE = """```python
@@ -38,17 +30,15 @@ WITHOUT_PLAIT = """Without Plait, `transformers` opens each task's folder, which
 from transformers import pipeline
 
 answer = pipeline("{pipeline}", model="{folder}/tasks/{task}")
-```
-
+```\n
 """
 
 
 def merged_use(manifest: Manifest, name: str) -> str:
     """Returns how to use a merged checkpoint; only tasks with a head make a pipeline."""
     headed = next((task for task in manifest.tasks.values() if task.kind in PIPELINES), None)
-    without = "" if headed is None else WITHOUT_PLAIT.format(
-        pipeline=PIPELINES[headed.kind], folder=name, task=headed.name
-    )
+    told = {"folder": name, "pipeline": PIPELINES[headed.kind], "task": headed.name} if headed else None
+    without = WITHOUT_PLAIT.format(**told) if told else ""
     return MERGED_USE.format(folder=name, task=next(iter(manifest.tasks)), without=without)
 
 

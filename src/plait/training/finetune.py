@@ -151,8 +151,8 @@ def finetune(
         # Whoever opens the checkpoint later cuts texts where training did.
         tokenizer.model_max_length = min(tokenizer.model_max_length, keep)
         start = lineage(base, locate(base, revision))
-        report["base"] = origin_beside(str(base), out)
-        record = {**report, "losses": _losses(log), "job": job_key(same), "head": head.kind, "start": start}
+        told = {"losses": _losses(log), "job": job_key(same), "head": head.kind, "start": start}
+        record = {**report, "base": origin_beside(str(base), out), **told}
         _write(model, tokenizer, out, record, overwrite)
         shutil.rmtree(state, ignore_errors=True)
     return report
