@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from rich.console import Console
 
+from plait.errors import printable
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Tick = Callable[[int], None]
@@ -28,13 +30,21 @@ FIRST, LONGEST = 30.0, 600.0
 LEVELS = {"quiet": logging.ERROR, "warnings": logging.WARNING, "notes": logging.INFO, "debug": logging.DEBUG}
 
 
+class Printable(logging.Formatter):
+    """Spells out what a terminal would obey: names and labels in messages come from files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the message."""
+        return printable(super().format(record))
+
+
 class Notes(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes our log to whatever stderr is at the time: a notebook replaces it for each cell."""
 
     def __init__(self) -> None:
         """Writes messages alone, without level or time."""
         super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("%(message)s"))
+        self.setFormatter(Printable("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one message."""

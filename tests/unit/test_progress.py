@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from plait import progress
+from plait.progress import Notes
 
 
 def test_track_yields_everything_in_order() -> None:
@@ -112,3 +113,9 @@ def test_verbosity(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     assert capfd.readouterr().err == "a note\n"
     with pytest.raises(plait.PlaitError, match="did you mean 'quiet'"):
         plait.set_verbosity("quite")
+
+
+def test_notes_spell_out_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.LogRecord("plait", logging.INFO, "", 0, "label %s", ("\x1b[2J",), None)
+    Notes().emit(record)
+    assert "\x1b" not in capsys.readouterr().err

@@ -7,7 +7,7 @@ import os
 import sys
 
 from plait.cli.ending import Stopped, drop_output, open_streams, stoppable
-from plait.errors import PlaitError, as_line, printable
+from plait.errors import PlaitError, as_line
 
 INTERRUPTED = 130
 RESUMABLE = ("amalgamate", "ensemble", "finetune", "merge", "run")
@@ -86,14 +86,6 @@ def complain(message: str, code: int = 2) -> int:
     """Prints one `error:` line on stderr and returns the exit code."""
     sys.stderr.write(f"error: {as_line(message)}\n")
     return code
-
-
-class Printable(logging.Formatter):
-    """Spells out what a terminal would obey: names and labels in messages come from files."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Returns the message."""
-        return printable(super().format(record))
 
 
 def configure_logging(*, quiet: bool) -> None:

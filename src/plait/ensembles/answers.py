@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from plait.checkpoints.tokenizers import reading_up_to
 from plait.data import Examples, ProblemType, length_limit
 from plait.data.reading import one_text, to_predict
 from plait.ensembles.distillation import columns
@@ -186,14 +187,14 @@ def saved_logits(
     """Returns per example what each member of a saved ensemble says; as long a text as it was trained with."""
     tokenizer = copy.deepcopy(saved.tokenizer)
     trained = saved.report.get("recipe", {}).get("max_length")
-    if max_length is not None:  # asked for, be it longer than in training
-        tokenizer.model_max_length = max(max_length, tokenizer.model_max_length)
-    elif trained is not None:
+    asked = max_length
+    if asked is None and trained is not None:
         max_length = length_limit(tokenizer, saved.encoder, trained)
-    return member_logits(
-        member_views(saved), tokenizer, examples, labels=saved.outputs,
-        batch_size=batch_size, max_length=max_length,
-    )  # fmt: skip
+    with reading_up_to(tokenizer, asked):
+        return member_logits(
+            member_views(saved), tokenizer, examples, labels=saved.outputs,
+            batch_size=batch_size, max_length=max_length,
+        )  # fmt: skip
 
 
 def as_logits(table: Tensor, problem: ProblemType) -> Tensor:

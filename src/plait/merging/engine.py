@@ -69,12 +69,6 @@ def _combined(job: Job) -> Iterator[tuple[str, Tensor]]:
             yield slot.name, _merged(job, slot, files, thresholds)
 
 
-def merge_slot(job: Job, slot: Slot) -> Tensor:
-    """Returns one merged parameter."""
-    with Files() as files:
-        return _merged(job, slot, files, Thresholds())
-
-
 def _merged(job: Job, slot: Slot, files: Files, thresholds: Thresholds) -> Tensor:
     if not slot.dtype.is_floating_point:
         return copied(job, slot)

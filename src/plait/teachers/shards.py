@@ -38,11 +38,6 @@ Work = Callable[[Scorer, ShardTask, progress.Tick], None]
 """What is done to one shard by a teacher in memory."""
 
 
-def hash_texts(examples: Examples) -> Tensor:
-    """Returns the xxh3-128 of each text and its pair as two integers: [n, 2]."""
-    return torch.from_numpy(examples.hashes())
-
-
 def _remove(files: Sequence[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)
