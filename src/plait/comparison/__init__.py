@@ -1,0 +1,1 @@
+"""Which way of combining is best for given models: every candidate made, scored, and put on one page."""
