@@ -11,7 +11,7 @@ import plait
 from plait import api
 from plait.cli import invoke
 from plait.errors import DataError, RecipeError, SourceError
-from plait.report.record import kind_of
+from plait.reports.record import kind_of
 from tests.models import save, texts, tiny
 
 Paths = dict[str, str]

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import plait
 from plait.errors import DataError, MergeError, OutputError, PlaitError, RecipeError, SourceError
-from plait.report.record import kind_of
+from plait.reports.record import kind_of
 from plait.teachers import open_store
 from plait.teachers.mc_dropout import Scorer
 from plait.training import trainer as loop

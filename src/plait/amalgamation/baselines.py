@@ -15,7 +15,7 @@ from plait.amalgamation.texts import warn_of_places
 from plait.data import Examples, align_labels
 from plait.evaluation import score
 from plait.evaluation.scores import recorded_logits
-from plait.report.record import models_from
+from plait.reports.record import models_from
 
 logger = logging.getLogger("plait")
 TOGETHER = "all teachers, logits side by side"

@@ -34,7 +34,7 @@ from plait.errors import DataError, RecipeError, did_you_mean, first_line, liste
 from plait.hub import locate
 from plait.recipe import AmalgamateRecipe
 from plait.recipe.arguments import amalgamation_recipe, is_file
-from plait.report.record import origin_beside, versions
+from plait.reports.record import origin_beside, versions
 from plait.teachers import Settings, Store, score_texts
 from plait.teachers.files import check_place
 from plait.teachers.record import FILE, OtherStoreError, Record, check_same

@@ -15,8 +15,8 @@ from plait.data.reading import to_predict
 from plait.errors import OutputError
 from plait.evaluation.notebook import html, shortened
 from plait.evaluation.predict import predict_logits
-from plait.report.cards import student_card
-from plait.report.record import report_of, write_record
+from plait.reports.cards import student_card
+from plait.reports.record import report_of, write_record
 from plait.training.heads import quiet
 
 if TYPE_CHECKING:

@@ -30,8 +30,8 @@ from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenize
 from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import scores_of
 from plait.progress import noted
-from plait.report.cards import exported_card
-from plait.report.record import ARTICLES, Kind, kind_of, report_of
+from plait.reports.cards import exported_card
+from plait.reports.record import ARTICLES, Kind, kind_of, report_of
 from plait.statistics.importance import Statistics, load_statistics
 from plait.teachers import Store, open_store
 from plait.teachers.record import read_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from plait.report.record import kind_of, read_manifest
+from plait.reports.record import kind_of, read_manifest
 
 
 def inspect(

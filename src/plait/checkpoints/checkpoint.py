@@ -32,7 +32,7 @@ from plait.encoders.heads import (
 )
 from plait.errors import SourceError, listed
 from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
-from plait.report.record import origin_from, read_record, refuse_several
+from plait.reports.record import origin_from, read_record, refuse_several
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from plait.ensembles.modeling import Ensemble
 from plait.ensembles.perturbations.dropout import dropping
 from plait.evaluation import predict_logits
 from plait.evaluation.scores import recorded_logits
-from plait.report.record import models_from, report_of
+from plait.reports.record import models_from, report_of
 
 if TYPE_CHECKING:
     from plait.ensembles.saved import SavedEnsemble

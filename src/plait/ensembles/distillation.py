@@ -28,7 +28,7 @@ from plait.ensembles.objective import INPUTS, PerturbationChoice, unwrapped
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
 from plait.label_names import placeholders
 from plait.recipe import DataSpec, EnsembleRecipe
-from plait.report.record import origin_beside, path_beside
+from plait.reports.record import origin_beside, path_beside
 from plait.teachers import Settings, Store, score_texts
 from plait.teachers.record import OtherStoreError
 from plait.teachers.teacher import check_mc_dropout, check_teachers

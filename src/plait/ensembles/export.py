@@ -12,7 +12,7 @@ from plait.checkpoints.writer import atomic_folder, check_target
 from plait.ensembles.folding import fold, obstacles, one_member
 from plait.ensembles.saved import SavedEnsemble, open_ensemble
 from plait.errors import RecipeError, listed
-from plait.report.cards import exported_ensemble_card
+from plait.reports.cards import exported_ensemble_card
 from plait.training.state import full_disk
 
 logger = logging.getLogger("plait")

@@ -39,7 +39,7 @@ from plait.merging import chunks
 from plait.merging.engine import combine
 from plait.merging.rule import RULES
 from plait.recipe import EnsembleRecipe
-from plait.report.record import origin_beside, versions
+from plait.reports.record import origin_beside, versions
 from plait.teachers.scoring import text_facts
 from plait.training.state import (
     check_accelerate,

@@ -20,8 +20,8 @@ from plait.ensembles.folding import one_member
 from plait.ensembles.modeling import Ensemble
 from plait.errors import SourceError
 from plait.evaluation.notebook import html, shortened
-from plait.report.cards import ensemble_card
-from plait.report.record import MEMBERS, kind_of, report_of, write_record
+from plait.reports.cards import ensemble_card
+from plait.reports.record import MEMBERS, kind_of, report_of, write_record
 from plait.training.heads import quiet
 from plait.training.state import full_disk
 

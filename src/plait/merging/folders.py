@@ -29,7 +29,7 @@ from plait.checkpoints.tokenizers import has_tokenizer, tokenizer_files
 from plait.encoders.heads import language_class, model_class
 from plait.errors import SourceError, listed
 from plait.hub import SAFETENSORS
-from plait.report.record import Task
+from plait.reports.record import Task
 
 TASKS = "tasks"
 HEAD = "head.safetensors"

@@ -29,7 +29,7 @@ from plait.encoders.heads import kind_of, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation.notebook import html, shortened
 from plait.merging.folders import TASKS, head_file, language_model, names_in, tokenizer_place, weight_files
-from plait.report.record import Manifest, Task, read_manifest
+from plait.reports.record import Manifest, Task, read_manifest
 
 logger = logging.getLogger("plait")
 

@@ -17,7 +17,7 @@ from plait.data.batching import UNKNOWN, padding_for, without_padding
 from plait.data.reading import one_text
 from plait.errors import DataError
 from plait.progress import track
-from plait.report.record import Task
+from plait.reports.record import Task
 
 if TYPE_CHECKING:
     from plait.merging.merged import Merged

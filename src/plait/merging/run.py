@@ -33,8 +33,8 @@ from plait.merging.refinement.run import identity, improve
 from plait.merging.rule import RULES
 from plait.merging.scores import scores_of
 from plait.recipe import MergeRecipe
-from plait.report.cards import model_card
-from plait.report.record import BASE, Manifest, Task, origin_beside, versions
+from plait.reports.cards import model_card
+from plait.reports.record import BASE, Manifest, Task, origin_beside, versions
 from plait.statistics.cache import PASSES, cached
 from plait.statistics.importance import Statistics
 from plait.training.state import check_state, finished_job, full_disk, is_finished, job_key, training_state

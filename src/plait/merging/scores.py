@@ -17,7 +17,7 @@ from plait.evaluation.outcome import Outcome
 from plait.evaluation.scores import Evaluation, TaskScores, primary_of
 from plait.label_names import placeholders
 from plait.merging.merged import Merged
-from plait.report.record import Task, origin_from
+from plait.reports.record import Task, origin_from
 
 logger = logging.getLogger("plait")
 

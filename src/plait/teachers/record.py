@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from plait.boundary import parse_json, read_text, reading, validated
 from plait.errors import DataError, RecipeError, listed
-from plait.report.record import STORE
+from plait.reports.record import STORE
 from plait.teachers.files import write_json
 from plait.teachers.settings import Settings
 from plait.teachers.teacher import Teacher

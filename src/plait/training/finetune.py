@@ -27,8 +27,8 @@ from plait.encoders.heads import Head
 from plait.encoders.modes import seeded
 from plait.errors import OutputError, RecipeError, did_you_mean
 from plait.hub import locate
-from plait.report.cards import finetuned_card
-from plait.report.record import origin_beside, report_of, write_record
+from plait.reports.cards import finetuned_card
+from plait.reports.record import origin_beside, report_of, write_record
 from plait.training.heads import check_labelled, check_openable, head_for, open_with, quiet
 from plait.training.state import (
     check_accelerate,

@@ -10,7 +10,7 @@ from plait.ensembles.saved import SavedEnsemble
 from plait.evaluation.notebook import html, shortened
 from plait.evaluation.scores import Evaluation, TaskScores
 from plait.merging.merged import Merged
-from plait.report.record import Manifest, Task
+from plait.reports.record import Manifest, Task
 
 
 def test_html_is_escaped() -> None:

@@ -13,7 +13,7 @@ import plait
 from plait.data import Examples
 from plait.errors import DataError, RecipeError, SourceError
 from plait.evaluation.evaluate import predict_answers
-from plait.report.record import kind_of, read_manifest
+from plait.reports.record import kind_of, read_manifest
 from tests.models import save, texts, tiny
 
 

@@ -14,7 +14,7 @@ from plait.checkpoints.checkpoint import Checkpoint
 from plait.encoders.modes import seeded
 from plait.merging.plan import Plan
 from plait.merging.refinement import Refinement, SourceTexts, align_heads, refine, teaching
-from plait.report.record import Manifest
+from plait.reports.record import Manifest
 from plait.training.trainer import Schedule
 
 logger = logging.getLogger("plait")

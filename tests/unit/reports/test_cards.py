@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from plait.evaluation.scores import Evaluation, TaskScores
-from plait.report.cards import model_card
-from plait.report.record import Manifest, Task
+from plait.reports.cards import model_card
+from plait.reports.record import Manifest, Task
 
 
 def test_relative_is_to_the_best_source() -> None:

@@ -11,9 +11,15 @@ from huggingface_hub import ModelCard
 
 import plait
 from plait.checkpoints.lineage import lineage
-from plait.report.cards import exported_card, exported_ensemble_card, finetuned_card, model_card, student_card
-from plait.report.front import common_licence, licence_told, portable
-from plait.report.record import BASE, Manifest, Task
+from plait.reports.cards import (
+    exported_card,
+    exported_ensemble_card,
+    finetuned_card,
+    model_card,
+    student_card,
+)
+from plait.reports.front import common_licence, licence_told, portable
+from plait.reports.record import BASE, Manifest, Task
 from tests.conftest import write_rows
 from tests.models import save, texts, tiny
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from plait.errors import printable
-from plait.report.front import PIPELINES, Front, Origins, Scored, folder_name, licence_told, portable
-from plait.report.record import BASE, Manifest
+from plait.reports.front import PIPELINES, Front, Origins, Scored, folder_name, licence_told, portable
+from plait.reports.record import BASE, Manifest
 
 MERGED_USE = """```python
 import plait

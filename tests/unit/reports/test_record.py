@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plait.errors import SourceError
-from plait.report.record import (
+from plait.reports.record import (
     FORMAT,
     Manifest,
     Record,

@@ -1,1 +1,0 @@
-"""Scores and the model card: what a result says of itself."""

@@ -1,0 +1,1 @@
+"""What a result says of itself: its record, its model card, its page."""
