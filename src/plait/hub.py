@@ -150,11 +150,12 @@ def _snapshot(repository: str, revision: str | None, trust_remote_code: bool) ->
     from huggingface_hub import snapshot_download
 
     code = ["*.py"] if trust_remote_code else []
-    wanted = [*_SMALL_FILES, *_weights(SAFETENSORS), *code]
+    wanted = [*_SMALL_FILES, *_weights(SAFETENSORS), "adapter_model.safetensors", *code]
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     if not any(folder.glob("*.safetensors")):
         # Only then is the pickle worth its bytes.
-        snapshot_download(repository, revision=revision, allow_patterns=_weights(PICKLE))
+        pickles = [*_weights(PICKLE), "adapter_model.bin"]
+        snapshot_download(repository, revision=revision, allow_patterns=pickles)
     return folder
 
 

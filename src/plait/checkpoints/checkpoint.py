@@ -18,10 +18,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrain
 from transformers.utils import logging as transformers_logging
 
 from plait.boundary import reading
-from plait.checkpoints import parameter_names
-from plait.checkpoints.headers import Header, TensorFiles, instead, read_headers, read_json
+from plait.checkpoints import adapters, parameter_names
+from plait.checkpoints.headers import Header, TensorFiles, read_headers, read_json
 from plait.checkpoints.lineage import front_of
-from plait.checkpoints.tokenizers import Opened, open_tokenizer
+from plait.checkpoints.tokenizers import Opened, has_tokenizer, open_tokenizer
 from plait.encoders.heads import (
     bare_class_name,
     kind_of,
@@ -40,7 +40,8 @@ class Checkpoint:
     """A fine-tuned encoder (or a bare one) on disk: what it is, and where each of its parameters lies.
 
     A language model is a body: its head is that of no task. `head` holds what its `language_class` has beside the body;
-    `left_out` names stored tensors that are part of neither.
+    `left_out` names stored tensors that are part of neither. An adapter has a `base_folder`, that of the model which it
+    changes. An `assembled` model is not what transformers would load from the folder: its tensors are read one by one.
     """
 
     artifact: ClassVar = "checkpoint"
@@ -63,6 +64,8 @@ class Checkpoint:
     language_class: type[PreTrainedModel] | None = None
     left_out: tuple[str, ...] = ()
     renamed: bool = False
+    base_folder: Path | None = None
+    assembled: bool = False
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -93,9 +96,20 @@ class Checkpoint:
             name for name, stored in self.head.items() if shapes[name] != self.header(stored).shape
         )
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Returns the folder that the tokenizer lies in: that of the base for an adapter saved without one."""
+        return self.folder if self.base_folder is None or has_tokenizer(self.folder) else self.base_folder
+
+    @property
+    def settings_folder(self) -> Path:
+        """Returns the folder that says how a language model generates."""
+        return self.base_folder or self.folder
+
     def note_hash(self, stored: str, digest: str) -> None:
         """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""
-        self._hashes[stored] = digest
+        derived = self.headers[stored].derived
+        self._hashes[stored] = digest if derived is None else _combined(digest, derived.fingerprint)
 
     @cached_property
     def digest(self) -> str:
@@ -115,7 +129,7 @@ class Checkpoint:
         settings = {k: v for k, v in self.config.to_diff_dict().items() if k not in own}
         total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
         for name in sorted(TOKENIZER_FILES):
-            file = self.folder / name
+            file = self.tokenizer_folder / name
             # Stores of earlier versions know nothing of files that few tokenizers have.
             absent = b"-" if name in {*VOCABULARIES, "tokenizer_config.json"} else b""
             total.update(file.read_bytes() if file.is_file() else absent)
@@ -123,15 +137,28 @@ class Checkpoint:
 
     def _hash(self, stored: str) -> str:
         if stored not in self._hashes:
-            tensor = self.read(stored).contiguous().reshape(-1)
-            self._hashes[stored] = xxhash.xxh3_128(tensor.view(torch.uint8).numpy().data).hexdigest()
+            derived = self.headers[stored].derived
+            origin = self.headers[stored] if derived is None else derived.origin
+            digest = _digest(self._files.read(stored, origin)) if origin is not None else ""
+            self.note_hash(stored, digest)
         return self._hashes[stored]
+
+    def weights(self) -> dict[str, Any]:
+        """Returns what `from_pretrained` takes the weights from: the folder, or tensors by the model's names."""
+        if not self.assembled:
+            return {"pretrained_model_name_or_path": self.folder}
+        own = {f"{self.prefix}.{name}" if self.kind != "body" else name: s for name, s in self.body.items()}
+        stored = {**own, **(self.head if self.kind != "body" else {})}
+        return {
+            "pretrained_model_name_or_path": None,
+            "state_dict": {name: self.read(file) for name, file in stored.items()},
+        }
 
     def model(self, **options: Any) -> PreTrainedModel:
         """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
         with quiet_loading(), reading(self.folder, "the model does not load"):
             loaded = self.model_class.from_pretrained(
-                self.folder, config=self.config, trust_remote_code=self.trust_remote_code,
+                **self.weights(), config=self.config, trust_remote_code=self.trust_remote_code,
                 local_files_only=True, **options,
             )  # fmt: skip
         loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
@@ -145,7 +172,15 @@ class Checkpoint:
     @cached_property
     def _tokenizer(self) -> Opened:
         trust: dict[str, Any] = {"config": self.config, "trust_remote_code": self.trust_remote_code}
-        return Opened.of(open_tokenizer(self.folder, self.name, **trust))
+        return Opened.of(open_tokenizer(self.tokenizer_folder, self.name, **trust))
+
+
+def _digest(tensor: Tensor) -> str:
+    return xxhash.xxh3_128(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _combined(digest: str, fingerprint: str) -> str:
+    return xxhash.xxh3_128(f"{digest} {fingerprint}".encode()).hexdigest()
 
 
 class quiet_loading:  # noqa: N801 (a context manager, used like a function)
@@ -180,25 +215,31 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     labels: Sequence[str] | None = None,
     ask_hub: bool = True,
+    base: str | Path | None = None,
 ) -> Checkpoint:
     """Returns the checkpoint in a local folder or under a Hub id, having read its headers alone.
 
     Code that comes with a checkpoint runs only when `trust_remote_code` is set. `labels` are the names of the head's
     labels, in its order, instead of those in its configuration. Without `ask_hub` an id is looked up among what was
-    downloaded before: for ids that stand in a file, which nobody has typed.
+    downloaded before: for ids that stand in a file, which nobody has typed. `base` is the model that an adapter changes
+    where the one that it records is not here.
     """
-    wanted = Wanted(origin, name, revision, labels)
+    wanted = Wanted(origin, name, revision, labels, base)
     return _opened(locate(origin, revision, trust_remote_code, ask_hub=ask_hub), wanted, trust_remote_code)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A checkpoint to open: a folder or Hub id, what messages call it, its revision, and names for its labels."""
+    """A checkpoint to open: a folder or Hub id, what messages call it, its revision, and names for its labels.
+
+    `base` is the model that an adapter changes where the one that it records is not here.
+    """
 
     origin: str | Path
     name: str | None = None
     revision: str | None = None
     labels: Sequence[str] | None = None
+    base: str | Path | None = None
 
 
 def open_models(wanted: Sequence[Wanted], *, trust_remote_code: bool = False) -> tuple[Checkpoint, ...]:
@@ -217,8 +258,8 @@ def open_models(wanted: Sequence[Wanted], *, trust_remote_code: bool = False) ->
 def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint:
     """Returns the checkpoint in a folder, having read its headers alone."""
     labels = wanted.labels
-    config = read_config(folder, trust_remote_code)
-    headers = read_headers(folder)
+    found = _contents(folder, wanted, trust_remote_code)
+    config, headers = found.config, found.headers
     architecture = architecture_of(folder, config)
     kind = kind_of(architecture, config, str(folder))
     cls = model_class(architecture, kind, config, folder, trust_remote_code)
@@ -239,8 +280,32 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
         config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
         labels=label_names(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
-        recorded_base=recorded_base(folder), renamed=labels is not None,
+        recorded_base=found.base or recorded_base(folder), renamed=labels is not None,
+        base_folder=found.base_folder, assembled=found.assembled,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder holds: a configuration and tensors, those of an adapter folded into its base."""
+
+    config: PretrainedConfig
+    headers: Mapping[str, Header]
+    base: str | None = None
+    base_folder: Path | None = None
+    assembled: bool = False
+
+
+def _contents(folder: Path, wanted: Wanted, trust_remote_code: bool) -> _Contents:
+    if not adapters.is_adapter(folder):
+        return _Contents(read_config(folder, trust_remote_code), read_headers(folder))
+    adapter = adapters.read_adapter(folder, wanted.name or str(wanted.origin))
+    place, base = adapters.base_folder(adapter, wanted.base, trust_remote_code)
+    if adapters.is_adapter(place):
+        raise SourceError(f"{adapter.name}: its base {base} is an adapter too: merge that into its own base first")
+    config = read_config(place, trust_remote_code)
+    config, headers = adapters.fold(adapter, config, read_headers(place), architecture_of(place, config))
+    return _Contents(config, headers, base, place, assembled=True)
 
 
 def _language(
@@ -273,7 +338,7 @@ def _below(folder: Path) -> str:
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """Returns the configuration of a folder; code that it would load is refused unless trusted."""
     if not (folder / "config.json").is_file():
-        hint = instead(folder) if (folder / "adapter_config.json").is_file() else _below(folder)
+        hint = _below(folder)
         raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:

@@ -67,7 +67,7 @@ class Alignment:
     def tokenizer_source(self) -> Checkpoint | None:
         """Returns the first checkpoint saved with a tokenizer, which all share; None where there is none."""
         everyone = (*self.sources, *((self.base,) if self.base else ()))
-        return next((checkpoint for checkpoint in everyone if has_tokenizer(checkpoint.folder)), None)
+        return next((checkpoint for checkpoint in everyone if has_tokenizer(checkpoint.tokenizer_folder)), None)
 
     def own_tokenizer(self, task: str) -> Checkpoint | None:
         """Returns the source whose tokenizer a task keeps for itself; None where the shared one serves it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import pickle
 import re
 import struct
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,20 +31,45 @@ _DTYPES = {
 }  # fmt: skip
 
 
+Seen = Callable[[memoryview], None]
+"""Takes the bytes that were read from a file, in order."""
+
+
+class Derived(Protocol):
+    """A tensor that lies nowhere as it is and is computed when it is read, any piece by itself."""
+
+    @property
+    def origin(self) -> Header | None:
+        """Returns the stored tensor that it changes; None where it changes none."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns a digest of all that decides it beside its origin."""
+
+    def fill(self, target: Tensor, start: int, seen: Seen | None = None) -> None:
+        """Writes the entries from `start` on into a flat float32 tensor; `seen` takes the bytes of the origin."""
+
+
 @dataclass(frozen=True)
 class Header:
-    """Where a tensor lies: bytes `start` to `end` of `file`, row-major; -1 where it is not plain bytes."""
+    """Where a tensor lies: bytes `start` to `end` of `file`, row-major; -1 where it is not plain bytes.
+
+    `key` is its name in the file where it is called otherwise. A `derived` tensor is computed, mostly from what lies
+    between start and end.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     file: Path
     start: int
     end: int
+    key: str | None = None
+    derived: Derived | None = None
 
     @property
     def addressable(self) -> bool:
         """Whether the bytes from start to end are the tensor (not so in old or strided pickles)."""
-        return self.start >= 0
+        return self.start >= 0 and self.derived is None
 
     @property
     def nbytes(self) -> int:
@@ -64,10 +90,14 @@ def read_headers(folder: Path) -> dict[str, Header]:
     )
 
 
+def has_weights(folder: Path) -> bool:
+    """Says whether a folder holds weights of a whole model in a form that is read."""
+    names = [name for weights in (SAFETENSORS, PICKLE) for name in (weights, f"{weights}.index.json")]
+    return any((folder / name).is_file() for name in names)
+
+
 def instead(folder: Path) -> str:
     """Returns a hint where the folder holds weights in a form Plait does not read."""
-    if (folder / "adapter_config.json").is_file():
-        return ", only an adapter: merge it into its base first (peft: merge_and_unload) and save that"
     others = sorted(
         p.name for p in folder.iterdir() if p.suffix in {".h5", ".msgpack", ".onnx", ".pt", ".ckpt", ".bin"}
     )
@@ -244,6 +274,37 @@ def _load_mapped(file: Path, device: str) -> Any:
         return torch.load(file, map_location=device, weights_only=True, mmap=mapped)
 
 
+def read_entries(header: Header, target: Tensor, start: int, seen: Seen | None = None) -> None:
+    """Writes the entries of a tensor from `start` on into a flat float32 tensor; `seen` takes the bytes read.
+
+    Raises:
+        SourceError: the file ends inside, cannot be opened, or is of an old format that has no plain bytes.
+    """
+    if header.derived is not None:
+        header.derived.fill(target, start, seen)
+        return
+    if not header.addressable:
+        raise SourceError(f"{header.file}: a PyTorch file of an old format: save it as safetensors")
+    raw = target if header.dtype == torch.float32 else torch.empty(target.numel(), dtype=header.dtype)
+    data = raw.view(torch.uint8).numpy().data
+    read_bytes(header.file, data, header.start + start * header.dtype.itemsize)
+    if seen is not None:
+        seen(data)
+    if raw is not target:
+        target.copy_(raw)
+
+
+def read_bytes(file: Path, data: memoryview, start: int) -> None:
+    """Fills memory with the bytes of a file from `start` on."""
+    with file.open("rb", buffering=0) as stream:
+        done = 0
+        while done < len(data):
+            got = os.preadv(stream.fileno(), [data[done:]], start + done)
+            if got == 0:
+                raise SourceError(f"{file}: ends early: it was cut short while being read")
+            done += got
+
+
 class TensorFiles:
     """Reads tensors by header through memory maps, so that no page is read before it is used."""
 
@@ -254,8 +315,12 @@ class TensorFiles:
 
     def read(self, stored: str, header: Header) -> Tensor:
         """Returns a tensor on the file's own pages (copy on write: changing it never changes the file)."""
+        if header.derived is not None:
+            entries = torch.empty(math.prod(header.shape))
+            header.derived.fill(entries, 0)
+            return entries.reshape(header.shape).to(header.dtype)
         if not header.addressable:
-            return self._pickle(header.file)[stored]
+            return self._pickle(header.file)[header.key or stored]
         if not header.nbytes:
             return torch.empty(header.shape, dtype=header.dtype)
         pages = self._map(header.file)

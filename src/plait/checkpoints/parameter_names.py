@@ -205,6 +205,19 @@ def _stored_names(
     return found, twice
 
 
+def stored_names(model: PreTrainedModel, headers: Mapping[str, Header]) -> dict[str, str]:
+    """Returns the stored name of each of a model's parameters and buffers that the files hold."""
+    expected = model.state_dict()
+    return {name: file for name, file in _stored_names(model, headers, expected)[0].items() if name in expected}
+
+
+def absent(model: PreTrainedModel, stored: Mapping[str, Any]) -> list[str]:
+    """Returns the parameters of a model that are not stored, nor tied to one that is, nor optional."""
+    known = {name: name for name in stored}
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    return [problem.removeprefix("missing ") for problem in _absent(model, known, names)]
+
+
 def _absent(model: PreTrainedModel, stored: Mapping[str, str], parameters: Iterable[str]) -> list[str]:
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     absent = [name for name in sorted(parameters) if name not in stored and tied.get(name) not in stored]

@@ -37,10 +37,10 @@ def tokenizer_problems(everyone: Sequence[Checkpoint], *, by_task: bool = False)
     is a matter of use and does not count. With `by_task`, neither does a space before a text's first word, which
     taggers need: each task keeps its own.
     """
-    having = [c for c in everyone if has_tokenizer(c.folder)]
+    having = [c for c in everyone if has_tokenizer(c.tokenizer_folder)]
     if not having:
         return []
-    lacking = [c.name for c in everyone if not has_tokenizer(c.folder)]
+    lacking = [c.name for c in everyone if not has_tokenizer(c.tokenizer_folder)]
     if lacking:
         logger.warning("no tokenizer saved with %s; taking that of %s", ", ".join(lacking), having[0].name)
     first, *others = having
@@ -62,7 +62,7 @@ def own_tokenizer(shared: Checkpoint | None, members: Sequence[Checkpoint]) -> C
 
     Sources that can be merged differ in nothing but the space before a text's first word.
     """
-    having = [source for source in members if has_tokenizer(source.folder)]
+    having = [source for source in members if has_tokenizer(source.tokenizer_folder)]
     if shared is None or not having:
         return None
     first, *others = having
@@ -81,7 +81,7 @@ def same_files(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def _content(checkpoint: Checkpoint, name: str) -> bytes | None:
-    path = checkpoint.folder / name
+    path = checkpoint.tokenizer_folder / name
     return path.read_bytes() if path.is_file() else None
 
 

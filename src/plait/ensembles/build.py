@@ -60,7 +60,7 @@ def new_ensemble(
     )  # fmt: skip
     with _seeded(seed), quiet():
         own = _class(kind).own_classes.from_pretrained(
-            base.folder, config=labelled(config), dtype=torch.float32, local_files_only=True,
+            **base.weights(), config=labelled(config), dtype=torch.float32, local_files_only=True,
             ignore_mismatched_sizes=True, trust_remote_code=False,
         )  # fmt: skip
         model = _class(kind)(config)

@@ -114,7 +114,7 @@ def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
         if recipe.sources is None:
             raise SourceError(f"{recipe.base}: {listed(problems)}")
         raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
-    if not any(has_tokenizer(source.folder) for source in found):
+    if not any(has_tokenizer(source.tokenizer_folder) for source in found):
         found[0].tokenizer()  # says so
     return found
 

@@ -128,14 +128,14 @@ def announce(job: EnsemblePlan, out: Path) -> None:
 
 def tokenizer_of(job: EnsemblePlan) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of the base, or of the first model that was saved with one."""
-    source = next((source for source in job.sources if has_tokenizer(source.folder)), job.sources[0])
+    source = next((source for source in job.sources if has_tokenizer(source.tokenizer_folder)), job.sources[0])
     tokenizer = source.tokenizer()
     if job.kind == "token_classification" and getattr(tokenizer, "add_prefix_space", None) is False:
         # Words that come one by one are not continuations of the word before.
         from transformers import AutoTokenizer
 
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.folder, add_prefix_space=True, local_files_only=True, trust_remote_code=False
+            source.tokenizer_folder, add_prefix_space=True, local_files_only=True, trust_remote_code=False
         )
         return found
     return tokenizer

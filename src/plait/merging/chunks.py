@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from plait.checkpoints.headers import Derived
 from plait.checkpoints.writer import Slot
 from plait.errors import SourceError
 
@@ -36,6 +37,10 @@ class Place(Protocol):
     @property
     def start(self) -> int:
         """Returns the offset of its first byte in the file; -1 where its bytes do not lie there as they are."""
+
+    @property
+    def derived(self) -> Derived | None:
+        """Returns what computes it, any piece by itself; None where it is stored."""
 
 
 class TensorSource(Protocol):
@@ -66,6 +71,7 @@ class TensorPlace:
     shape: tuple[int, ...]
     file: Path = Path()
     start: int = -1
+    derived: Derived | None = None
 
 
 @dataclass(frozen=True)
@@ -228,13 +234,18 @@ class ChunkReader:
         place = source.header(parameter)
         self.source, self.parameter = source, parameter
         self._dtype, self._file, self._start = place.dtype, place.file, place.start
-        self._descriptor = files.descriptor(place.file) if place.start >= 0 else None
-        self._held = source.read(parameter).detach().reshape(-1) if place.start < 0 else None
-        self._hash: Any = xxhash.xxh3_128() if digest and place.start >= 0 else None
+        self._derived = place.derived
+        stored = place.start >= 0 and self._derived is None
+        self._descriptor = files.descriptor(place.file) if stored else None
+        held = not stored and self._derived is None
+        self._held = source.read(parameter).detach().reshape(-1) if held else None
+        self._hash: Any = xxhash.xxh3_128() if digest and not held else None
 
     def fill(self, target: Tensor, start: int) -> None:
         """Writes the entries from `start` on into a flat float32 tensor."""
-        if self._held is not None:
+        if self._derived is not None:
+            self._derived.fill(target, start, None if self._hash is None else self._hash.update)
+        elif self._held is not None:
             target.copy_(self._held[start : start + target.numel()])
         elif self._dtype == torch.float32:
             self._read(target, start)

@@ -97,7 +97,7 @@ class Plan:
             "refine_texts": sum(len(texts) for texts in self.inputs.texts.values()),
             "shared_parameters": sum(prod(h.shape) for h in parameters.values()),
             "megabytes_read": round(
-                sum(h.end - h.start for s in self.sources for h in s.headers.values()) / 1e6, 2
+                sum(h.nbytes for s in self.sources for h in s.headers.values()) / 1e6, 2
             ),
             "megabytes_written": round(self.megabytes(), 2),
             "output": self.recipe.output,
@@ -112,7 +112,7 @@ class Plan:
         body = (self._first(name) for name in self.alignment.owners)
         firsts = [self.sources[members[0]] for members in self.alignment.tasks.values()]
         heads = (s.header(stored) for s in firsts for stored in self.alignment.own(s).values())
-        return float(sum(h.end - h.start for h in (*body, *heads))) / 1e6
+        return float(sum(h.nbytes for h in (*body, *heads))) / 1e6
 
 
 def check_method(method: MethodSpec) -> Entry[Any]:
@@ -304,7 +304,7 @@ def check_order(source: Checkpoint, method: str) -> None:
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     """Returns the opened sources in order."""
-    wanted = [Wanted(s.model, name, s.revision, s.labels) for name, s in recipe.sources.items()]
+    wanted = [Wanted(s.model, name, s.revision, s.labels, s.base or recipe.base) for name, s in recipe.sources.items()]
     sources = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     check_sources(sources)
     return sources

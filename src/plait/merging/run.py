@@ -56,11 +56,11 @@ def write_checkpoint(
     whole_config(job).save_pretrained(folder)
     carry_beside(job, folder)
     if is_language_model(job):
-        copy_generation(job.sources[0].folder, folder)
+        copy_generation(job.sources[0].settings_folder, folder)
     if job.alignment.tokenizer_source is not None:
         tokenizer = job.alignment.tokenizer_source.tokenizer()
         # Each source records the length of its training: no task may be cut shorter than it was trained.
-        tokenizer.model_max_length = max([tokenizer.model_max_length, *limits(s.folder for s in job.sources)])
+        tokenizer.model_max_length = max([tokenizer.model_max_length, *limits(s.tokenizer_folder for s in job.sources)])
         keep_tokenizer(tokenizer, folder)
     copy_own_tokenizers(job, folder)
     return {source.name: source.digest for source in job.sources}
@@ -74,7 +74,7 @@ def copy_own_tokenizers(job: Plan, folder: Path) -> None:
     for task in job.alignment.tasks:
         if (source := job.alignment.own_tokenizer(task)) is not None:
             logger.info("task %s keeps the tokenizer of %s (add_prefix_space)", task, source.name)
-            copy_tokenizer(source.folder, folder / TASKS / task)
+            copy_tokenizer(source.tokenizer_folder, folder / TASKS / task)
 
 
 def carry_beside(job: Plan, folder: Path) -> None:
@@ -246,7 +246,7 @@ def write_task(job: Plan, task: str, folder: Path, dtype: torch.dtype) -> None:
         save_tensors(folder, merged, stem=HEAD.removesuffix(".safetensors"))
     own_config(sources[0], dtype).save_pretrained(folder)
     if sources[0].language_class is not None:
-        copy_generation(sources[0].folder, folder)
+        copy_generation(sources[0].settings_folder, folder)
 
 
 def own_config(source: Checkpoint, dtype: torch.dtype) -> PretrainedConfig:

@@ -33,6 +33,7 @@ class SourceSpec(Strict):
         weight: λ, the weight of this source; 1 where not given.
         labels: Names of the head's labels, in its order, for heads of LABEL_0, LABEL_1.
         revision: Branch, tag or commit of a Hub id.
+        base: Model that an adapter changes, where the one it records is not here. Default: the recipe's base.
     """
 
     model: Text
@@ -42,6 +43,7 @@ class SourceSpec(Strict):
     labels: LabelNames | None = None
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     revision: str | None = None
+    base: Text | None = None
 
 
 Source = Annotated[
