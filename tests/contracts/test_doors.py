@@ -82,6 +82,7 @@ SOURCE = {
     "labels": (["no", "yes"], ("--labels", "a=no,yes"), {"labels": {"a": ["no", "yes"]}}),
     "weight": (0.5, ("--weight", "a=0.5"), {"weights": {"a": 0.5}}),
     "revision": ("r", ("--revision", "a=r"), {"sources": {"a": {"model": "m", "revision": "r"}}}),
+    "base": ("b", ("--adapter-base", "a=b"), {"sources": {"a": {"model": "m", "base": "b"}}}),
 }
 METHOD = {
     "importance": "mask_nodes", "mapping": "structural", "labels": "exact", "normalize": "l2", "per": "batch",

@@ -13,6 +13,7 @@ from plait.cli.fields import with_fields
 from plait.cli.options import (
     METHOD,
     SOURCES,
+    AdapterBases,
     BatchSize,
     DryRun,
     Json,
@@ -34,6 +35,7 @@ from plait.cli.options import (
     parse_yaml,
     revised,
     spec,
+    told_of,
 )
 from plait.cli.show import show_merged, show_plan, show_result
 from plait.errors import RecipeError, did_you_mean
@@ -78,6 +80,7 @@ def merge(
     text_pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     revision: Revisions = None,
+    adapter_bases: AdapterBases = None,
     fields: dict[str, Any],
     options: Annotated[
         list[str] | None,
@@ -102,6 +105,7 @@ def merge(
     if (whose := whose_labels(labels)) is not None:
         chosen["labels"] = whose
     given = revised(named_sources(sources, "sources"), revision)
+    given = told_of(given, "--adapter-base", "base", adapter_bases)
     recipe, _ = merge_recipe(
         with_labels(given, [told for told in labels or () if "=" in told]), out=output,
         data=spec(pairs(data, "--data"), *columns),

@@ -36,6 +36,13 @@ Revisions = Annotated[
         "--revision", help="NAME=REVISION: branch, tag or commit of a source's Hub id.", rich_help_panel=SOURCES
     ),
 ]
+AdapterBases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter-base", help="NAME=MODEL that an adapter changes. Default: as it records, else --base.",
+        rich_help_panel=SOURCES,
+    ),
+]
 TextColumn = Annotated[
     str | None,
     typer.Option(
@@ -143,11 +150,21 @@ def revised(sources: dict[str, Any], revisions: Sequence[str] | None) -> dict[st
     Raises:
         RecipeError: a revision of a source that does not exist (did you mean).
     """
+    return told_of(sources, "--revision", "revision", revisions)
+
+
+def told_of(sources: dict[str, Any], option: str, field: str, values: Sequence[str] | None) -> dict[str, Any]:
+    """Returns sources with a field of some of them.
+
+    Raises:
+        RecipeError: it is said of a source that does not exist (did you mean).
+    """
     found = dict(sources)
-    for name, revision in pairs(revisions, "--revision").items():
+    for name, value in pairs(values, option).items():
         if name not in sources:
-            raise RecipeError(f"--revision for unknown source {name!r}{did_you_mean(name, sources)}")
-        found[name] = {"model": sources[name], "revision": revision}
+            raise RecipeError(f"{option} for unknown source {name!r}{did_you_mean(name, sources)}")
+        model = sources[name]
+        found[name] = {**(model if isinstance(model, dict) else {"model": model}), field: value}
     return found
 
 
