@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,30 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.low:.3f} – {self.high:.3f}"
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What each row adds to a score that is a function of sums over rows.
+
+    Attributes:
+        rows: [N, K].
+        kind: which function of the sums: their ratio, a correlation, or the mean F1 of labels.
+        falling: whether less is better, as in perplexity.
+    """
+
+    rows: Array
+    kind: Literal["ratio", "pearson", "macro_f1"]
+    falling: bool = False
+
+    def scores(self, sums: Array) -> Array:
+        """Returns the scores [R] of sums [R, K]."""
+        return SCORES[self.kind](sums)
+
+    @property
+    def value(self) -> float:
+        """Returns the score of all rows."""
+        return float(self.scores(self.rows.sum(0, keepdims=True))[0])
 
 
 @dataclass(frozen=True)
@@ -69,38 +93,31 @@ class Outcome:
             resamples: how many.
             seed: of the draws.
         """
-        sums = self._sums(metric)
-        if sums is None or len(sums[0]) < 2 or resamples < 1:
+        sums = self.row_sums(metric)
+        if sums is None or len(sums.rows) < 2 or resamples < 1:
             return None
-        per_row, value = sums
-        count, draw = len(per_row), np.random.default_rng(seed)
-        chunk, found = max(1, AT_ONCE // count), []
-        for start in range(0, resamples, chunk):
-            size = min(chunk, resamples - start)
-            counts = draw.multinomial(count, np.full(count, 1 / count), size=size)
-            found.append(value(counts.astype(np.float64) @ per_row))
-        low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        (scores,) = resampled([sums], resamples=resamples, seed=seed)
+        low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(float(low), float(high), LEVEL, resamples)
 
-    def _sums(self, metric: str) -> tuple[Array, Any] | None:
-        """Returns what each row adds, [N, K], and the score that sums [R, K] give."""
+    def row_sums(self, metric: str) -> RowSums | None:
+        """Returns what each row adds to a score; None where the score is no function of sums over rows."""
         if (self.what, metric) == ("question_answering", "f1"):
             from plait.evaluation.metrics import overlaps
 
             rows = np.asarray(overlaps(self.answers or (), self.examples.labels or ()))
-            return np.stack([rows, np.ones_like(rows)], 1), _ratio
+            return RowSums(np.stack([rows, np.ones_like(rows)], 1), "ratio")
         if (self.what, metric) == ("regression", "pearson"):
             x = torch.stack(list(self.logits or ())).double().flatten().numpy()
             y = np.asarray(self.examples.labels, dtype=np.float64).reshape(-1)
-            x, y = x - x.mean(), y - y.mean()  # else the squares of large numbers leave nothing of small differences
-            return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1), _pearson
+            return products(x, y)
         if (self.what, metric) == ("multi_label_classification", "macro_f1"):
             guess, truth = self._yes()
-            return np.concatenate([guess & truth, guess, truth], 1).astype(np.float64), _macro_f1
+            return RowSums(np.concatenate([guess & truth, guess, truth], 1).astype(np.float64), "macro_f1")
         if metric != "accuracy" or self.what == "multi_label_classification":
             return None
         right = [(float((g == t).sum()), float(len(t))) for g, t in self._classes()]
-        return np.asarray([row for row in right if row[1]], dtype=np.float64).reshape(-1, 2), _ratio
+        return RowSums(np.asarray(right, dtype=np.float64).reshape(-1, 2), "ratio")
 
     def _yes(self) -> tuple[Any, Any]:
         """Returns which labels are answered and which are true, [N, C]."""
@@ -180,8 +197,36 @@ class Outcome:
         return [self.name(at) for at in np.flatnonzero(flags).tolist()]
 
 
+def products(x: Array, y: Array) -> RowSums:
+    """Returns what rows add to the correlation of two columns [N]."""
+    x, y = x - x.mean(), y - y.mean()  # else the squares of large numbers leave nothing of small differences
+    return RowSums(np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1), "pearson")
+
+
+def resampled(several: Sequence[RowSums], *, resamples: int = RESAMPLES, seed: int | Sequence[int] = 0) -> list[Array]:
+    """Returns the scores [R] of each of several answers to the same rows, in the same bootstrap samples.
+
+    Which rows are drawn depends on their number and the seed alone: calls with one seed can be paired.
+
+    Raises:
+        ValueError: answers to different numbers of rows.
+    """
+    counts = {len(sums.rows) for sums in several}
+    if len(counts) != 1:
+        raise ValueError(f"answers to {sorted(counts)} rows; expected all to the same rows")
+    count, draw = counts.pop(), np.random.default_rng(seed)
+    chunk = max(1, AT_ONCE // count)
+    found: list[list[Array]] = [[] for _ in several]
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = draw.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+        for scores, sums in zip(found, several, strict=True):
+            scores.append(sums.scores(drawn @ sums.rows))
+    return [np.concatenate(scores) for scores in found]
+
+
 def _ratio(sums: Array) -> Array:
-    found: Array = sums[:, 0] / sums[:, 1]
+    found: Array = np.where(sums[:, 1] > 0, sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], 1.0), 0.0)
     return found
 
 
@@ -198,3 +243,6 @@ def _macro_f1(sums: Array) -> Array:
     total = guessed + true
     found: Array = np.where(total > 0, 2 * hit / np.where(total > 0, total, 1.0), 0.0).mean(1)
     return found
+
+
+SCORES: dict[str, Callable[[Array], Array]] = {"ratio": _ratio, "pearson": _pearson, "macro_f1": _macro_f1}

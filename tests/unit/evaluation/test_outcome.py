@@ -69,8 +69,7 @@ def questions() -> Outcome:
 )
 def test_interval_resamples_the_metric_itself(made, metric) -> None:
     outcome = made()
-    rows, value = outcome._sums(metric)
-    whole = value(rows.sum(0, keepdims=True))[0]
+    whole = outcome.row_sums(metric).value
     assert whole == pytest.approx(outcome_scores(outcome)[metric])
     found = outcome.interval(metric, resamples=200, seed=3)
     assert found.low <= whole <= found.high
@@ -81,12 +80,12 @@ def test_interval_resamples_the_metric_itself(made, metric) -> None:
 
 def test_interval_of_numbers_is_that_of_pearson_on_resampled_rows() -> None:
     outcome = numbers()
-    rows, value = outcome._sums("pearson")
+    sums = outcome.row_sums("pearson")
     picked = np.random.default_rng(0).integers(0, 50, 50)
     x = torch.stack(list(outcome.logits)).numpy()[picked]
     y = np.asarray(outcome.examples.labels)[picked]
     expected = metrics.regression(x, y)["pearson"]
-    assert value(rows[picked].sum(0, keepdims=True))[0] == pytest.approx(expected)
+    assert sums.scores(sums.rows[picked].sum(0, keepdims=True))[0] == pytest.approx(expected)
 
 
 def test_no_interval_for_one_row_or_none() -> None:
