@@ -17,6 +17,7 @@ from plait import autoclasses
 if TYPE_CHECKING:
     from plait.api import (
         amalgamate,
+        compare,
         ensemble,
         estimate,
         evaluate,
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PlaitError",
     "amalgamate",
+    "compare",
     "ensemble",
     "estimate",
     "evaluate",

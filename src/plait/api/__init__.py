@@ -12,19 +12,30 @@ if TYPE_CHECKING:
     from plait.api.artifacts import evaluate, export, load, open_artifact
     from plait.api.catalog import methods
     from plait.api.inspection import inspect
-    from plait.api.jobs import amalgamate, check, ensemble, estimate, finetune, merge, posteriors, run
+    from plait.api.jobs import (
+        amalgamate,
+        check,
+        compare,
+        ensemble,
+        estimate,
+        finetune,
+        merge,
+        posteriors,
+        run,
+    )
     from plait.api.recipe_schema import schema
 
 PLACES = {
     "artifacts": ("evaluate", "export", "load", "open_artifact"),
     "catalog": ("methods",),
     "inspection": ("inspect",),
-    "jobs": ("amalgamate", "check", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
+    "jobs": ("amalgamate", "check", "compare", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
     "recipe_schema": ("schema",),
 }
 __all__ = [
     "amalgamate",
     "check",
+    "compare",
     "ensemble",
     "estimate",
     "evaluate",

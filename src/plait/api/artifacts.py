@@ -15,6 +15,7 @@ from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_load
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder
+from plait.comparison.result import Comparison
 from plait.data import Examples
 from plait.data.reading import read
 from plait.data.writing import check_table, write_table
@@ -40,7 +41,7 @@ from plait.training.state import full_disk
 logger = logging.getLogger("plait")
 
 
-Artifact = Merged | Student | SavedEnsemble | Checkpoint | Statistics | Store
+Artifact = Merged | Student | SavedEnsemble | Checkpoint | Statistics | Store | Comparison
 """What lies at a path, opened; `.artifact` says which of them it is."""
 
 OPENERS: dict[Kind | None, Callable[[Path], Artifact]] = {
@@ -49,6 +50,7 @@ OPENERS: dict[Kind | None, Callable[[Path], Artifact]] = {
     "ensemble": SavedEnsemble,
     "one_model": SavedEnsemble,
     "posteriors": open_store,
+    "comparison": Comparison,
     "statistics": load_statistics,
 }
 
@@ -405,9 +407,31 @@ def describe_store(store: Store) -> dict[str, Any]:
     }
 
 
+def inspect_comparison(folder: Path) -> dict[str, Any]:
+    """Returns what a comparison found out, as plain data; of one that is not finished, of what it is."""
+    record, found = report_of(folder), Comparison(folder)
+    told = {"sources": list(record.get("sources", {})), "versions": record.get("versions", {})}
+    if not record.get("finished"):
+        return {"kind": "comparison, not finished: the command that makes it goes on where it was", **told}
+    report = found.report
+    return {
+        "kind": "comparison",
+        **told,
+        "tasks": [task["name"] for task in report["tasks"]],
+        "candidates": {
+            row["id"]: row["status"] if row["mean_relative"] is None else f"{100 * row['mean_relative']:.1f} %"
+            for row in report["candidates"]
+        },
+        "recommended": report["recommended"],
+        "best": report["best"],
+        "notes": report["notes"],
+    }
+
+
 INSPECTORS: dict[Kind | None, Callable[[Path], dict[str, Any]]] = {
     "statistics": inspect_statistics,
     "ensemble": inspect_ensemble,
     "posteriors": inspect_store,
+    "comparison": inspect_comparison,
 }
 """How what is neither an ordinary checkpoint nor a merge is looked at."""

@@ -18,6 +18,11 @@ from plait.amalgamation.student import Student
 from plait.amalgamation.texts import with_columns
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.checkpoints.output import one_writer
+from plait.comparison.files import check_folder
+from plait.comparison.material import InMemory
+from plait.comparison.plan import planned
+from plait.comparison.result import Comparison
+from plait.comparison.run import run_comparison
 from plait.ensembles.plan import check_output as check_ensemble_output
 from plait.ensembles.plan import plan as plan_ensemble
 from plait.ensembles.run import run_ensemble
@@ -28,8 +33,23 @@ from plait.merging.plan import check_output as check_merge_output
 from plait.merging.plan import plan as plan_merge
 from plait.merging.run import run_merge
 from plait.progress import noted
-from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, Recipe, parse_recipe, read_recipe
-from plait.recipe.arguments import amalgamation_recipe, are_files, ensemble_recipe, is_file, merge_recipe
+from plait.recipe import (
+    AmalgamateRecipe,
+    CompareRecipe,
+    EnsembleRecipe,
+    MergeRecipe,
+    Recipe,
+    parse_recipe,
+    read_recipe,
+)
+from plait.recipe.arguments import (
+    amalgamation_recipe,
+    are_files,
+    comparison_recipe,
+    ensemble_recipe,
+    is_file,
+    merge_recipe,
+)
 from plait.statistics.cache import PASSES, asked, cached, estimated
 from plait.statistics.importance import Statistics
 from plait.teachers import Store, score_texts
@@ -44,7 +64,7 @@ Given = str | Path | Mapping[str, Any] | Recipe
 
 def as_recipe(recipe: Given) -> Recipe:
     """Returns a recipe from a YAML file, a mapping or a recipe."""
-    if isinstance(recipe, MergeRecipe | AmalgamateRecipe | EnsembleRecipe):
+    if isinstance(recipe, MergeRecipe | AmalgamateRecipe | EnsembleRecipe | CompareRecipe):
         return recipe
     return read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
 
@@ -66,6 +86,9 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
     if isinstance(found, EnsembleRecipe):
         check_ensemble_output(found, overwrite=overwrite)
         return plan_ensemble(found).describe()
+    if isinstance(found, CompareRecipe):
+        check_folder(found, overwrite=overwrite)
+        return planned(found).describe()
     if not overwrite:
         check_merge_output(found, overwrite=False)
     return plan_merge(found).describe()
@@ -75,7 +98,8 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
 def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
     """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
 
-    A merge gives a `Merged` checkpoint, an amalgamation a `Student`, an ensemble a `SavedEnsemble`.
+    A merge gives a `Merged` checkpoint, an amalgamation a `Student`, an ensemble a `SavedEnsemble`, a comparison a
+    `Comparison`.
 
     Args:
         recipe: a YAML file, a mapping or a parsed recipe.
@@ -90,6 +114,8 @@ def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
         return run_amalgamation(found, overwrite=overwrite, resume=resume)
     if isinstance(found, EnsembleRecipe):
         return run_ensemble(found, overwrite=overwrite, resume=resume)
+    if isinstance(found, CompareRecipe):
+        return run_comparison(found, overwrite=overwrite)
     return run_merge(found, overwrite=overwrite, resume=resume)
 
 
@@ -410,3 +436,45 @@ def merge(
         options=options,
     )
     return run_merge(recipe, data=objects, judged=judged, overwrite=overwrite, resume=resume)
+
+
+@noted
+def compare(
+    sources: Mapping[str, Any] | Sequence[str | Path],
+    *,
+    out: str | Path,
+    data: Mapping[str, Any] | None = None,
+    test: Any = None,
+    texts: Any = None,
+    base: str | Path | None = None,
+    tasks: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Comparison:
+    """Returns every way in which checkpoints can become one model, scored on the same rows and written to `out`.
+
+    `.table` has a row for each candidate, `.recommended` the choice, `.recipe(id)` what makes one, `.save(path)` writes
+    it. What lies in `out` already is not computed again.
+
+    Args:
+        sources: name -> checkpoint (folder or Hub id), in order; a value may be a mapping as in a recipe. A list of
+            checkpoints takes the names of their folders.
+        out: the folder to write.
+        data: name -> texts of that source, with labels where a method needs them: a file, a `Dataset`, columns.
+        test: name -> labelled rows to score on; a name that is no source's, or rows alone, are scored over all labels.
+            Sources without any have half of their data cut off for it.
+        texts: texts without labels that students learn from; default those of the data.
+        base: the model the sources were fine-tuned from; else found where it is recorded.
+        tasks: source name -> task name, for sources that share one task; by default where all labels are the same.
+        overwrite: whether what lies in `out` is forgotten first.
+        options: `only`, `methods`, `budget`, `prefer`, `keep`, `limit`, `test_share`, `batch_size`, `max_length`,
+            `seed`, `report_to`, `trust_remote_code`; `labels`, a source's name -> names of its head's labels in order.
+
+    Raises:
+        PlaitError: anything a user can mend. A candidate that fails stops nobody: `.failed` says which and why.
+    """
+    recipe, objects, held = comparison_recipe(
+        sources, out=out, data=data, test=test, texts=texts, base=base, tasks=tasks, options=options
+    )
+    given = InMemory(objects, held, None if is_file(texts) else texts)
+    return run_comparison(recipe, given, overwrite=overwrite)

@@ -22,6 +22,7 @@ from plait.recipe import (
     COMBINES,
     ESTIMATION,
     AmalgamateRecipe,
+    ComparedSource,
     DataSpec,
     MethodSpec,
     SourceSpec,
@@ -34,7 +35,9 @@ from plait.statistics.importance import NORMALIZATIONS
 
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-WRITTEN: tuple[type[BaseModel], ...] = (*COMBINES.values(), SourceSpec, TeacherSpec, DataSpec, MethodSpec)
+WRITTEN: tuple[type[BaseModel], ...] = (
+    *COMBINES.values(), SourceSpec, ComparedSource, TeacherSpec, DataSpec, MethodSpec,
+)  # fmt: skip
 """Models whose fields a user writes."""
 UNUSED = ("NamedOptions", "MethodSpec")
 """Definitions that those of the methods replace."""
@@ -62,7 +65,7 @@ def schema() -> Schema:
     return {
         "$schema": DIALECT,
         "title": "Plait recipe",
-        "description": "A job of Plait: a merge (also without `combine`), an amalgamation or an ensemble.",
+        "description": "A job: a merge (also without `combine`), an amalgamation, an ensemble, or a comparison.",
         "oneOf": [{"$ref": f"#/$defs/{model.__name__}"} for model in COMBINES.values()],
         "$defs": {**linked(definitions), **method_definitions(settings)},
     }

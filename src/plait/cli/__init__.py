@@ -65,7 +65,7 @@ def _mistake(error: Exception) -> str | None:
 
 def _result(arguments: list[str]) -> object:
     """Returns what the argument parser makes of a command line, which signals may stop."""
-    from plait.cli import amalgamate, artifacts, ensemble, jobs, train  # noqa: F401 - registers their commands
+    from plait.cli import amalgamate, artifacts, compare, ensemble, jobs, train  # noqa: F401 - registers their commands
     from plait.cli.app import app
 
     with stoppable():
@@ -77,6 +77,8 @@ def interruption(arguments: list[str], how: str = "interrupted") -> str:
     said = f"{how}, the output was not written"
     if arguments[:1] == ["posteriors"]:
         return f"{how}; finished shards are kept, and the same command goes on from there"
+    if arguments[:1] == ["compare"]:
+        return f"{how}; finished candidates are kept, and the same command goes on from there"
     if not set(RESUMABLE) & set(arguments[:1]):
         return said
     return f"{said}; where a state was saved beside it, the same command with --resume goes on"

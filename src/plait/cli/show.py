@@ -20,6 +20,7 @@ def show_result(result: Any, *, json: bool) -> None:
     """Prints what a recipe made: a merged checkpoint, a student, or an ensemble."""
     shows: dict[str, Any] = {
         "merged": show_merged, "student": show_student, "ensemble": show_ensemble, "one_model": show_ensemble,
+        "comparison": show_comparison,
     }  # fmt: skip
     shows[result.artifact](result, json=json)
 
@@ -71,6 +72,22 @@ def show_student(student: Any, *, json: bool) -> None:
         f"  forward passes per text: teachers {cost['teachers']:.2f}{stored} + student {cost['student']:.2f}{base} "
         f"= {cost['total']:.2f} (a backward pass counts as two)"
     )
+
+
+def show_comparison(found: Any, *, json: bool) -> None:
+    """Prints what each candidate reached and costs, which to take, and where the page lies."""
+    from plait.comparison.words import advice, table
+
+    if json:
+        render.as_json({"output": str(found.folder), **found.report})
+        return
+    if rows := table(found.report):
+        render.table(rows, title="kept: mean score relative to the sources", right=[*rows[0]][1:])
+    for said in advice(found.report):
+        render.line(said)
+    if (folder := found.recommended and found.path()) is not None and folder:
+        render.line(f"model {folder} · recipe {found.folder}/recipes/{found.recommended}.yaml")
+    render.line(f"page {found.page}" if found.page is not None else f"answer {found.folder}/comparison.json")
 
 
 def show_routing(who: dict[str, Any], when: str = "") -> None:

@@ -1,6 +1,7 @@
 """Recipes: frozen descriptions of one job, validated before anything is loaded; YAML in and out."""
 
 from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
+from plait.recipe.compare import ComparedSource, CompareRecipe
 from plait.recipe.ensemble import EnsembleRecipe
 from plait.recipe.fields import DataSpec, NamedOptions, number
 from plait.recipe.merge import AUTO, ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
@@ -11,6 +12,8 @@ __all__ = [
     "COMBINES",
     "ESTIMATION",
     "AmalgamateRecipe",
+    "CompareRecipe",
+    "ComparedSource",
     "DataSpec",
     "EnsembleRecipe",
     "MergeRecipe",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.errors import RecipeError, did_you_mean, listed
-from plait.recipe import AUTO, AmalgamateRecipe, EnsembleRecipe, MergeRecipe, parse_as
+from plait.recipe import AUTO, AmalgamateRecipe, CompareRecipe, EnsembleRecipe, MergeRecipe, parse_as
 from plait.recipe.ensemble import TEACHING
 
 
@@ -122,6 +122,41 @@ def merge_recipe(
         return recipe, objects
     name = method or ("fisher" if "importance" in options else AUTO)
     return parse_as(MergeRecipe, {**content, "method": {"name": name, **options}}, "merge"), objects
+
+
+def comparison_recipe(
+    sources: Mapping[str, Any] | Sequence[str | Path],
+    *,
+    out: str | Path,
+    data: Mapping[str, Any] | None,
+    test: Any,
+    texts: Any,
+    base: str | Path | None,
+    tasks: Mapping[str, str] | None,
+    options: Mapping[str, Any],
+) -> tuple[CompareRecipe, dict[str, Any], dict[str, Any]]:
+    """Returns the recipe that these arguments of `compare` spell, and the data and test rows that live in memory."""
+    described = describe_sources(sources, tasks=shared_tasks(tasks), labels=options.get("labels"))
+    if strangers := [name for name in data or {} if name not in described]:
+        raise RecipeError(listed(f"data for unknown source {n!r}{did_you_mean(n, described)}" for n in strangers))
+    files, objects = split_data(described, data or {})
+    tests = {} if test is None else dict(test) if isinstance(test, Mapping) and "path" not in test else {ALL: test}
+    held = {name: entry for name, entry in tests.items() if not is_file(entry)}
+    content = {
+        "sources": {
+            n: {**spec, **({"data": files[n]} if n in files else {})} for n, spec in described.items()
+        },
+        "base": None if base is None else str(base),
+        "test": {name: entry for name, entry in tests.items() if name not in held},
+        **({"text": texts} if is_file(texts) else {}),
+        "output": str(out),
+        **{name: value for name, value in options.items() if name != "labels"},
+    }
+    return parse_as(CompareRecipe, content, "compare"), objects, held
+
+
+ALL = "all"
+"""What test rows are called that are given without a name."""
 
 
 def named_places(places: Iterable[str | Path]) -> dict[str, Any]:

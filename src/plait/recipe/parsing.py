@@ -12,11 +12,12 @@ from pydantic import AliasChoices, ValidationError
 from plait.boundary import parse_yaml, read_text
 from plait.errors import RecipeError, did_you_mean, listed
 from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
+from plait.recipe.compare import ComparedSource, CompareRecipe
 from plait.recipe.ensemble import EnsembleRecipe
 from plait.recipe.fields import DataSpec, Strict
 from plait.recipe.merge import MergeRecipe, SourceSpec
 
-Recipe = MergeRecipe | AmalgamateRecipe | EnsembleRecipe
+Recipe = MergeRecipe | AmalgamateRecipe | EnsembleRecipe | CompareRecipe
 R = TypeVar("R", bound=Strict)
 LONGEST = 2**20
 """Bytes of a recipe."""
@@ -24,7 +25,10 @@ COMBINES: dict[str, type[Recipe]] = {
     "merge": MergeRecipe,
     "amalgamate": AmalgamateRecipe,
     "ensemble": EnsembleRecipe,
+    "compare": CompareRecipe,
 }
+ENTRIES: dict[type[Strict], type[Strict]] = {MergeRecipe: SourceSpec, CompareRecipe: ComparedSource}
+"""What an entry of `sources` says, where it is not a teacher."""
 
 
 def _problem(model: type[Strict], error: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one return a kind of problem
@@ -63,7 +67,7 @@ def _keys_at(model: type[Strict], location: tuple[Any, ...]) -> Iterable[str]:
         case (_,):
             return model.model_fields
         case ("sources" | "teachers", _, _):
-            return (SourceSpec if model is MergeRecipe else TeacherSpec).model_fields
+            return ENTRIES.get(model, TeacherSpec).model_fields
     return DataSpec.model_fields
 
 

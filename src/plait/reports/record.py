@@ -32,7 +32,8 @@ BASE = "(base)"
 """The name of the base among the sources; no source can have it."""
 
 Kind = Literal[
-    "merged", "student", "ensemble", "one_model", "members", "finetuned", "checkpoint", "posteriors", "statistics"
+    "merged", "student", "ensemble", "one_model", "members", "finetuned", "comparison", "checkpoint", "posteriors",
+    "statistics",
 ]  # fmt: skip
 """What can lie at a path; `one_model` is an ensemble that became one ordinary checkpoint."""
 
@@ -197,6 +198,17 @@ class FinetunedRecord(Record):
     data: dict[str, Any]
 
 
+class ComparisonRecord(Record):
+    """The record of a comparison: of which sources, and whether it is finished."""
+
+    kind: Literal["comparison"]
+    finished: bool = False
+    job: str = ""
+    failed: tuple[str, ...] = ()
+    sources: dict[str, str] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
 class OtherRecord(Record):
     """A `plait.json` that no result of ours has, such as one that names a checkpoint's base and nothing else."""
 
@@ -208,6 +220,7 @@ _SCHEMAS: dict[Any, type[Record]] = {
     "ensemble": EnsembleRecord,
     "members": EnsembleRecord,
     "finetuned": FinetunedRecord,
+    "comparison": ComparisonRecord,
     "checkpoint": OtherRecord,
 }
 _MAKERS = {"amalgamate": "student", "ensemble": "ensemble", "members": "members", "finetune": "finetuned"}
@@ -314,6 +327,7 @@ ARTICLES: Mapping[str, str] = {
     "one_model": "one ordinary model that an ensemble became",
     "members": "the members that became one model; name one of the folders in it",
     "finetuned": "a fine-tuned checkpoint, which transformers opens",
+    "comparison": "a comparison; its candidates lie in candidates/ there",
     "checkpoint": "an ordinary checkpoint, which transformers opens",
     "posteriors": "a store of posteriors",
     "statistics": "saved statistics",
