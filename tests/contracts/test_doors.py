@@ -15,10 +15,11 @@ from plait.amalgamation import run as amalgamating
 from plait.amalgamation import run as scoring
 from plait.api import jobs
 from plait.cli import invoke
+from plait.comparison import run as comparing
 from plait.ensembles import run as ensembling
 from plait.errors import RecipeError
 from plait.merging import run as merging
-from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, parse_as
+from plait.recipe import AmalgamateRecipe, CompareRecipe, EnsembleRecipe, MergeRecipe, parse_as
 from plait.recipe.merge import MethodSpec
 from plait.statistics import cache as statistics
 from plait.teachers import Settings
@@ -163,6 +164,31 @@ ENSEMBLE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]] =
     "store": ("st", None, None),
     "trust_remote_code": (True, None, None),
 }  # fmt: skip
+COMPARE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]] = {
+    "base": ("b", None, None),
+    "test": ({"a": SPECIFIED}, ("--test", "a=f.csv", *COLUMNS), None),
+    "text": ({"path": "f.csv", "text": "t"}, ("--text", "f.csv", "--text-column", "t"),
+             {"texts": {"path": "f.csv", "text": "t"}}),
+    "only": (["merge", "ensemble"], ("--only", "merge,ensemble"), {"only": "merge,ensemble"}),
+    "methods": (["regmean", "refine"], ("--methods", "regmean,refine"), None),
+    "budget": ("20m", None, None),
+    "prefer": ("size", None, None),
+    "keep": ("all", None, None),
+    "limit": (7, None, None),
+    "test_share": (0.25, None, None),
+    "batch_size": (3, None, None),
+    "max_length": (7, None, None),
+    "seed": (7, None, None),
+    "report_to": ("all", None, None),
+    "trust_remote_code": (True, None, None),
+}  # fmt: skip
+COMPARED = {
+    "model": ("m", (), {}),
+    "data": (SPECIFIED, ("--data", "a=f.csv", *COLUMNS), {"data": {"a": SPECIFIED}}),
+    "task": ("t", ("--task", "a=t"), {"tasks": {"a": "t"}}),
+    "labels": (["no", "yes"], ("--labels", "a=no,yes"), {"labels": {"a": ["no", "yes"]}}),
+    "revision": ("r", ("--revision", "a=r"), {"sources": {"a": {"model": "m", "revision": "r"}}}),
+}
 GIVEN = {"combine", "sources", "output"}
 """Fields that every call of the tests below has."""
 
@@ -183,7 +209,8 @@ def named(name: str, case: tuple[Any, Any, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("model", "table"), [(MergeRecipe, MERGE), (AmalgamateRecipe, AMALGAMATE), (EnsembleRecipe, ENSEMBLE)]
+    ("model", "table"),
+    [(MergeRecipe, MERGE), (AmalgamateRecipe, AMALGAMATE), (EnsembleRecipe, ENSEMBLE), (CompareRecipe, COMPARE)],
 )
 def test_every_field_of_a_recipe_stands_below(model: Any, table: dict[str, Any]) -> None:
     assert model.model_fields.keys() - GIVEN == table.keys() - GIVEN
@@ -253,7 +280,29 @@ def test_ensemble(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert typed == called == wanted
 
 
-@pytest.mark.parametrize("command", ["merge", "amalgamate", "posteriors"])
+@pytest.mark.parametrize("field", COMPARE)
+def test_compare(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    halt(monkeypatch, comparing, "run_comparison")
+    told = {"sources": {"a": "m"}, "output": "o", field: COMPARE[field][0]}
+    wanted = parse_as(CompareRecipe, told, "compare")
+    typed = stopped(lambda: invoke(["compare", "a=m", "-o", "o", *words(field, COMPARE[field])])).values[0]
+    called = stopped(lambda: plait.compare({"a": "m"}, out="o", **named(field, COMPARE[field]))).values[0]
+    assert typed == called == wanted
+
+
+@pytest.mark.parametrize("field", COMPARED)
+def test_sources_of_a_comparison(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    halt(monkeypatch, comparing, "run_comparison")
+    value, typed, arguments = COMPARED[field]
+    told = {"sources": {"a": {"model": "m", field: value}}, "output": "o"}
+    wanted = parse_as(CompareRecipe, told, "compare")
+    found = stopped(lambda: invoke(["compare", "a=m", "-o", "o", *typed])).values[0]
+    assert found == stopped(lambda: plait.compare(**{"sources": {"a": "m"}, "out": "o", **arguments})).values[0]
+    assert found == wanted
+    assert set(COMPARED) == type(wanted.sources["a"]).model_fields.keys()
+
+
+@pytest.mark.parametrize("command", ["merge", "amalgamate", "posteriors", "compare"])
 def test_a_revision_of_nobody(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     texts_of = [] if command == "merge" else ["--text", "x.txt"]
     assert invoke([command, "news=m", "-o", "o", *texts_of, "--revision", "new=r"]) == 2
