@@ -228,11 +228,13 @@ def show_demo(report: dict[str, Any], output: Path) -> None:
     show_taught(report["amalgamation"], output)
     show_demo_members(report["ensemble"], output)
     render.line(
-        f"data {output}/data · sources {output}/sources · merged {output}/merged · report {output}/report.json"
+        f"data {output}/data · sources {output}/sources · merged {output}/comparison/candidates · report "
+        f"{output}/report.json"
     )
-    render.line(
-        f"{report['seconds']:.0f} s. Next: plait inspect {output}/merged/default; plait methods regmean"
-    )
+    render.line(f"{report['seconds']:.0f} s. Next: plait inspect {output}/comparison; plait methods regmean")
+    if (chosen := report["comparison"]["recommended"]) is not None:
+        render.line(f"Recommended: {chosen['id']}. {chosen['reason']}")
+    render.line(f"page {report['comparison']['page']}")
 
 
 def show_taught(taught: dict[str, Any], output: Path) -> None:

@@ -36,7 +36,7 @@ def check_folder(recipe: CompareRecipe, *, overwrite: bool, job: ComparisonPlan 
     if not folder.is_dir() or not any(folder.iterdir()):
         check_target(folder)
         return
-    if not overwrite and (kind := kind_of(folder)) != "comparison":
+    if (kind := kind_of(folder)) != "comparison":
         what = "holds no comparison" if kind is None else f"holds {ARTICLES[kind]}"
         raise OutputError(f"{folder} {what}, it will not be overwritten: choose another output")
     check_target(folder, overwrite=True)

@@ -14,6 +14,7 @@ from plait.comparison.candidates import SEPARATE, Candidate
 from plait.comparison.cells import Cell
 from plait.comparison.estimates import described
 from plait.comparison.files import check_folder, is_whole, note_begun, write_answer
+from plait.comparison.insight import importance
 from plait.comparison.making import write_data, written
 from plait.comparison.material import NOTHING, InMemory
 from plait.comparison.plan import ComparisonPlan, planned, time_told
@@ -52,9 +53,16 @@ def run_comparison(recipe: CompareRecipe, given: InMemory = NOTHING, *, overwrit
         write_data(job.situation)
         tried = Trial(job, start).every()
         found = summary_of(job, tried, seconds=time.monotonic() - start)
+        found["importance"] = importance(job, left(job, start))
         keep_models(job, found)
         write_answer(job, found, key)
     return Comparison(job.situation.folder)
+
+
+def left(job: ComparisonPlan, start: float) -> float | None:
+    """Returns the seconds of the budget that are left; None without one."""
+    budget = job.recipe.seconds
+    return None if budget is None else max(0.0, budget - (time.monotonic() - start))
 
 
 def forget(job: ComparisonPlan) -> None:

@@ -8,18 +8,20 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plait.demo.docstrings import SUBJECTS, Table, harvest, tasks, unused
 from plait.errors import OutputError, SourceError
 
+if TYPE_CHECKING:
+    from plait.comparison.result import Comparison
+
 logger = logging.getLogger("plait")
 
-METHODS: dict[str, dict[str, Any]] = {
-    "average": {"method": "average"},
-    "default": {"method": None, "max_length": 64},
-}
-"""The ways of merging that the demonstration compares; the last is what Plait chooses by itself."""
+METHODS = {"average": "merge/average", "default": "merge/refine"}
+"""The merges that the demonstration tells of, by what it calls them; the last is what Plait does by itself."""
+COMPARED = "average,actmerge,heads,refine"
+"""The merges that it compares."""
 
 
 def carried_encoder() -> str:
@@ -68,8 +70,9 @@ def demo(
     tables = tasks(found, train, test, seed)
     files = write_data(folder / "data", tables)
     sources = fine_tune(folder / "sources", encoder, files, epochs, seed)
-    scored = evaluate_sources(sources, files)
-    rows = {label: merge_and_score(folder / "merged", label, encoder, sources, files) for label in METHODS}
+    comparison = compared(folder / "comparison", encoder, sources, files)
+    scored = scores_in(comparison, "separate")
+    rows = {label: scores_in(comparison, name) for label, name in METHODS.items()}
     rest = unused(found, tables["topic"][0], seed)[:TEXTS]
     texts = folder / "data" / "unlabelled.txt"
     texts.write_text("\n".join(rest) + "\n", encoding="utf-8")
@@ -85,6 +88,7 @@ def demo(
         },
         "amalgamation": {**taught, "supervised": scored["topic"]},
         "ensemble": {**members, "alone": scored["topic"]},
+        "comparison": {"recommended": comparison.report["recommended"], "page": told_page(comparison)},
         "seconds": round(time.monotonic() - begin, 1),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -153,33 +157,25 @@ def fine_tune(
     return sources
 
 
-def evaluate_sources(sources: Mapping[str, str], files: Mapping[str, Mapping[str, Path]]) -> dict[str, float]:
-    """Returns each source's accuracy on its own task: what a merge is measured against."""
-    from plait.api import evaluate
+def compared(
+    folder: Path, base: str, sources: Mapping[str, str], files: Mapping[str, Mapping[str, Path]]
+) -> Comparison:
+    """Returns the sources and their merges, scored on the test files."""
+    from plait.api import compare
 
-    found = {task: evaluate(model, files[task]["test"]).tasks["model"] for task, model in sources.items()}
-    return {task: scores.metrics[scores.primary] for task, scores in found.items()}
+    data, test = ({task: parts[part] for task, parts in files.items()} for part in ("train", "test"))
+    told: dict[str, Any] = {"methods": COMPARED, "max_length": 64, "keep": "all", "overwrite": True}
+    return compare(sources, data=data, test=test, base=base, out=folder, **told)
 
 
-def merge_and_score(
-    folder: Path, label: str, base: str, sources: Mapping[str, str], files: Mapping[str, Mapping[str, Path]]
-) -> dict[str, float]:
-    """Returns a method's accuracy per task, after merging into a folder of its own."""
-    from plait.api import evaluate, merge
+def scores_in(comparison: Comparison, name: str) -> dict[str, float]:
+    """Returns a candidate's score on each task."""
+    return {task: score["value"] for task, score in comparison.candidate(name)["scores"].items()}
 
-    options = dict(METHODS[label])
-    open_method = options["method"] is None
-    merged = merge(
-        sources,
-        out=folder / label.replace(" ", "-"),
-        base=base if open_method else None,
-        data={task: parts["train"] for task, parts in files.items()} if open_method else None,
-        overwrite=True,
-        **options,
-    )
-    # The sources were scored once: they are the same for every method.
-    scores = evaluate(merged, {task: parts["test"] for task, parts in files.items()}, sources=False)
-    return {task: found.metrics[found.primary] for task, found in scores.tasks.items()}
+
+def told_page(comparison: Comparison) -> str:
+    """Returns what to look at: the page, or the answer where there is none."""
+    return str(comparison.page or comparison.folder / "README.md")
 
 
 def mean_relative(row: Mapping[str, float], sources: Mapping[str, float]) -> float:
