@@ -30,7 +30,8 @@ def timed(arguments: Sequence[str], cache: Path) -> float:
     """Returns the seconds of one command in a process of its own."""
     start = time.monotonic()
     environment = {**os.environ, "PLAIT_CACHE": str(cache)}
-    subprocess.run([sys.executable, "-m", "plait", *arguments, "-q"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "plait", *arguments, "-q"]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
     return round(time.monotonic() - start, 2)
 
 
@@ -42,7 +43,8 @@ def names_in(folder: Path) -> list[str]:
 def compared(folder: Path, names: Sequence[str], out: Path, options: Sequence[str], cache: Path) -> float:
     given = [f"{name}={folder / name}" for name in names]
     for name in names:
-        given += ["--data", f"{name}={folder}/data/{name}.parquet", "--test", f"{name}={folder}/data/{name}.test.parquet"]
+        rows = folder / "data" / name
+        given += ["--data", f"{name}={rows}.parquet", "--test", f"{name}={rows}.test.parquet"]
     return timed(["compare", *given, "--only", "merge", *options, "-o", str(out)], cache)
 
 
