@@ -107,6 +107,9 @@ def over_all(name: str, rows: Examples, space: LabelSpace) -> TestSet:
         raise DataError(rows.lacks_labels(f"expected a label column to score {name} on"))
     single: Any = "single_label_classification"
     aligned = align_labels(rows, space.names, kind="sequence_classification", problem_type=single)
+    used = set(aligned.labels or ())
+    if owner := next((n for n, own in zip(space.teachers, space.columns, strict=True) if used <= set(own)), None):
+        raise DataError(f"{rows.source}: all its labels are those of {owner}; call it {owner} (--test {owner}=FILE)")
     members = tuple(range(len(space.teachers)))
     return TestSet(name, aligned, members, None, space.names, single, primary_metric("sequence_classification", single))
 

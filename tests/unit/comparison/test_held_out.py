@@ -74,6 +74,8 @@ def test_a_misspelt_name_with_other_labels_is_explained(different: Path, tmp_pat
     recipe = recipe_in(different, TASKS).model_copy(update={"test": {}})
     with pytest.raises(DataError, match=r"test 'mod' names no source \(did you mean 'mood'"):
         gather(recipe, InMemory({}, {"mod": str(file)}))
+    with pytest.raises(DataError, match="all its labels are those of topic; call it topic"):
+        gather(recipe, InMemory({}, {"mod": str(different / "topic.test.jsonl")}))
 
 
 def test_what_is_cut_is_said_and_kept_apart(different: Path) -> None:
