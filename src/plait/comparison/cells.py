@@ -20,7 +20,7 @@ from plait.comparison.situation import Situation
 from plait.evaluation.outcome import RowSums
 from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe
-from plait.report.record import versions
+from plait.reports.record import versions
 
 logger = logging.getLogger("plait")
 PLACES = {"output", "store", "model", "data", "text", "validation", "report_to", "base", "student", "from"}

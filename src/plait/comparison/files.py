@@ -16,7 +16,7 @@ from plait.comparison.plan import ComparisonPlan
 from plait.comparison.words import lines
 from plait.errors import OutputError, PlaitError
 from plait.recipe import CompareRecipe
-from plait.report.record import ARTICLES, kind_of, read_record, versions, write_record
+from plait.reports.record import ARTICLES, kind_of, read_record, versions, write_record
 
 ANSWER = "comparison.json"
 

@@ -26,7 +26,7 @@ from plait.errors import DataError
 from plait.evaluation import outcome_scores
 from plait.evaluation.outcome import LEVEL, RowSums, resampled
 from plait.merging.merged import Merged
-from plait.report.record import report_of
+from plait.reports.record import report_of
 
 logger = logging.getLogger("plait")
 TOGETHER = "ensemble/separate"

@@ -20,7 +20,7 @@ from plait.comparison.measures import machine, size_of_sources
 from plait.comparison.plan import ComparisonPlan
 from plait.evaluation.outcome import RowSums
 from plait.evaluation.relative import Relative, relative_scores, unmeasured
-from plait.report.front import portable
+from plait.reports.front import portable
 
 SCHEMA = 1
 
