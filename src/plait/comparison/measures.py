@@ -34,7 +34,7 @@ def size_of(folder: Path) -> tuple[int, int]:
 def size_of_sources(sources: Sequence[Checkpoint]) -> tuple[int, int]:
     """Returns parameters and bytes of all sources together, without what is no part of them."""
     headers = [s.header(stored) for s in sources for stored in (*s.body.values(), *s.head.values())]
-    return sum(prod(h.shape) for h in headers), sum(h.end - h.start for h in headers)
+    return sum(prod(h.shape) for h in headers), sum(h.nbytes for h in headers)
 
 
 def latency(answer: Callable[[Examples], Any], rows: Examples) -> dict[str, float]:

@@ -163,12 +163,13 @@ def ensemble(recipe: CompareRecipe, material: Material) -> Way:
 
 
 def as_they_are(recipe: CompareRecipe, **changes: Any) -> EnsembleRecipe:
-    """Returns the recipe of an ensemble whose members are the sources as they are."""
+    """Returns the recipe of an ensemble of the sources: as they are, with nothing shared, unless changes say else."""
     content: Mapping[str, Any] = {
-        "sources": [source.model for source in recipe.sources.values()], "method": "separate", "epochs": 0,
-        "output": recipe.output, "trust_remote_code": recipe.trust_remote_code, "seed": recipe.seed,
+        "sources": [source.model for source in recipe.sources.values()], "epochs": 0, "output": recipe.output,
+        "trust_remote_code": recipe.trust_remote_code, "seed": recipe.seed,
     }  # fmt: skip
-    return EnsembleRecipe.model_validate({**content, **changes})
+    apart = {} if "method" in changes else {"method": "shared", "shared_layers": 0}
+    return EnsembleRecipe.model_validate({**content, **apart, **changes})
 
 
 def students(material: Material, merge: Plan | None) -> Way:

@@ -115,7 +115,7 @@ def row(job: ComparisonPlan, tried: Tried, relative: Mapping[str, Relative]) -> 
         "id": candidate.id, "way": candidate.way, "method": candidate.method, "title": candidate.title,
         "status": tried.status, "reason": tried.reason, **told, "folder": None, "recipe": ready(job, candidate),
         "cell": None if cell is None else job.keys.scored(candidate), "scores": {}, "mean_relative": None,
-        "interval": None, "worst": None, "parameters": None, "bytes": None, "latency": None, "seconds": None,
+        "interval": None, "worst": None, "parameters": None, "bytes": None, "latency": {}, "seconds": None,
         "calibration": {}, "history": [], "routing": None, "diversity": None,
     }  # fmt: skip
     if cell is None:

@@ -18,6 +18,7 @@ SPELLED = {
     "merge": {"sources", "name"},
     "amalgamate": {"sources"},
     "ensemble": {"base", "sources"},
+    "compare": {"sources"},
 }
 """What the shell gives as arguments, or under another name."""
 
