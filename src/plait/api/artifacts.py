@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from plait.amalgamation.baselines import teacher_scores
 from plait.amalgamation.student import Student
+from plait.api.language import Given, evaluate_language, harness_tasks, is_language
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import copy_tokenizer
@@ -25,7 +26,7 @@ from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError, SourceError, listed
 from plait.evaluation import outcome_of, outcome_scores
 from plait.evaluation.outcome import RESAMPLES
-from plait.evaluation.scores import Evaluation, TaskScores, name_data, of_tasks, primary_of
+from plait.evaluation.scores import Evaluation, TaskScores, of_tasks, primary_of
 from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenizer_place
 from plait.merging.merged import Merged, plain_state
@@ -98,11 +99,13 @@ def load(folder: str | Path) -> Any:
 @noted
 def evaluate(
     model: str | Path | Merged | SavedEnsemble | Student,
-    data: Any,
+    data: Any = None,
     *,
     sources: bool = True,
     batch_size: int = 32,
     max_length: int | None = None,
+    stride: int | None = None,
+    tasks: str | Sequence[str] | None = None,
     examples: int | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -114,6 +117,8 @@ def evaluate(
 ) -> Evaluation:
     """Returns scores on labelled data, absolute and relative to each source on the same rows.
 
+    Language models are scored on texts alone: perplexity per token and bits per byte, see docs/evaluating.md.
+
     Args:
         model: a merged checkpoint, an ensemble, a student, or a plain one (folder, Hub id, or what made it returned).
         data: task -> data (a file, a Dataset, columns); for a model with one task the data alone, or any name -> data
@@ -121,7 +126,9 @@ def evaluate(
         sources: whether to score the sources of a merged checkpoint or the teachers of a student too, where they can
             still be found.
         batch_size: texts at a time.
-        max_length: tokens a text is cut at.
+        max_length: tokens a text is cut at; of a language model, tokens that are read together.
+        stride: of a language model, tokens from one window over a long document to the next; default half a window.
+        tasks: of a language model, those of lm-evaluation-harness (`hellaswag,piqa`, a list), where it is installed.
         examples: a random subset of this size; default all.
         seed: of the subset and of the resamples.
         resamples: of the bootstrap interval (95 %) around each primary metric; 0 leaves it out.
@@ -135,6 +142,7 @@ def evaluate(
     Raises:
         PlaitError: an unknown task, unusable data, labels that the head does not have.
     """
+    wanted = harness_tasks(tasks, data)
     if predictions is not None:
         check_table(predictions, "--predictions")
     opened = (
@@ -148,12 +156,16 @@ def evaluate(
     names = label_names(labels)
     if isinstance(opened, SavedEnsemble) and names:
         raise RecipeError("labels (--labels) name those of a merged or plain checkpoint, not of an ensemble")
-    if out_of_scope is not None and not isinstance(opened, SavedEnsemble):
-        raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
+    check_scope(opened, model, out_of_scope)
     trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if isinstance(opened, Student | Checkpoint) and (names or isinstance(opened, Student)):
         opened = open_checkpoint(opened.folder, **trusted, labels=only(names, model))
-    if isinstance(opened, SavedEnsemble):
+    if is_language(opened):
+        found = evaluate_language(name, opened, given, wanted, stride=stride, **told, **trusted)
+    elif stride is not None or wanted:
+        option = "--tasks" if wanted else "--stride"
+        raise RecipeError(f"{option} is for language models; {model} is {ARTICLES[opened.artifact]} without their head")
+    elif isinstance(opened, SavedEnsemble):
         found = evaluate_ensemble(name, opened, given, **told)
     elif isinstance(opened, Merged):
         called = of_tasks(names, opened.tasks)
@@ -168,23 +180,10 @@ def evaluate(
     return found
 
 
-@dataclass(frozen=True)
-class Given:
-    """Data to score on, and how much of it."""
-
-    data: Any
-    out_of_scope: Any
-    examples: int | None
-    seed: int
-
-    def read(self, entry: Any) -> Examples:
-        """Returns the rows of one entry, or a random subset of them."""
-        return read(entry, limit=self.examples, seed=self.seed)
-
-    def tables(self, tasks: tuple[str, ...] = ("model",)) -> dict[str, Examples]:
-        """Returns the rows by task; a model with one task takes entries of any name, each a row of its own."""
-        named = name_data(self.data, tasks, free=len(tasks) == 1)
-        return {name: self.read(entry) for name, entry in named.items()}
+def check_scope(opened: Artifact, model: Any, out_of_scope: Any) -> None:
+    """Raises `RecipeError` where texts of no class are given to something that has no doubts."""
+    if out_of_scope is not None and not isinstance(opened, SavedEnsemble):
+        raise RecipeError(f"--out-of-scope needs an ensemble (one member will do); {model} is none")
 
 
 def evaluate_ensemble(

@@ -22,11 +22,13 @@ from plait.checkpoints import adapters, parameter_names
 from plait.checkpoints.headers import Header, TensorFiles, read_headers, read_json
 from plait.checkpoints.lineage import front_of
 from plait.checkpoints.tokenizers import Opened, has_tokenizer, open_tokenizer
+from plait.data.language import LanguageKind
 from plait.encoders.heads import (
     bare_class_name,
     kind_of,
     label_names,
     language_class,
+    language_kind,
     model_class,
     problem_of,
 )
@@ -115,9 +117,8 @@ class Checkpoint:
     def digest(self) -> str:
         """Returns a hex digest over class, problem type and each parameter's name, dtype, shape, bytes."""
         total = xxhash.xxh3_128(f"{self.architecture} {self.problem_type}\n".encode())
-        for name, stored in sorted(
-            {**{f"{self.prefix}.{k}": v for k, v in self.body.items()}, **self.head}.items()
-        ):
+        start = f"{self.prefix}." if self.prefix else ""
+        for name, stored in sorted({**{f"{start}{k}": v for k, v in self.body.items()}, **self.head}.items()):
             header = self.headers[stored]
             total.update(f"{name} {header.dtype} {header.shape} {self._hash(stored)}\n".encode())
         return total.hexdigest()
@@ -143,22 +144,33 @@ class Checkpoint:
             self.note_hash(stored, digest)
         return self._hashes[stored]
 
-    def weights(self) -> dict[str, Any]:
+    def weights(self, *, language: bool = False) -> dict[str, Any]:
         """Returns what `from_pretrained` takes the weights from: the folder, or tensors by the model's names."""
         if not self.assembled:
             return {"pretrained_model_name_or_path": self.folder}
-        own = {f"{self.prefix}.{name}" if self.kind != "body" else name: s for name, s in self.body.items()}
-        stored = {**own, **(self.head if self.kind != "body" else {})}
+        whole = language or self.kind != "body"
+        start = f"{self.prefix}." if whole and self.prefix else ""
+        stored = {**{f"{start}{name}": s for name, s in self.body.items()}, **(self.head if whole else {})}
         return {
             "pretrained_model_name_or_path": None,
             "state_dict": {name: self.read(file) for name, file in stored.items()},
         }
 
-    def model(self, **options: Any) -> PreTrainedModel:
-        """Returns the model in memory and in eval mode; `options` go to `from_pretrained`."""
+    @property
+    def objective(self) -> LanguageKind | None:
+        """Returns what a language model gives the likelihood of: texts, or targets given texts; None for all others."""
+        return language_kind(self.language_class) if self.kind == "body" else None
+
+    def model(self, *, language: bool = False, **options: Any) -> PreTrainedModel:
+        """Returns the model in memory and in eval mode, with `language` the whole of a language model.
+
+        `options` go to `from_pretrained`.
+        """
+        cls = self.language_class if language and self.language_class is not None else self.model_class
         with quiet_loading(), reading(self.folder, "the model does not load"):
-            loaded = self.model_class.from_pretrained(
-                **self.weights(), config=self.config, trust_remote_code=self.trust_remote_code,
+            loaded = cls.from_pretrained(
+                **self.weights(language=cls is not self.model_class), config=self.config,
+                trust_remote_code=self.trust_remote_code,
                 local_files_only=True, **options,
             )  # fmt: skip
         loaded.config.return_dict = True  # a config may ask for tuples, we ask by name
@@ -184,13 +196,23 @@ def _combined(digest: str, fingerprint: str) -> str:
 
 
 class quiet_loading:  # noqa: N801 (a context manager, used like a function)
-    """Hides the bars of transformers: loading is part of a stage that reports its own progress."""
+    """Hides the bars of transformers: loading is part of a stage that reports its own progress.
+
+    Without `reports` also what it says of weights that a class leaves out, such as the head of a language model.
+    """
+
+    def __init__(self, *, reports: bool = True) -> None:
+        self._reports = reports
 
     def __enter__(self) -> None:
         self._shown = transformers_logging.is_progress_bar_enabled()
+        self._level = transformers_logging.get_verbosity()
         transformers_logging.disable_progress_bar()
+        if not self._reports:
+            transformers_logging.set_verbosity_error()
 
     def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self._level)
         if self._shown:
             transformers_logging.enable_progress_bar()
 
@@ -265,7 +287,7 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
     cls = model_class(architecture, kind, config, folder, trust_remote_code)
     model = parameter_names.skeleton(cls, config, str(folder), stored=len(headers))
     names = parameter_names.match(model, headers, kind, str(folder))
-    more: dict[str, Any] = {"head": names.head}
+    more: dict[str, Any] = {"head": names.head, "prefix": model.base_model_prefix}
     if kind == "body":
         parameter_names.refuse_lost_head(architecture, config, headers, names, str(folder))
         more = _language(architecture, model, headers, names, folder)
@@ -277,7 +299,7 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
     return Checkpoint(
         name=wanted.name or _name(wanted.origin, folder), origin=str(wanted.origin), folder=folder,
         revision=wanted.revision,
-        config=config, architecture=architecture, kind=kind, prefix=model.base_model_prefix,
+        config=config, architecture=architecture, kind=kind,
         labels=label_names(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
         recorded_base=found.base or recorded_base(folder), renamed=labels is not None,
@@ -318,9 +340,10 @@ def _language(
     """Returns what a body has as a language model: its class where the files hold all of it, its head, and the rest."""
     cls = language_class(architecture, body.config)
     model = body if cls is None else parameter_names.skeleton(cls, body.config, str(folder))
-    head = None if cls is None else parameter_names.language_head(model, headers, str(folder))
+    head = None if cls is None else parameter_names.language_head(model, body, headers, str(folder))
     left_out = parameter_names.left_out(model, headers, {*names.body.values(), *(head or {}).values()})
-    return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out}
+    prefix = body.base_model_prefix if head is None else parameter_names.prefix_in(model)
+    return {"head": head or {}, "language_class": None if head is None else cls, "left_out": left_out, "prefix": prefix}
 
 
 def _name(origin: str | Path, folder: Path) -> str:

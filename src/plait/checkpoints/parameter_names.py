@@ -153,10 +153,18 @@ def type_of(architectures: Any) -> str:
     return "bert or modernbert"
 
 
-def language_head(model: PreTrainedModel, headers: Mapping[str, Header], where: str) -> dict[str, str] | None:
+def prefix_in(model: PreTrainedModel) -> str:
+    """Returns what names of the body begin with in a model; nothing where it is no part of its own (T5)."""
+    return "" if model.base_model is model else str(model.base_model_prefix)
+
+
+def language_head(
+    model: PreTrainedModel, body: PreTrainedModel, headers: Mapping[str, Header], where: str
+) -> dict[str, str] | None:
     """Returns the parameters of a language model's head by the names they are stored under, without tied ones.
 
     None where the files lack a part of it, which transformers would draw at random, or no body can be told from it.
+    The head is what the bare `body` lacks where the model has no module for a body (T5).
 
     Raises:
         SourceError: a part of another shape than the config's.
@@ -164,12 +172,16 @@ def language_head(model: PreTrainedModel, headers: Mapping[str, Header], where: 
     expected = model.state_dict()
     stored, _ = _stored_names(model, headers, expected)
     names = [n for n, _ in model.named_parameters(remove_duplicate=False)]
-    names = [n for n in names if not n.startswith(f"{model.base_model_prefix}.")]
-    if model.base_model is model or _absent(model, stored, names):
+    if model.base_model is model:
+        inside = {name for name, _ in body.named_parameters(remove_duplicate=False)}
+        names = [n for n in names if n not in inside]
+    else:
+        names = [n for n in names if not n.startswith(f"{model.base_model_prefix}.")]
+    if type(model) is type(body) or _absent(model, stored, names):
         return None
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    body = {f"{model.base_model_prefix}.{n}" for n in stored}  # a file of the bare body has no prefix
-    kept = {n: stored[n] for n in names if n in stored and tied.get(n) not in stored and tied.get(n) not in body}
+    bare = {f"{model.base_model_prefix}.{n}" for n in stored}  # a file of the bare body has no prefix
+    kept = {n: stored[n] for n in names if n in stored and tied.get(n) not in stored and tied.get(n) not in bare}
     if problems := _misshapen(kept, expected, headers):
         raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
     return kept

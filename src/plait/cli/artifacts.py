@@ -53,6 +53,14 @@ def evaluate(
         int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
     ] = None,
     labels: LabelNames = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="NAME[,NAME…] of lm-evaluation-harness, for language models."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option("--stride", min=1, help="Tokens between windows over long documents. Default: half a window."),
+    ] = None,
     batch_size: BatchSize = 32,
     max_length: MaxLength = None,
     seed: Seed = 0,
@@ -64,14 +72,15 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score a checkpoint on labelled data, absolute and relative to its sources."""
+    """Score a checkpoint on labelled data, a language model on texts, absolute and relative to its sources."""
     from plait import api
 
-    entry = spec(named_or_alone(data, "--data"), text_column, text_pair_column, label_column)
+    named = None if data is None and tasks is not None else named_or_alone(data, "--data")
+    entry = None if named is None else spec(named, text_column, text_pair_column, label_column)
     found = api.evaluate(
         model, entry, sources=sources, examples=examples, batch_size=batch_size, max_length=max_length, seed=seed,
         revision=revision, trust_remote_code=trust_remote_code, labels=label_names(labels),
-        resamples=resamples, predictions=predictions,
+        resamples=resamples, predictions=predictions, tasks=tasks, stride=stride,
         out_of_scope=None if out_of_scope is None else spec(out_of_scope, text_column, text_pair_column, None),
     )  # fmt: skip
     show_scores(found, json=json, per_class=per_class)

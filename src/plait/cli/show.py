@@ -35,7 +35,10 @@ def show_merged(merged: Any, *, json: bool) -> None:
         })  # fmt: skip
         return
     count = f"{len(merged.tasks)} task{'s' if len(merged.tasks) > 1 else ''}"
-    render.line(f"{merged.folder}: one encoder, {count} ({', '.join(merged.tasks)})")
+    what = f"one encoder, {count} ({', '.join(merged.tasks)})"
+    if merged.language is not None:
+        what = f"one language model of {', '.join(merged.tasks)}"
+    render.line(f"{merged.folder}: {what}")
     for name, scores in manifest.scores.get("tasks", {}).items():
         render.line(f"  {name}: {scores['primary']} {scores['metrics'][scores['primary']]:.3f}")
 

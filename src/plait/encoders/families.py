@@ -24,17 +24,42 @@ class Part(StrEnum):
     RELATIVE = "relative"
     CONVOLUTION = "convolution"
     OTHER_NORM = "other_norm"
+    FINAL_NORM = "final_norm"
     POOLER = "pooler"
+    CROSS_QUERY = "cross_query"
+    CROSS_KEY = "cross_key"
+    CROSS_VALUE = "cross_value"
+    CROSS_OUTPUT = "cross_output"
+    CROSS_NORM = "cross_norm"
+    ROUTER = "router"
+    EXPERTS = "experts"
+    LANGUAGE_HEAD = "language_head"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of one family: inside a layer (below `layer`, one `{}` per index), and outside."""
+    """Module names of one family: inside a layer (below `layer`, one `{}` per index), and outside.
+
+    Attributes:
+        layer: where a layer lies.
+        inside: modules of a layer, and parameters of their own such as fused experts.
+        outside: modules beside the layers.
+        gated: whether gate and first projection are one matrix, gate rows first.
+        transposed: whether linear weights of layers are stored [in, out], as GPT-2's `Conv1D` does.
+        upper: the layers of a second stack that reads what the first gives (T5's decoder), and what is in them.
+    """
 
     layer: str
     inside: Mapping[str, Part]
     outside: Mapping[str, Part]
     gated: bool = False
+    transposed: bool = False
+    upper: tuple[str, Mapping[str, Part]] | None = None
+
+    @property
+    def stacks(self) -> tuple[tuple[str, Mapping[str, Part]], ...]:
+        """Returns the stacks of layers from the bottom up: where a layer lies, and what is in it."""
+        return ((self.layer, self.inside), *((self.upper,) if self.upper else ()))
 
 
 _EMBEDDINGS = {

@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from plait.boundary import reading
 from plait.data import Kind, ProblemType
+from plait.data.language import LanguageKind
 from plait.errors import SourceError, listed
 
 
@@ -116,7 +117,7 @@ HEAD_MAPPINGS = {
     "token_classification": "TOKEN_CLASSIFICATION",
     "question_answering": "QUESTION_ANSWERING",
 }
-LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM")
+LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM")
 
 PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 ModelClass = type[PreTrainedModel]
@@ -149,6 +150,16 @@ def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | 
             if cls is not None and cls.__name__ == architecture:
                 return cls  # type: ignore[no-any-return]
     return None
+
+
+def language_kind(model: PreTrainedModel | type[PreTrainedModel] | None) -> LanguageKind | None:
+    """Returns what a language model gives the likelihood of: texts, or targets given texts; None for all others."""
+    name = (model if isinstance(model, type) else type(model)).__name__
+    tables: dict[LanguageKind, Any] = {
+        "seq2seq": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    return next((kind for kind, table in tables.items() if name in table.values()), None)
 
 
 def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:

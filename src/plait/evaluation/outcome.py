@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -40,12 +40,12 @@ class RowSums:
 
     Attributes:
         rows: [N, K].
-        kind: which function of the sums: their ratio, a correlation, or the mean F1 of labels.
+        kind: which function of the sums: their ratio, its exponential, a correlation, or the mean F1 of labels.
         falling: whether less is better, as in perplexity.
     """
 
     rows: Array
-    kind: Literal["ratio", "pearson", "macro_f1"]
+    kind: Literal["ratio", "exp_ratio", "pearson", "macro_f1"]
     falling: bool = False
 
     def scores(self, sums: Array) -> Array:
@@ -56,6 +56,22 @@ class RowSums:
     def value(self) -> float:
         """Returns the score of all rows."""
         return float(self.scores(self.rows.sum(0, keepdims=True))[0])
+
+
+class Answered(Protocol):
+    """What is known of each row that was scored."""
+
+    def interval(self, metric: str, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
+        """Returns the bootstrap interval of a score."""
+
+    def row_sums(self, metric: str) -> RowSums | None:
+        """Returns what each row adds to a score."""
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Returns a row per class, where there are any."""
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Returns rows in columns, ready to be written."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +109,7 @@ class Outcome:
             resamples: how many.
             seed: of the draws.
         """
-        sums = self.row_sums(metric)
-        if sums is None or len(sums.rows) < 2 or resamples < 1:
-            return None
-        (scores,) = resampled([sums], resamples=resamples, seed=seed)
-        low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Interval(float(low), float(high), LEVEL, resamples)
+        return interval_of(self.row_sums(metric), resamples=resamples, seed=seed)
 
     def row_sums(self, metric: str) -> RowSums | None:
         """Returns what each row adds to a score; None where the score is no function of sums over rows."""
@@ -225,6 +236,15 @@ def resampled(several: Sequence[RowSums], *, resamples: int = RESAMPLES, seed: i
     return [np.concatenate(scores) for scores in found]
 
 
+def interval_of(sums: RowSums | None, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
+    """Returns the percentile bootstrap interval of a score; None for fewer than two rows."""
+    if sums is None or len(sums.rows) < 2 or resamples < 1:
+        return None
+    (scores,) = resampled([sums], resamples=resamples, seed=seed)
+    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high), LEVEL, resamples)
+
+
 def _ratio(sums: Array) -> Array:
     found: Array = np.where(sums[:, 1] > 0, sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], 1.0), 0.0)
     return found
@@ -245,4 +265,9 @@ def _macro_f1(sums: Array) -> Array:
     return found
 
 
-SCORES: dict[str, Callable[[Array], Array]] = {"ratio": _ratio, "pearson": _pearson, "macro_f1": _macro_f1}
+def _exp_ratio(sums: Array) -> Array:
+    found: Array = np.exp(np.minimum(_ratio(sums), 700.0))
+    return found
+
+
+SCORES: dict[str, Callable[[Array], Array]] = {"ratio": _ratio, "exp_ratio": _exp_ratio, "pearson": _pearson, "macro_f1": _macro_f1}

@@ -16,9 +16,12 @@ from plait.data import Examples, Kind, ProblemType
 from plait.errors import DataError, PlaitError, RecipeError, did_you_mean, listed
 from plait.evaluation import predict_logits, primary_metric
 from plait.evaluation.notebook import html
-from plait.evaluation.outcome import RESAMPLES, Interval, Outcome
+from plait.evaluation.outcome import RESAMPLES, Answered, Interval
 
 logger = logging.getLogger("plait")
+
+
+LESS_IS_BETTER = frozenset({"perplexity"})
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,26 @@ class TaskScores:
     examples: int
     sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     curve: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    outcome: Outcome | None = field(default=None, repr=False, compare=False)
+    outcome: Answered | None = field(default=None, repr=False, compare=False)
     interval: Interval | None = None
 
     @property
     def relative(self) -> float | None:
-        """Returns the primary metric divided by the best source's; None without a source above zero."""
-        best = max((s[self.primary] for s in self.sources.values()), default=0.0)
-        return self.metrics[self.primary] / best if best > 0 else None
+        """Returns the primary metric divided by the best source's; None without a source above zero.
+
+        The other way round where less is better, so that more than 1 is better than the source.
+        """
+        best = self.best
+        if best is None or best <= 0:
+            return None
+        mine = self.metrics[self.primary]
+        return best / mine if self.primary in LESS_IS_BETTER else mine / best
+
+    @property
+    def best(self) -> float | None:
+        """Returns the primary metric of the best source; None without one."""
+        better = min if self.primary in LESS_IS_BETTER else max
+        return better((s[self.primary] for s in self.sources.values()), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data."""
@@ -140,9 +155,11 @@ class Evaluation:
 
 
 def _row(name: str, scores: TaskScores) -> dict[str, str]:
-    best = max((s[scores.primary] for s in scores.sources.values()), default=None)
+    best = scores.best
     others = ", ".join(
-        f"{metric} {value:.3f}" for metric, value in scores.metrics.items() if metric != scores.primary
+        f"{metric} {value:,d}" if isinstance(value, int) else f"{metric} {value:.3f}"
+        for metric, value in scores.metrics.items()
+        if metric != scores.primary
     )
     return {
         "task": name,
@@ -242,5 +259,5 @@ def primary_of(kind: str, problem_type: str | None) -> str:
         DataError: a body without a head, which has nothing to score.
     """
     if kind == "body":
-        raise DataError("a body without a head cannot be evaluated")
+        raise DataError("a body without a head cannot be evaluated: expected a head, or a language model of texts")
     return primary_metric(cast(Kind, kind), cast("ProblemType | None", problem_type))

@@ -24,11 +24,14 @@ PASSES = 3
 """Passes of refinement where every source has texts; it stops by itself when one does not help."""
 
 
-def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
-    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open and texts exist."""
+def refine_of(recipe: MergeRecipe, data: Mapping[str, Any], headed: bool = True) -> int:
+    """Returns the passes of refinement: as the recipe says, else `PASSES` where the method is open and texts exist.
+
+    None where sources are language models, not `headed` by tasks: it is measured for heads alone.
+    """
     if recipe.refine is not None:
         return recipe.refine
-    if not (recipe.open and has_texts(recipe, data)):
+    if not (headed and recipe.open and has_texts(recipe, data)):
         return 0
     if find_spec("accelerate") is None:
         logger.warning("accelerate is not installed: the merge is not refined (pip install accelerate)")
@@ -36,11 +39,13 @@ def refine_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> int:
     return PASSES
 
 
-def align_of(recipe: MergeRecipe, data: Mapping[str, Any]) -> Literal["none", "shift", "ridge"]:
+def align_of(
+    recipe: MergeRecipe, data: Mapping[str, Any], headed: bool = True
+) -> Literal["none", "shift", "ridge"]:
     """Returns how heads are fitted: as the recipe says, else by `ridge` where the method is open and texts exist."""
     if recipe.align_heads is not None:
         return recipe.align_heads
-    return "ridge" if recipe.open and has_texts(recipe, data) else "none"
+    return "ridge" if headed and recipe.open and has_texts(recipe, data) else "none"
 
 
 def has_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> bool:

@@ -251,6 +251,8 @@ class RuleInputs:
         self._based = "base" in self.rule.inputs
         base = [ChunkReader(files, job.base, slot.name)] if self._based and job.base is not None else []
         self._all = [*self.feeds, *base]
+        # What is stored as [in, out] is shown to rules that tell inputs from outputs as they expect it.
+        self._turned = Law.ELEMENTWISE not in laws(self.rule) and job.layout.is_transposed(slot.name)
         self._importances = importances_of(job, slot) if "importances" in self.rule.inputs else []
         self._picks = {name: self._pick(name, files, thresholds) for name in self.rule.inputs}
 
@@ -278,7 +280,7 @@ class RuleInputs:
 
     def pieces(self) -> Iterator[Chunk]:
         """Yields the pieces in which the rule may see the parameter."""
-        if Law.ROWWISE in laws(self.rule) and len(self.slot.shape) > 1:
+        if Law.ROWWISE in laws(self.rule) and len(self.slot.shape) > 1 and not self._turned:
             return row_chunks(self.slot)
         if Law.ELEMENTWISE not in laws(self.rule):
             return iter([whole(self.slot)])
@@ -298,8 +300,11 @@ class RuleInputs:
         # Reading the result tells about the sources too when the rule lets nothing that is not finite pass.
         if Law.PROPAGATES not in laws(self.rule) and not is_finite(everyone):
             raise not_finite(self.job, self.slot, params, base)
+        if self._turned:
+            params, base = params.mT.contiguous(), None if base is None else base.mT.contiguous()
         inputs = {name: pick(piece, params, base) for name, pick in self._picks.items()}
         result: Tensor = self.rule.function(**inputs, **self.job.options_for(self.rule))
+        result = result.mT.contiguous() if self._turned else result
         if not is_finite(result):
             raise not_finite(self.job, self.slot, params, base)
         return result
@@ -400,7 +405,8 @@ def grams_of(job: Job, slot: Slot) -> Tensor | None:
     if len(known) < len(found):
         return None
     for source, tensor in zip(job.sources, known, strict=True):
-        if len(slot.shape) != 2 or tuple(tensor.shape) != (slot.shape[1],) * 2:
+        inputs = slot.shape[0 if job.layout.is_transposed(slot.name) else -1]
+        if len(slot.shape) != 2 or tuple(tensor.shape) != (inputs,) * 2:
             found_shape, wanted = list(tensor.shape), list(slot.shape)
             raise MergeError(
                 f"{slot.name}: the Gram matrix of {source.name} is {found_shape}, the weight {wanted}"

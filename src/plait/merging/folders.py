@@ -161,13 +161,18 @@ def language_model(folder: Path, about: Task, encoder: PreTrainedModel) -> PreTr
         return None
     stored = [name for file in weight_files(folder) for name in names_in(file)]
     model = parameter_names.skeleton(cls, config, str(place), stored=len(stored))
-    wanted = [name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")]
+    # T5 has no module for its body: what that consists of lies side by side with the head.
+    beside = model.base_model is model
+    prefix = f"{model.base_model_prefix}."
+    shared = set(encoder.state_dict()) if beside else set()
+    wanted = [n for n in model.state_dict() if not (n in shared if beside else n.startswith(prefix))]
     own: dict[str, torch.Tensor] = {}
     with reading(folder, "the language model does not load", advice="merge again"):
         for file in weight_files(folder):
             with safe_open(file, "pt") as handle:
                 own |= {name: handle.get_tensor(name).clone() for name in handle.keys() if name in wanted}  # noqa: SIM118
-        setattr(model, model.base_model_prefix, encoder)
+        for name, module in encoder.named_children() if beside else ((model.base_model_prefix, encoder),):
+            setattr(model, name, module)
         model.load_state_dict(own, strict=False, assign=True)
     model.tie_weights()
     if missing := [name for name, tensor in model.named_parameters() if tensor.is_meta]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.sealed import read_sealed, write_sealed
@@ -162,10 +163,12 @@ class ForwardMerge:
         found: dict[str, Tensor] = {}
         for path in stage.paths:
             params = torch.stack([source.read(f"{path}.weight").float() for source in self.sources])
+            turned = isinstance(body.get_submodule(path), Conv1D)
+            params = params.mT if turned else params
             merged = self.rule.function(params=params, weights=self.weights, **inputs, **self.options)
             if not bool(torch.isfinite(merged).all()):
                 raise MergeError(f"{path}.weight: {self.rule.name} gives NaN or Inf")
-            found[f"{path}.weight"] = merged
+            found[f"{path}.weight"] = merged.T if turned else merged
             if self.calibrating and body.get_submodule(path).bias is not None:
                 biases = [source.read(f"{path}.bias").float() for source in self.sources]
                 shares = self.weights.tolist()
@@ -237,7 +240,9 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
         [batches_of(job, source) for source in job.sources],
         state / "layers",
     )
-    body = job.sources[0].model(dtype=torch.float32).base_model
+    # With its head, a language model loads without a word about what is left over.
+    first = job.sources[0]
+    body = first.model(language=first.objective is not None, dtype=torch.float32).base_model
     donor = copy.deepcopy(body) if merge.calibrating else None
     return merge.run(cast(PreTrainedModel, body), cast("PreTrainedModel | None", donor))
 

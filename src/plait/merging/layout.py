@@ -1,8 +1,8 @@
 """Which parameters are the linear weights of layers, and how deep each lies; apart from job.py, as a fact of models.
 
-The topology table says so where it knows the family. Elsewhere names and shapes do: a layer is what has a number in its
-name, and a linear weight a matrix in it that is no embedding. Its axes are taken for [out, in]; weights of GPT-2's
-`Conv1D` are stored as [in, out], and rules that look at inputs mistake their outputs for them.
+The topology table says so where it knows the family, and also which weights are stored as [in, out] (GPT-2's `Conv1D`):
+rules see those turned round. Elsewhere names and shapes do: a layer is what has a number in its name, and a linear
+weight a matrix in it that is no embedding. Its axes are taken for [out, in].
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Layout:
             return place.layer is not None
         return numbered(name) is not None and not LOOKED_UP.search(name.lower())
 
+    def is_transposed(self, name: str) -> bool:
+        """Returns whether a linear weight is stored as [in, out], as GPT-2's `Conv1D` does."""
+        place = self._place(name)
+        return place is not None and place.transposed
+
     def depth(self, name: str) -> float:
         """Returns 0 for the first layer and what comes before, 1 for the last and what comes after.
 
@@ -75,5 +80,5 @@ def _share(layer: int, last: int) -> float:
 
 def _outside(name: str, place: Place) -> float:
     # The other norms of the table are those of relative positions, but for ModernBERT's after the last layer.
-    after = place.part is Part.POOLER or (place.part is Part.OTHER_NORM and name.startswith("final"))
-    return 1.0 if after else 0.0
+    after = place.part in {Part.POOLER, Part.FINAL_NORM, Part.LANGUAGE_HEAD}
+    return 1.0 if after or (place.part is Part.OTHER_NORM and name.startswith("final")) else 0.0

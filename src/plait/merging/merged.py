@@ -25,7 +25,8 @@ from plait.checkpoints import parameter_names
 from plait.checkpoints.checkpoint import architecture_of, quiet_loading, read_config, whole
 from plait.checkpoints.headers import read_headers, read_safetensors_header
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
-from plait.encoders.heads import kind_of, model_class
+from plait.data.language import LanguageKind
+from plait.encoders.heads import kind_of, language_class, language_kind, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation.notebook import html, shortened
 from plait.merging.folders import TASKS, head_file, language_model, names_in, tokenizer_place, weight_files
@@ -97,6 +98,15 @@ class Merged:
     def tasks(self) -> tuple[str, ...]:
         """Returns the names of its tasks, in the order of the recipe."""
         return tuple(self.manifest.tasks)
+
+    @cached_property
+    def language(self) -> LanguageKind | None:
+        """Returns what a merged language model gives the likelihood of; None for merges of encoders."""
+        kinds = {
+            language_kind(language_class(about.architecture, self.config)) if about.kind == "body" else None
+            for about in self.manifest.tasks.values()
+        }
+        return kinds.pop() if len(kinds) == 1 else None
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -250,7 +260,7 @@ def load_encoder(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
         "config": config, "dtype": "auto", "output_loading_info": True, "local_files_only": True,
         "trust_remote_code": False,
     }  # fmt: skip
-    with quiet_loading(), reading(folder, "the encoder does not load", advice="merge again"):
+    with quiet_loading(reports=False), reading(folder, "the encoder does not load", advice="merge again"):
         found = cls.from_pretrained(folder, **told, **options)
     model: PreTrainedModel = whole(found, folder)
     model.config.return_dict = True

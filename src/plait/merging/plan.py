@@ -13,13 +13,15 @@ from plait.checkpoints.compatibility import Alignment, align
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import check_target, parse_size
 from plait.data import Examples, align_labels
+from plait.data.language import of_language
 from plait.data.reading import read
-from plait.encoders.topology import Topology, topology, topology_of
+from plait.encoders.topology import Topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
 from plait.merging.defaults import align_of, method_of, refine_of, usable_base
 from plait.merging.head_order import orders_on_data
 from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
+from plait.merging.places import check_order, check_places
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
 from plait.registry import Entry
@@ -264,7 +266,8 @@ def plan(
     base = usable_base(recipe, sources, orders) if recipe.open and sources is not None else None
     saved: Saved = cache(load_statistics)
     method = method_of(recipe, objects, saved, base=base is not None)
-    chosen = {"refine": refine_of(recipe, objects), "align_heads": align_of(recipe, objects)}
+    texts = sources is None or not all(source.objective for source in sources)
+    chosen = {"refine": refine_of(recipe, objects, texts), "align_heads": align_of(recipe, objects, texts)}
     recipe = recipe.model_copy(update=chosen)
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
@@ -281,25 +284,12 @@ def plan(
     orders = orders_on_data(recipe, sources, objects, judged or {}) if orders is None else orders
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler, orders=orders)
     hint_at_tasks(sources, recipe.tasks())
-    if "importances" in rule.inputs:
-        topology(sources[0].config).check(alignment.owners)
+    check_places(sources[0], alignment, estimator_of(rule, method))
     if in_forward_order(rule, method):
         check_order(sources[0], rule.name)
     estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
     inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {}, saved)
     return Plan(recipe, method, rule, alignment, inputs)
-
-
-def check_order(source: Checkpoint, method: str) -> None:
-    """Raises `MergeError` where an encoder's layers have no single forward order."""
-    table = topology_of(source.config)
-    depth = getattr(source.config, "num_hidden_layers", None)
-    if table is not None and depth is not None and table.layers != depth:
-        hint = "leave --forward out" if method == "regmean" else "use --method regmean"
-        raise MergeError(
-            f"{source.config.model_type} applies {table.layers} layer{'s' if table.layers > 1 else ''} {depth} times, "
-            f"so its statistics have no single forward order: {hint}"
-        )
 
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
@@ -395,7 +385,7 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
             )
         else:
             found = rows.read(data.get(source.name, spec.data), limit=method.examples, seed=method.seed)
-            if estimator != "gram" and method.labels == "given":
+            if source.objective is not None or (estimator != "gram" and method.labels == "given"):
                 check_labels(found, source)
             examples[source.name] = found
     return Inputs(
@@ -434,7 +424,7 @@ def read_judged(
         raise RecipeError(listed(strangers))
     found = {task: rows.read(entry) for task, entry in named.items()}
     for task, examples in found.items():
-        if examples.labels is None:
+        if examples.labels is None and firsts[task].objective is None:
             raise DataError(examples.lacks_labels(f"expected a label column to score task {task} on"))
         check_labels(examples, firsts[task])
     return found
@@ -442,6 +432,9 @@ def read_judged(
 
 def check_labels(examples: Examples, source: Checkpoint) -> None:
     """Raises `DataError` when examples have no labels, or labels that a source's head does not have."""
+    if source.objective is not None:
+        of_language(examples, source.objective)
+        return
     if source.kind == "body":
         raise DataError(f"{source.name} has no head, so labelled data mean nothing to it: leave its data out")
     if examples.labels is None:

@@ -41,6 +41,8 @@ from plait.training.state import check_state, finished_job, full_disk, is_finish
 
 PLAIN = frozenset({"params", "weights", "base", "thresholds", "ceilings", "draws", "depth"})
 """Inputs of rules that a parameter outside the encoder can be merged by as well."""
+INFORMED = frozenset({"importances", "typical", "grams", "crosses"})
+"""Those that need statistics of a language model's head besides."""
 
 
 def write_checkpoint(
@@ -50,8 +52,9 @@ def write_checkpoint(
     dtype = output_dtype(job)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
-    merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weigh(job, statistics), dtype)
-    merges += [*language_jobs(job, dtype), *head_jobs(job, folder)]
+    weightings = None if job.forward else weigh(job, statistics)
+    merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weightings, dtype)
+    merges += [*language_jobs(job, dtype, weightings), *head_jobs(job, folder)]
     write_jobs(folder, merges, rename=stored_names(job), max_shard_size=job.recipe.max_shard_size)
     whole_config(job).save_pretrained(folder)
     carry_beside(job, folder)
@@ -88,7 +91,7 @@ def carry_beside(job: Plan, folder: Path) -> None:
 def stored_names(job: Plan) -> Callable[[str], str]:
     """Returns what the result calls a parameter: that of the body as models with a head do, if there are any."""
     headed = any(s.kind != "body" or s.language_class is not None for s in job.sources)
-    prefix = f"{job.sources[0].prefix}." if headed else ""
+    prefix = f"{job.sources[0].prefix}." if headed and job.sources[0].prefix else ""
     return lambda name: f"{prefix}{name}" if name in job.alignment.owners else name
 
 
@@ -120,7 +123,6 @@ def weigh(job: Plan, statistics: Mapping[str, Statistics]) -> list[Any] | None:
 
     if job.estimator == "gram":
         return [statistics[s.name] for s in job.sources]
-    assert job.topology is not None  # the plan has checked that the rule finds its places
     # Checked by the plan, which knows the names; here they are literals.
     options: dict[str, Any] = {"mapping": job.method.mapping, "normalize": job.method.normalize}
     return [as_importance(statistics[s.name], job.topology, **options) for s in job.sources]
@@ -188,8 +190,10 @@ def group_job(
     )
 
 
-def language_jobs(job: Plan, dtype: torch.dtype) -> list[Job]:
-    """Returns the merges of language models' heads: by the rule of the body where that needs weights alone."""
+def language_jobs(
+    job: Plan, dtype: torch.dtype, weightings: Sequence[Any] | None = None
+) -> list[Job]:
+    """Returns the merges of language models' heads, by the rule of the body; averages in forward order."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for parameter, owners in job.alignment.language.items():
         groups.setdefault(owners, []).append(parameter)
@@ -198,14 +202,18 @@ def language_jobs(job: Plan, dtype: torch.dtype) -> list[Job]:
     merges = []
     for owners, names in groups.items():
         rule = job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners))
-        rule = rule if set(rule.inputs) <= PLAIN and not job.forward else RULES["average"]
+        known = PLAIN | (INFORMED if weightings is not None else set())
+        rule = rule if set(rule.inputs) <= known and not job.forward else RULES["average"]
         weights = None if every is None or not any(every[i] for i in owners) else [every[i] for i in owners]
+        chosen = None if weightings is None else [weightings[i] for i in owners]
         merges.append(
             prepare(
                 [chunks.head(job.sources[i]) for i in owners],
                 names,
                 rule,
                 weights=weights,
+                importances=chosen if "importances" in rule.inputs else None,
+                grams=chosen if "grams" in rule.inputs else None,
                 base=chunks.head(base) if base is not None and "base" in rule.inputs else None,
                 options=job.method.options if rule is job.rule else {},
                 dtype=dtype,

@@ -13,11 +13,12 @@ from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, rename_lab
 from plait.data import Examples, align_labels
 from plait.errors import PlaitError
 from plait.evaluation import outcome_of, outcome_scores
+from plait.evaluation.language import PRIMARY, language_outcome
 from plait.evaluation.outcome import Outcome
 from plait.evaluation.scores import Evaluation, TaskScores, primary_of
 from plait.label_names import placeholders
 from plait.merging.merged import Merged
-from plait.reports.record import Task, origin_from
+from plait.reports.record import BASE, Task, origin_from
 
 logger = logging.getLogger("plait")
 
@@ -47,6 +48,11 @@ def scores_of(
         labels: names of a task's labels, where its own are placeholders.
         opened: sources by name that are open already, as in the merge itself; others are opened where they lie.
     """
+    if merged.language is not None:
+        told: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        return language_scores_of(
+            merged, data, sources=sources, trust_remote_code=trust_remote_code, opened=opened or {}, **told
+        )
     answer: Answer = partial(outcome_of, batch_size=batch_size, max_length=max_length)
     options: dict[str, Any] = {
         "sources": sources, "trust_remote_code": trust_remote_code, "opened": opened or {},
@@ -126,3 +132,64 @@ def source_scores(
     except PlaitError as error:
         logger.warning("source %s cannot be scored: %s", name, error)
         return None
+
+
+def language_scores_of(
+    merged: Merged,
+    data: Mapping[str, Examples],
+    *,
+    sources: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    stride: int | None = None,
+    trust_remote_code: bool = False,
+    opened: Mapping[str, Checkpoint] | None = None,
+) -> Evaluation:
+    """Returns perplexity and bits per byte of a merged language model, beside those of its sources.
+
+    Texts named as a task are compared with its sources, others with all of them.
+    """
+    answer: Any = partial(language_outcome, batch_size=batch_size, max_length=max_length, stride=stride)
+    model = merged.task(merged.tasks[0])
+    every = [name for name in merged.manifest.sources if name != BASE]
+    outcomes = {name: answer(model, merged.tokenizer, examples) for name, examples in data.items()}
+    wanted = {
+        name: [*merged.about(name).sources] if name in merged.tasks else every for name in (data if sources else ())
+    }
+    found: dict[str, dict[str, Mapping[str, float]]] = {name: {} for name in data}
+    for source in dict.fromkeys(name for names in wanted.values() for name in names):
+        texts = {name: data[name] for name, names in wanted.items() if source in names}
+        for name, scores in source_language(
+            merged, source, texts, answer, (opened or {}).get(source), trust_remote_code
+        ).items():
+            found[name][source] = scores
+    scored = {
+        name: TaskScores(outcome.scores(), PRIMARY, len(outcome.nll), found[name], outcome=outcome)
+        for name, outcome in outcomes.items()
+    }
+    return Evaluation(str(merged.folder), scored, merged.artifact)
+
+
+def source_language(  # noqa: PLR0917 - what scoring a source takes
+    merged: Merged,
+    name: str,
+    texts: Mapping[str, Examples],
+    answer: Any,
+    opened: Checkpoint | None,
+    trust_remote_code: bool,
+) -> dict[str, Mapping[str, float]]:
+    """Returns a source's scores on texts; none (with a warning) when it is gone or its weights have changed."""
+    record = merged.manifest.sources[name]
+    try:
+        source = opened or open_checkpoint(
+            origin_from(merged.folder, record["origin"]), name=name, revision=record.get("revision"),
+            trust_remote_code=trust_remote_code, ask_hub=False,
+        )  # fmt: skip
+        if source.digest != record.get("digest"):
+            logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
+            return {}
+        model, tokenizer = source.model(language=True), source.tokenizer()
+        return {task: answer(model, tokenizer, examples).scores() for task, examples in texts.items()}
+    except PlaitError as error:
+        logger.warning("source %s cannot be scored: %s", name, error)
+        return {}

@@ -92,6 +92,7 @@ class Objective:
 
 
 def _mean_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Returns the model's own loss; language models shift labels that stand in their places themselves."""
     loss: Tensor | None = model(**batch.inputs, **batch.targets).loss
     if loss is None:
         raise DataError(f"{type(model).__name__} gives no loss: per: batch needs labels in the data")

@@ -14,6 +14,8 @@ from plait.errors import DataError
 from plait.statistics.shapes import Mask
 
 TARGETS = ("labels", "start_positions", "end_positions")
+DECODER = "decoder_"
+"""What begins the name of an input with tokens of its own, those of a second stack."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Batch:
         """How many tokens each example has, padding included."""
         return self.mask.shape[1]
 
+    @property
+    def decoded(self) -> Mask:
+        """Returns which tokens of the second stack are real; those of the first where there is none."""
+        own = self.inputs.get(f"{DECODER}attention_mask")
+        return self.mask if own is None else own.bool()
+
     def lengths(self) -> list[int]:
         """Returns per example the position after its last real token, at least 1."""
         positions = torch.arange(1, self.width + 1, device=self.mask.device)
@@ -44,24 +52,39 @@ class Batch:
         """Yields the examples one by one, without the padding behind them."""
         for number, length in enumerate(self.lengths()):
             yield Batch(
-                {name: self._part(value, number, length) for name, value in self.inputs.items()},
+                {name: self._part(name, value, number, length) for name, value in self.inputs.items()},
                 {name: value[number : number + 1] for name, value in self.targets.items()},
                 self.mask[number : number + 1, :length],
                 self.seeds[number : number + 1],
             )
 
-    def _part(self, value: Tensor, number: int, length: int) -> Tensor:
+    def _part(self, name: str, value: Tensor, number: int, length: int) -> Tensor:
         if not value.dim() or value.shape[0] != self.count:
             return value
         row = value[number : number + 1]
-        return row[:, :length] if row.dim() > 1 and value.shape[:2] == self.mask.shape else row
+        of_tokens = row.dim() > 1 and value.shape[:2] == self.mask.shape and not name.startswith(DECODER)
+        return row[:, :length] if of_tokens else row
+
+    def apart(self) -> Batch:
+        """Returns the same with another width of the second stack, if it has one, so that shapes tell the two."""
+        if f"{DECODER}attention_mask" not in self.inputs or self.decoded.shape != self.mask.shape:
+            return self
+        wider = {
+            name: torch.nn.functional.pad(value, (0, 1)) if name.startswith(DECODER) else value
+            for name, value in self.inputs.items()
+        }
+        return Batch(wider, self.targets, self.mask, self.seeds)
 
     def copies(self, times: int, width: int) -> Batch:
         """Returns the first example, cut to `width` tokens, `times` over; the labels are left out."""
         first = next(self.examples())
         tokens = first.mask[:, :width].expand(times, -1)
         inputs = {
-            name: value[:, :width].expand(times, -1) if value.shape == first.mask.shape else value
+            name: value.expand(times, -1)
+            if name.startswith(DECODER)
+            else value[:, :width].expand(times, -1)
+            if value.shape == first.mask.shape
+            else value
             for name, value in first.inputs.items()
         }
         return Batch(inputs, {}, tokens, first.seeds * times)

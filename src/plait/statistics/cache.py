@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
+from torch import Tensor
 
 import plait
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.places import check_apart
 from plait.data import Examples, align_labels, batches
+from plait.data.language import encode_language, language_batches, of_language
 from plait.data.reading import read
-from plait.encoders.heads import head_kind, head_labels, head_problem
+from plait.encoders.heads import head_kind, head_labels, head_problem, language_kind
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
@@ -74,7 +76,7 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
         logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
         return kept
     # Half precision would round small gradients to nothing.
-    model = source.model(dtype=torch.float32)
+    model = source.model(language=source.objective is not None, dtype=torch.float32)
     check_finite(model, source.name)
     found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
     try:
@@ -111,10 +113,14 @@ def usable(
 ) -> Examples:
     """Returns examples as an estimator takes them, labels aligned with the head (kind, problem type, label names).
 
+    The labels of language models are their texts, or the targets beside them.
+
     Raises:
         DataError: no head where one is needed, or no labels.
     """
     kind, problem, names = head
+    if kind in ("causal", "seq2seq"):
+        return of_language(examples, kind)
     if estimator != "gram" and kind is None:
         raise DataError(f"{architecture} has no head: only gram can be estimated without one")
     if estimator == "gram" or labels != "given":
@@ -133,20 +139,24 @@ def estimated(  # noqa: PLR0917 - all six decide the result
     provenance: Mapping[str, Any],
 ) -> Statistics:
     """Returns statistics of a model on examples; labels are aligned with the head by name first."""
-    kind = head_kind(model)
+    language = language_kind(model)
+    kind = language or head_kind(model)
     problem = head_problem(model) if kind == "sequence_classification" else None
-    needs_labels = estimator != "gram" and settings["labels"] == "given"
+    needs_labels = language is None and estimator != "gram" and settings["labels"] == "given"
     names = head_labels(model) if needs_labels else None
     examples = usable(examples, estimator, settings["labels"], type(model).__name__, (kind, problem, names))
-    inputs = batches(
-        examples,
-        tokenizer,
-        problem_type=problem,
-        batch_size=settings["batch_size"],
-        max_length=settings["max_length"],
-        config=model.config,
-        labels=needs_labels,
-    )
+    told: dict[str, Any] = {"max_length": settings["max_length"], "config": model.config}
+    size, vocabulary = settings["batch_size"], model.config.get_text_config().vocab_size
+    inputs: Iterable[Mapping[str, Tensor]]
+    if language is not None:
+        # A published reproduction depends on the batches; elsewhere they only need memory.
+        words = 1 if settings["per"] == "batch" else vocabulary
+        encoded = encode_language(examples, tokenizer, language, **told)
+        inputs = (batch for _, batch in language_batches(encoded, size, words))
+    else:
+        inputs = batches(
+            examples, tokenizer, problem_type=problem, batch_size=size, labels=needs_labels, **told
+        )
     return estimate_statistics(
         model,
         inputs,
@@ -214,7 +224,7 @@ def estimate_plan(
         model, data, importance, examples, out, overwrite=overwrite, **{**known, **settings}
     )
     source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
-    kind = None if source.kind == "body" else source.kind
+    kind = source.objective if source.kind == "body" else source.kind
     head = (kind, source.problem_type, None if source.problem_type == "regression" else source.labels)
     usable(chosen, entry.name, settings["labels"], source.architecture, head)
     return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from plait.checkpoints.answering import answering
+from plait.encoders.heads import language_kind
 from plait.errors import DataError
 from plait.progress import track
 from plait.statistics.backward import Objective, Per, prepared
@@ -17,7 +19,7 @@ from plait.statistics.batch import read_batches
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.first_token import skip_zero_gradients
 from plait.statistics.importance import Statistics
-from plait.statistics.likelihood import Cotangents, Labels
+from plait.statistics.likelihood import IGNORED, Cotangents, Labels
 
 
 def estimate_statistics(
@@ -40,7 +42,8 @@ def estimate_statistics(
     Args:
         model: a model with a task head (`gram` takes a bare body too).
         batches: ordinary inputs of the model with `attention_mask`, and with `labels` (or `start_positions` and
-            `end_positions`) for labels `given`; −100 marks labels that do not count.
+            `end_positions`) for labels `given`; −100 marks labels that do not count. Labels of a language model are
+            its tokens themselves, in their places, as transformers takes them; without any, all real tokens count.
         estimator: a name in `ESTIMATORS`.
         labels: `given`, `sampled` from the model, or `exact`: the expectation over the model's distribution.
         per: `example`; or `batch` to square the gradient of each batch's mean loss and add over batches, as the
@@ -54,7 +57,8 @@ def estimate_statistics(
     objective = Objective(Cotangents(labels, passes), per)
     examples = 0
     with prepared(model), skip_zero_gradients(model), closing(entry.function(model, objective)) as running:
-        for batch in read_batches(track(batches, f"estimating {entry.name}", total), model.device, seed):
+        whole = map(partial(with_decoder_inputs, model), track(batches, f"estimating {entry.name}", total))
+        for batch in read_batches(whole, model.device, seed):
             with answering(model):
                 running.see(batch)
             examples += batch.count
@@ -65,6 +69,22 @@ def estimate_statistics(
     facts = {"labels": labels, "per": per, "passes": passes, "seed": seed, "examples": examples}
     record = {"estimator": entry.name, **facts, **_described(model), **(provenance or {})}
     return Statistics(entry.name, tensors, record)
+
+
+def with_decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Returns a batch with what a second stack reads: its labels, one place later, as the model itself does it.
+
+    Raises:
+        DataError: a model of targets given texts, and no targets.
+    """
+    if language_kind(model) != "seq2seq" or "decoder_input_ids" in batch:
+        return batch
+    if "labels" not in batch:
+        raise DataError(f"{type(model).__name__} gives the likelihood of targets: give labels, token by token")
+    labels = batch["labels"]
+    shift: Any = model.prepare_decoder_input_ids_from_labels
+    shifted = shift(labels)
+    return {**batch, "decoder_input_ids": shifted, "decoder_attention_mask": (labels != IGNORED).long()}
 
 
 def _described(model: PreTrainedModel) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from plait.boundary import parse_json, reading, validated
 from plait.checkpoints.checkpoint import check_counts
 from plait.checkpoints.output import one_writer, whole_file
 from plait.encoders.families import Part
-from plait.encoders.topology import Axis, Place, Topology
+from plait.encoders.topology import CROSS, Axis, Place, Topology
 from plait.encoders.topology import topology as find_topology
 from plait.errors import MergeError, OutputError, RecipeError, SourceError, did_you_mean, listed
 from plait.tensors import HeadScores, NeuronScores, checksum
@@ -40,7 +40,7 @@ class Statistics:
     """What an estimator found, and from what: `provenance` is JSON (estimator, options, sources, examples).
 
     Tensors go by body-relative parameter name, those of the head by their full name; `mask_nodes` holds `heads` [L, h]
-    and `neurons` [L, I] instead.
+    and `neurons` [L, I] instead, and `groups` [L, g] where heads share keys and values.
     """
 
     artifact: ClassVar = "statistics"
@@ -209,7 +209,8 @@ def as_importance(
         statistics: of any estimator.
         topology: of the encoder, for mask nodes; default as the statistics record it.
         mapping: how mask nodes become weights of tensors. `paper`: heads on the rows of query and key, neurons on the
-            rows of the first FFN projection, a layer's mean on the rest of it, their mean over layers elsewhere.
+            rows of the first FFN projection, a layer's mean on the rest of it, their mean over layers elsewhere. Heads
+            that share key rows (grouped queries) weigh them together, as one mask on the group does.
             `structural`: heads also on the value's rows and the attention output's columns, neurons on the second FFN
             projection's columns.
         normalize: `none`; `mean` or `l2` divide by the mean or the L2 norm over all entries of the body; `tensor`
@@ -267,25 +268,30 @@ class Nodes:
         axes = len(shape)
         if place.layer is None:
             return self._everywhere.reshape([1] * axes)
-        return self._inside(place, place.layer, axes)
+        return self._inside(place, self.topology.row(place), axes)
 
     @cached_property
     def _everywhere(self) -> Tensor:
         """u: the mean over layers of the heads' mean plus the neurons' mean."""
-        return (self.statistics.heads.mean(1) + self.statistics.neurons.mean(1)).mean()
+        return self.statistics.heads.mean() + self.statistics.neurons.mean()
 
-    def _inside(self, place: Place, layer: int, axes: int) -> Tensor:
+    def _inside(self, place: Place, row: int, axes: int) -> Tensor:
         of_attention = place.part in _ATTENTION
-        scores = (self.statistics.heads if of_attention else self.statistics.neurons)[layer]
+        scores = (self.statistics.heads if of_attention else self.statistics.neurons)[row]
         mean = scores.mean()
-        if place.rows is not None and (self.mapping == "structural" or place.part is not Part.VALUE):
-            rows = self._rows(place.part, place.rows, scores, mean)
-            return rows if axes == 1 else rows.unsqueeze(1)
-        if place.columns is not None and self.mapping == "structural":
-            return place.columns.spread(scores).unsqueeze(0)
+        if place.outputs is not None and (self.mapping == "structural" or place.part not in _VALUES):
+            given = self._given(place.part, place.outputs, self._of_nodes(place.outputs, scores, row), mean)
+            return given if axes == 1 else given.unsqueeze(0 if place.transposed else 1)
+        if place.inputs is not None and self.mapping == "structural":
+            taken = place.inputs.spread(scores)
+            return taken.unsqueeze(1 if place.transposed else 0)
         return mean.reshape([1] * axes)
 
-    def _rows(self, part: Part, axis: Axis, scores: Tensor, mean: Tensor) -> Tensor:
+    def _of_nodes(self, axis: Axis, scores: Tensor, row: int) -> Tensor:
+        """Returns the scores of an axis's nodes: those of heads, or of the groups that share key and value."""
+        return self.statistics.tensors["groups"][row] if axis.node == "group" else scores
+
+    def _given(self, part: Part, axis: Axis, scores: Tensor, mean: Tensor) -> Tensor:
         rows = axis.spread(scores)
         if part is Part.QUERY_KEY_VALUE and self.mapping == "paper":
             # The last third is the value's, which the paper weighs by the mean of the layer.
@@ -294,8 +300,10 @@ class Nodes:
 
 
 _ATTENTION = {
-    Part.QUERY, Part.KEY, Part.VALUE, Part.QUERY_KEY_VALUE, Part.ATTENTION_OUTPUT, Part.ATTENTION_NORM,
+    Part.QUERY, Part.KEY, Part.VALUE, Part.QUERY_KEY_VALUE, Part.ATTENTION_OUTPUT, Part.ATTENTION_NORM, Part.RELATIVE,
+    *CROSS,
 }  # fmt: skip
+_VALUES = {Part.VALUE, Part.CROSS_VALUE}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from plait.encoders.replay import encoder_of
 
@@ -69,7 +70,7 @@ class Layerwise:
         found: list[tuple[Tensor, list[str], bool]] = []
 
         def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            linear = isinstance(module, nn.Linear)
+            linear = isinstance(module, nn.Linear | Conv1D)
             if not linear and not norms:
                 return
             if linear and found and not found[-1][2] and found[-1][0] is arguments[0]:
@@ -77,7 +78,7 @@ class Layerwise:
             else:
                 found.append((arguments[0], [names[module]], not linear))
 
-        watched = [m for m in self.body.modules() if isinstance(m, nn.Linear | nn.LayerNorm)]
+        watched = [m for m in self.body.modules() if isinstance(m, nn.Linear | Conv1D | nn.LayerNorm)]
         handles = [module.register_forward_pre_hook(note) for module in watched]
         try:
             self._run(0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plait.encoders.heads import language_kind
 from plait.errors import DataError, RecipeError, did_you_mean
 from plait.statistics.batch import Batch
 from plait.statistics.shapes import Blocks, Columns, Roots, Rows
@@ -18,6 +19,10 @@ from plait.statistics.shapes import Blocks, Columns, Roots, Rows
 Labels = Literal["given", "sampled", "exact"]
 LABELS: tuple[Labels, ...] = ("given", "sampled", "exact")
 IGNORED = -100
+VOCABULARY = 1024
+"""Labels from which on they are taken for words: a column of a square root each would never end."""
+ROWS = 64
+"""Tokens whose words are looked at together."""
 
 
 class Head(StrEnum):
@@ -25,6 +30,7 @@ class Head(StrEnum):
 
     CLASS = "one label of C per text"
     TOKEN = "one label of C per labelled token, tokens independent"
+    NEXT = "each token of a text given those before it: its label stands one place further on"
     SPAN = "first and last token of an answer, independent, over the real tokens"
     MULTI_LABEL = "C independent yes-or-no labels per text"
     REGRESSION = "a number with Gaussian noise of variance 1"
@@ -47,10 +53,11 @@ def read_logits(model: PreTrainedModel, outputs: Any, batch: Batch) -> Logits:
             f"{type(model).__name__} has no task head, so no likelihood: give a model with a head"
         )
     elif values.dim() == 3:
-        logits = Logits(Head.TOKEN, values)
+        logits = Logits(Head.NEXT if language_kind(model) == "causal" else Head.TOKEN, values)
     else:
         logits = Logits(_sequence_head(model.config, batch), values.unsqueeze(1))
-    if not bool(logits.values.detach().isfinite().all()):
+    # A sum is finite where all are, and needs no table of a vocabulary's size.
+    if not bool(logits.values.detach().sum(dtype=torch.promote_types(logits.values.dtype, torch.float32)).isfinite()):
         raise DataError(
             f"{type(model).__name__} gives logits that are not finite: look for NaN or Inf in its weights"
         )
@@ -74,7 +81,8 @@ class Cotangents:
 
     given: one, at the labels of the data. sampled: one, at labels drawn from the model. exact: the expectation over
     the model's own distribution: columns of L with LLᵀ = the covariance of the label (C−1 for C classes); above
-    `passes` of them one random combination L s, s = ±1, which is right on average.
+    `passes` of them one random combination L s, s = ±1, which is right on average. In language models, what is drawn or
+    averaged over is each token given the tokens of the data before it.
     """
 
     labels: Labels = "given"
@@ -88,6 +96,9 @@ class Cotangents:
         """Yields the cotangents of the batch, one per backward pass."""
         if self.labels == "given":
             check_targets(logits, batch)
+        if logits.values.shape[-1] >= VOCABULARY and logits.head in (Head.TOKEN, Head.NEXT):
+            yield self._over_vocabulary(logits, batch)
+            return
         parts = [self._example(logits, batch, number) for number in range(batch.count)]
         for column in range(max((part.shape[0] for _, _, part in parts), default=0)):
             cotangent = torch.zeros_like(logits.values)
@@ -95,6 +106,30 @@ class Cotangents:
                 if column < part.shape[0]:
                     cotangent[number, rows.unsqueeze(1), values] = part[column].to(cotangent)
             yield cotangent
+
+    def _over_vocabulary(self, logits: Logits, batch: Batch) -> Blocks:
+        """Returns the only cotangent where labels are many, computed in the model's precision, at least float32."""
+        z = logits.values.detach()
+        dtype = torch.promote_types(z.dtype, torch.float32)
+        cotangent = torch.zeros_like(z)
+        for number in range(batch.count):
+            rows, _ = _live(logits, batch, number)
+            draw = torch.Generator().manual_seed(batch.seeds[number])
+            for some in rows.split(ROWS):
+                if self.labels == "given":
+                    found = z[number, some].to(dtype).softmax(-1)
+                    labels = _given(logits.head, batch, number, some, some).to(z.device)
+                    found[torch.arange(len(some), device=z.device), labels] -= 1.0
+                else:
+                    exact = z[number, some].double().cpu()
+                    label = sample(logits.head, exact, draw) if self.labels == "sampled" else None
+                    found = (
+                        signed_root(logits.head, exact, draw)
+                        if label is None
+                        else residual(logits.head, exact, label)
+                    )
+                cotangent[number, some] = found.to(cotangent)
+        return cotangent
 
     def _example(self, logits: Logits, batch: Batch, number: int) -> tuple[Tensor, Tensor, Columns]:
         rows, values = _live(logits, batch, number)
@@ -119,6 +154,10 @@ def _live(logits: Logits, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
     every = torch.arange(values, device=device)
     if logits.head is Head.SPAN:
         return torch.arange(rows, device=device), batch.mask[number].nonzero().flatten()
+    if logits.head is Head.NEXT:
+        labels = batch.targets.get("labels")
+        counted = batch.mask[number] if labels is None else labels[number] != IGNORED
+        return counted[1:rows].nonzero().flatten(), every
     if logits.head is Head.TOKEN:
         labels = batch.targets.get("labels")
         counted = batch.mask[number] if labels is None else labels[number, :rows] != IGNORED
@@ -131,7 +170,7 @@ def check_targets(logits: Logits, batch: Batch) -> None:
     needed = ("start_positions", "end_positions") if logits.head is Head.SPAN else ("labels",)
     if missing := [name for name in needed if name not in batch.targets]:
         raise DataError(f"no {' and '.join(missing)} in the data; give them, or use labels sampled or exact")
-    if logits.head in (Head.CLASS, Head.TOKEN):
+    if logits.head in (Head.CLASS, Head.TOKEN, Head.NEXT):
         _check_range(batch.targets["labels"], logits.values.shape[-1])
     elif not bool(torch.stack([batch.targets[name].isfinite().all() for name in needed]).all()):
         raise DataError("labels hold NaN or Inf; expected numbers")
@@ -151,8 +190,8 @@ def _given(head: Head, batch: Batch, number: int, rows: Tensor, values: Tensor) 
         found = [(values == end).nonzero().flatten().tolist() or [IGNORED] for end in ends]
         return torch.tensor([places[0] for places in found])
     labels = batch.targets["labels"][number].cpu()
-    if head is Head.TOKEN:
-        return labels[rows.cpu()]
+    if head in (Head.TOKEN, Head.NEXT):
+        return labels[rows.cpu() + (head is Head.NEXT)]
     return labels.reshape(1) if head is Head.CLASS else labels.reshape(1, -1).double()
 
 
@@ -223,7 +262,7 @@ def categorical_root(z: Rows) -> Roots:
 
 def signed_root(head: Head, z: Rows, draw: torch.Generator) -> Rows:
     """Returns L s with random signs s, without forming L: its square is right on average, for one backward pass."""
-    categorical = head in (Head.CLASS, Head.TOKEN, Head.SPAN)
+    categorical = head not in (Head.REGRESSION, Head.MULTI_LABEL)
     shape = (z.shape[0], z.shape[1] - categorical)
     signs = torch.randint(0, 2, shape, generator=draw).to(z.dtype) * 2 - 1
     if head is Head.REGRESSION:

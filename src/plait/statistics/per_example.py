@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from plait.statistics.backward import (
     Objective,
@@ -50,7 +51,20 @@ class Lookup:
     unused: int | None = None
 
 
-Factor = Outer | Vector | Lookup
+@dataclass(frozen=True)
+class Tied:
+    """A table that tokens are looked up in and that gives the logits: ∂W_b sums both, before it is squared."""
+
+    outer: Outer
+    lookup: Lookup
+
+    @property
+    def grads(self) -> Grads:
+        """Returns the gradients at the logits."""
+        return self.outer.grads
+
+
+Factor = Outer | Vector | Lookup | Tied
 Factors = Iterator[tuple[str, Factor]]
 Understand = Callable[[nn.Module, Tensor, Tensor], Factors]
 
@@ -61,17 +75,25 @@ class NotUnderstoodError(Exception):
 
 def join(pieces: Sequence[Factor]) -> Factor:
     """Returns the piece whose gradient is the sum of the given ones: tokens are laid end to end, vectors added."""
-    first = pieces[0]
     if len(pieces) == 1:
-        return first
-    if any(type(piece) is not type(first) for piece in pieces):
+        return pieces[0]
+    vectors = [piece for piece in pieces if isinstance(piece, Vector)]
+    outers = [piece for piece in pieces if isinstance(piece, Outer)]
+    lookups = [piece for piece in pieces if isinstance(piece, Lookup)]
+    if len(vectors) == len(pieces):
+        return Vector(torch.stack([piece.grads for piece in vectors]).sum(0))
+    if len(outers) + len(lookups) != len(pieces):
         raise NotUnderstoodError("one parameter is used by layers of different kinds")
-    if isinstance(first, Vector):
-        return Vector(torch.stack([piece.grads for piece in pieces]).sum(0))
-    grads = torch.cat([piece.grads for piece in pieces], dim=1)
-    if isinstance(first, Lookup):
-        return Lookup(torch.cat([p.ids for p in pieces if isinstance(p, Lookup)], dim=1), grads, first.unused)
-    return Outer(torch.cat([p.inputs for p in pieces if isinstance(p, Outer)], dim=1), grads)
+    if not lookups:
+        return _outers(outers)
+    ids, grads = (torch.cat(parts, dim=1) for parts in zip(*((p.ids, p.grads) for p in lookups), strict=True))
+    lookup = Lookup(ids, grads, lookups[0].unused)
+    return Tied(_outers(outers), lookup) if outers else lookup
+
+
+def _outers(pieces: Sequence[Outer]) -> Outer:
+    inputs, grads = ([getattr(piece, name) for piece in pieces] for name in ("inputs", "grads"))
+    return Outer(torch.cat(inputs, dim=1), torch.cat(grads, dim=1))
 
 
 def _tokens(x: Tensor) -> Inputs:
@@ -79,7 +101,7 @@ def _tokens(x: Tensor) -> Inputs:
 
 
 def _over_tokens(g: Tensor) -> Examples:
-    return g.sum(1) if g.dim() == 3 else g
+    return g.flatten(1, -2).sum(1) if g.dim() > 2 else g
 
 
 def _linear(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
@@ -106,11 +128,33 @@ def _rms_norm(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
         yield from _scaled(module, F.rms_norm(x, tuple(module.normalized_shape), eps=module.eps), g)
 
 
+def _root_mean_square_norm(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
+    """Yields what a norm of a language model has: its own class in each family, scaled by w or by 1 + w."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if eps is None:
+        raise NotUnderstoodError(f"{type(module).__name__} without an epsilon")
+    wide = x.float()  # as all of them compute it
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    yield from _scaled(module, normal.to(g.dtype), g)
+
+
+def _conv1d(_: nn.Module, x: Tensor, g: Tensor) -> Factors:
+    """Yields what GPT-2's linear layer has, which stores its weight as [in, out]."""
+    yield "weight", Outer(_tokens(g), _tokens(x))
+    yield "bias", Vector(_over_tokens(g))
+
+
 def _embedding(module: nn.Module, ids: Tensor, g: Tensor) -> Factors:
     assert isinstance(module, nn.Embedding)
     if module.scale_grad_by_freq or module.max_norm is not None:
         raise NotUnderstoodError("an embedding that rescales its gradients or rows")
     yield "weight", Lookup(ids.flatten(1), g.flatten(1, -2), module.padding_idx)
+
+
+def _scaled_embedding(module: nn.Module, ids: Tensor, g: Tensor) -> Factors:
+    """Yields what Gemma's table has, whose rows are multiplied by one number."""
+    scale: Any = module.embed_scale
+    yield from _embedding(module, ids, g * torch.as_tensor(scale).to(g))
 
 
 def _convolution(module: nn.Module, x: Tensor, g: Tensor) -> Factors:
@@ -134,8 +178,27 @@ LAYERS: dict[type[nn.Module], Understand] = {
     nn.RMSNorm: _rms_norm,
     nn.Embedding: _embedding,
     nn.Conv1d: _convolution,
+    Conv1D: _conv1d,
 }
 """Layers whose per-example gradients are known, by exact class: a subclass may compute something else."""
+NAMED: dict[str, Understand] = {
+    "RMSNorm": _root_mean_square_norm,
+    "T5LayerNorm": _root_mean_square_norm,
+    "ScaledWordEmbedding": _scaled_embedding,
+}
+"""Layers that each family of transformers has a class of its own for, by the end of its name."""
+
+
+def understood(module: nn.Module) -> Understand | None:
+    """Returns how the gradients of a layer follow from what enters it and leaves it, None where that is not known.
+
+    What a name promises is not taken on trust: the first example decides.
+    """
+    kind = type(module)
+    if kind in LAYERS or not kind.__module__.startswith("transformers.models."):
+        return LAYERS.get(kind)
+    return next((found for name, found in NAMED.items() if kind.__name__.endswith(name)), None)
+
 
 Sink = Callable[[str, Factor], None]
 PROBE_TOKENS = 8
@@ -157,8 +220,9 @@ class LayerHooks:
         self._count = 0
         self._uses: Counter[str] = Counter()
         self._waiting: dict[str, list[Factor]] = {}
-        layers = [module for module in model.modules() if type(module) in LAYERS]
-        lookups = [module for module in layers if type(module) is nn.Embedding]
+        known = {module: how for module in model.modules() if (how := understood(module)) is not None}
+        self._known, layers = known, list(known)
+        lookups = [module for module in layers if isinstance(module, nn.Embedding)]
         self._handles = [layer.register_forward_hook(self._forward) for layer in layers]
         self._handles += [layer.register_forward_pre_hook(self._expand) for layer in lookups]
 
@@ -189,7 +253,9 @@ class LayerHooks:
 
     def _forward(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:
         inputs = arguments[0].detach()
-        if inputs.shape[0] != self._count or inputs.dim() not in (2, 3):
+        # A norm of each head sees [b, t, head, d].
+        most = 4 if self._known[module] is _root_mean_square_norm else 3
+        if inputs.shape[0] != self._count or not 2 <= inputs.dim() <= most:
             raise NotUnderstoodError(f"{type(module).__name__} on shape {tuple(inputs.shape)}")
         starts = not output.requires_grad
         if starts:
@@ -203,7 +269,7 @@ class LayerHooks:
 
     @torch.no_grad()
     def _backward(self, module: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
-        for attribute, piece in LAYERS[type(module)](module, inputs, gradient):
+        for attribute, piece in self._known[module](module, inputs, gradient):
             name = self._names[id(getattr(module, attribute))]
             self.delivered = True
             if self._uses[name] == 1:
@@ -298,7 +364,7 @@ class _Comparison:
         if gradient is None:
             self._right = False
             return
-        if isinstance(piece, Lookup):
+        if isinstance(piece, Lookup) and gradient.is_sparse:
             piece, gradient = self._used_rows(piece, gradient)
         gradient = gradient.to_dense()
         wanted = gradient.square().mul_(self._times)
@@ -325,10 +391,15 @@ def _norm(value: Tensor) -> float:
 @contextmanager
 def _sparse_lookups(model: nn.Module) -> Iterator[None]:
     """Makes embeddings give sparse gradients: the dense one of a large vocabulary costs more than all the rest."""
+    # A table that also gives the logits has a dense gradient from there, to which a sparse one cannot be added.
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     changed = [
         module
         for module in model.modules()
-        if type(module) is nn.Embedding and not module.sparse and not module.scale_grad_by_freq
+        if isinstance(module, nn.Embedding)
+        and not module.sparse
+        and not module.scale_grad_by_freq
+        and id(module.weight) not in tied
     ]
     for module in changed:
         module.sparse = True
@@ -353,8 +424,27 @@ class Squares:
         elif isinstance(piece, Lookup):
             ids, sums = rows_used(piece, total.shape[0])
             total.index_add_(0, ids, sums.to(total.dtype).square_())
+        elif isinstance(piece, Tied):
+            self._add_tied(total, piece)
         else:
             self._add_outer(total.view(piece.grads.shape[2], -1), piece)
+
+    def _add_tied(self, total: Matrix, piece: Tied) -> None:
+        scratch, lookup = self._place(total), piece.lookup
+        looked = lookup.grads.to(total.dtype)
+        if lookup.unused is not None:
+            looked = looked * (lookup.ids != lookup.unused).unsqueeze(-1)
+        outer = zip(piece.outer.inputs.to(total.dtype), piece.outer.grads.to(total.dtype), strict=True)
+        for (x, g), ids, row in zip(outer, lookup.ids, looked, strict=True):
+            torch.mm(g.T, x, out=scratch)
+            scratch.index_add_(0, ids, row)
+            total.addcmul_(scratch, scratch)
+
+    def _place(self, total: Matrix) -> Matrix:
+        scratch = self._scratch.get(total.shape)
+        if scratch is None:
+            scratch = self._scratch[total.shape] = torch.empty_like(total)
+        return scratch
 
     def _add_outer(self, total: Matrix, piece: Outer) -> None:
         # No copy unless the model is in half precision, whose squares would underflow.
@@ -363,9 +453,7 @@ class Squares:
             # (g xᵀ)² = g² (x²)ᵀ: one product for the whole batch.
             total.addmm_(grads[:, 0].square().T, inputs[:, 0].square())
             return
-        scratch = self._scratch.get(total.shape)
-        if scratch is None:
-            scratch = self._scratch[total.shape] = torch.empty_like(total)
+        scratch = self._place(total)
         for x, g in zip(inputs, grads, strict=True):
             torch.mm(g.T, x, out=scratch)
             total.addcmul_(scratch, scratch)

@@ -189,7 +189,7 @@ def opened(checkpoint: Checkpoint, settings: Settings) -> Iterator[Scorer]:
     """Yields a checkpoint as a scorer, on the accelerator where there is one."""
     device = accelerator()
     # Fused attention has no dropout on a CPU: torch takes a slower way to it than the plain formula.
-    plain = {"attn_implementation": "eager"} if settings.passes and device.type == "cpu" else {}
+    plain: dict[str, Any] = {"attn_implementation": "eager"} if settings.passes and device.type == "cpu" else {}
     # Half precision would round what tells passes apart.
     model = checkpoint.model(dtype=torch.float32, **plain)
     torch.nn.Module.to(model, device)

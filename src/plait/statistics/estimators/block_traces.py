@@ -13,7 +13,7 @@ from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
 from plait.statistics.first_token import reads_first_token
-from plait.statistics.per_example import ExampleGradients, Factor, Lookup, Outer, Squares, rows_used
+from plait.statistics.per_example import ExampleGradients, Factor, Lookup, Outer, Squares, Tied, rows_used
 
 
 class BlockTraces:
@@ -39,6 +39,8 @@ class BlockTraces:
         """Returns Σ_b g_b² summed over all axes but `kept`."""
         if isinstance(piece, Lookup) and kept is None:
             return rows_used(piece, shape[0])[1].double().square().sum()
+        if isinstance(piece, Tied) and kept is None:
+            return tied_trace(piece)
         if isinstance(piece, Outer) and (traces := outer_traces(piece, kept)) is not None:
             return traces
         squares = torch.zeros(shape, dtype=self._dtype, device=piece.grads.device)
@@ -114,6 +116,24 @@ def outer_traces(piece: Outer, kept: int | None) -> Tensor | None:
         return ((x @ x.mT) * (g @ g.mT)).sum((1, 2)).double().sum()
     kernel, sides = (x @ x.mT, g) if kept == 0 else (g @ g.mT, x)
     return (sides * (kernel @ sides)).sum(1).double().sum(0)
+
+
+def tied_trace(piece: Tied) -> Tensor:
+    """Returns Σ_b of all squared entries of g_bᵀ x_b + E_b, E_b the look-ups' gradient, without forming any.
+
+    ‖gᵀx‖² + 2 Σ_t ⟨(gᵀx)[id_t], l_t⟩ + ‖E‖², where ⟨(gᵀx)[id_t], l_t⟩ = Σ_s g_s[id_t] ⟨x_s, l_t⟩.
+    """
+    dtype = torch.promote_types(piece.grads.dtype, torch.float32)
+    x, g = piece.outer.inputs.to(dtype), piece.outer.grads.to(dtype)
+    lookup = piece.lookup
+    looked = lookup.grads.to(dtype)
+    if lookup.unused is not None:
+        looked = looked * (lookup.ids != lookup.unused).unsqueeze(-1)
+    alone = ((x @ x.mT) * (g @ g.mT)).sum((1, 2)).double().sum()
+    at = g.gather(2, lookup.ids.unsqueeze(1).expand(-1, g.shape[1], -1))
+    both = (at * (x @ looked.mT)).sum((1, 2)).double().sum()
+    rows = rows_used(lookup, g.shape[2])[1].to(dtype).double().square().sum()
+    return alone + 2 * both + rows
 
 
 @ESTIMATORS.register(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.encoders.topology import topology
+from plait.encoders.topology import check_nodes, topology
 from plait.statistics.backward import Objective, backward_passes
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
@@ -20,8 +20,9 @@ from plait.statistics.shapes import Inputs
 class _Nodes:
     """The mask nodes in front of one linear layer: scores per example, and their running squares."""
 
-    def __init__(self, module: nn.Module, nodes: int, leaves: list[Tensor]) -> None:
+    def __init__(self, module: nn.Module, nodes: int, leaves: list[Tensor], groups: int = 0) -> None:
         self.total = torch.zeros(nodes, dtype=torch.float64)
+        self.shared = torch.zeros(groups, dtype=torch.float64)
         self._nodes = nodes
         self._leaves = leaves
         self._scores: Tensor | None = None
@@ -48,7 +49,11 @@ class _Nodes:
         """Squares what one backward pass brought, per example or (`whole`) of the batch's sum."""
         if self._scores is not None:
             scores = self._scores.double().cpu()
-            self.total += scores.sum(0).square() if whole else scores.square().sum(0)
+            scores = scores.sum(0, keepdim=True) if whole else scores
+            self.total += scores.square().sum(0)
+            if len(self.shared):
+                # One mask on what several heads share has the sum of their derivatives: add before squaring.
+                self.shared += scores.unflatten(1, (len(self.shared), -1)).sum(2).square().sum(0)
             self._scores = None
 
 
@@ -71,15 +76,16 @@ class MaskNodes:
         self._model, self._objective = model, objective
         self._leaves: list[Tensor] = []
         table = topology(model.config)
+        check_nodes(table)
         body = model.base_model
-        layers = range(table.layers)
+        groups = table.groups if table.groups != table.heads else 0
         self._heads = [
-            _Nodes(body.get_submodule(table.attention_output(layer)), table.heads, self._leaves)
-            for layer in layers
+            _Nodes(body.get_submodule(path), table.heads, self._leaves, groups)
+            for path in table.attention_outputs()
         ]
         self._neurons = [
             _Nodes(body.get_submodule(table.ffn_output(layer)), table.neurons, self._leaves)
-            for layer in layers
+            for layer in range(table.layers)
         ]
 
     def see(self, batch: Batch) -> None:
@@ -92,13 +98,14 @@ class MaskNodes:
         self._leaves.clear()
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
-        """Returns the mean squares: `heads` [L, h] and `neurons` [L, I]."""
+        """Returns the mean squares: `heads` [L, h], `neurons` [L, I], and `groups` [L, g] of shared keys and values."""
         dtype = torch.promote_types(self._model.dtype, torch.float32)
-        groups = {"heads": self._heads, "neurons": self._neurons}
-        return {
-            name: (torch.stack([nodes.total for nodes in group]) / examples).to(dtype)
-            for name, group in groups.items()
+        totals = {
+            "heads": [nodes.total for nodes in self._heads],
+            "neurons": [nodes.total for nodes in self._neurons],
+            "groups": [nodes.shared for nodes in self._heads if len(nodes.shared)],
         }
+        return {name: (torch.stack(rows) / examples).to(dtype) for name, rows in totals.items() if rows}
 
     def close(self) -> None:
         """Takes the hooks off the model."""
@@ -117,7 +124,8 @@ def mask_nodes(model: PreTrainedModel, objective: Objective) -> MaskNodes:
 
     F = (1/N) Σ_b s_b²,  s_head = Σ_t Σ_{k in head} x_tk ∂ℓ/∂x_tk,  s_neuron = Σ_t a_t ∂ℓ/∂a_t   (section 3), where x
     enters the attention output projection and a the second FFN projection: the derivative of the loss by a mask of
-    ones on them, summed over tokens before squaring.
+    ones on them, summed over tokens before squaring. Heads with common keys and values (grouped queries) also give one
+    number a group, F = (1/N) Σ_b (Σ_{head in group} s_b)²: that of a mask on what they share.
 
     Differs from the authors' program, which squares the gradient of a batch's mean loss: per batch does that.
     """
