@@ -122,7 +122,7 @@ def looked_up_by_frequency(model):
     ("change", "by_hooks"),
     [
         (shared, True), (rms, True), (without_affine, True), (without_bias, True),
-        (tied_across_kinds, False), (subclassed, False), (gated, False), (looked_up_by_frequency, False),
+        (tied_across_kinds, True), (subclassed, False), (gated, False), (looked_up_by_frequency, False),
     ],
 )  # fmt: skip
 def test_unusual_layers_are_exact_too(change, by_hooks, decisions):

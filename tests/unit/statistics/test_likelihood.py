@@ -19,7 +19,7 @@ from plait.statistics.likelihood import (
     width,
 )
 
-CATEGORICAL = (Head.CLASS, Head.TOKEN, Head.SPAN)
+CATEGORICAL = (Head.CLASS, Head.TOKEN, Head.NEXT, Head.SPAN)
 
 
 def logits(rows=2, values=4, scale=1.0):
