@@ -270,4 +270,6 @@ def _exp_ratio(sums: Array) -> Array:
     return found
 
 
-SCORES: dict[str, Callable[[Array], Array]] = {"ratio": _ratio, "exp_ratio": _exp_ratio, "pearson": _pearson, "macro_f1": _macro_f1}
+SCORES: dict[str, Callable[[Array], Array]] = {
+    "ratio": _ratio, "exp_ratio": _exp_ratio, "pearson": _pearson, "macro_f1": _macro_f1,
+}  # fmt: skip
