@@ -17,8 +17,6 @@ from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder
 from plait.comparison.result import Comparison
-from plait.data import Examples
-from plait.data.reading import read
 from plait.data.writing import check_table, write_table
 from plait.ensembles.evaluation import saved_scores
 from plait.ensembles.export import export_ensemble, export_plain
