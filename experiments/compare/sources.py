@@ -6,7 +6,7 @@
 - *reviews*: three product domains, one label set.
 - *snippets*: four teachers of two topics each, of search snippets.
 
-Each learns from a few hundred texts in float32 (some 15 minutes of one core a set): what is compared is what becomes of
+Each learns from a few hundred texts in float32 (10 to 20 minutes of one slow core a set): what is compared is what becomes of
 given models, not the models.
 
 Beside the sources, in work-files/compare/<set>/data: `<name>.parquet`, at most 500 labelled rows of the training
@@ -31,7 +31,7 @@ ROOT = HERE.parent.parent
 DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "datasets"))
 WORK = ROOT / "work-files" / "compare"
 ROWS, TEST, SEED = 500, 1000, 0
-TAUGHT = {"six": 900, "reviews": 500, "snippets": 500}
+TAUGHT = {"six": 300, "reviews": 250, "snippets": 500}
 """Training texts of one source."""
 SIX = {
     "sst2": "validation", "trec": "test", "cola": "validation", "mrpc": "validation", "ag_news": "test",
