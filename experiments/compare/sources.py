@@ -6,8 +6,8 @@
 - *reviews*: three product domains, one label set.
 - *snippets*: four teachers of two topics each, of search snippets.
 
-Each learns from a few hundred texts in float32 (10 to 20 minutes of one slow core a set): what is compared is what becomes of
-given models, not the models.
+Each learns from a few hundred texts in float32 (10 to 20 minutes of one slow core a set): what is compared is what
+becomes of given models, not the models.
 
 Beside the sources, in work-files/compare/<set>/data: `<name>.parquet`, at most 500 labelled rows of the training
 split; `<name>.test.parquet` and `<name>.held.parquet`, the two halves of at most 1,000 test rows (`plait compare` sees
