@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from plait.api import (
         amalgamate,
         compare,
+        convert,
         ensemble,
         estimate,
         evaluate,
@@ -40,6 +41,7 @@ __all__ = [
     "PlaitError",
     "amalgamate",
     "compare",
+    "convert",
     "ensemble",
     "estimate",
     "evaluate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class PlaitError(Exception):
@@ -25,6 +25,15 @@ class MergeError(PlaitError):
 
 class RecipeError(PlaitError):
     """A recipe, option, method or task name that is unknown or contradictory."""
+
+
+class RecipeProblems(RecipeError):  # noqa: N818 - it is several
+    """Everything that is wrong with a file of others; the command line prints one line for each."""
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        """Takes the file and its problems."""
+        super().__init__(f"{where}: {'; '.join(problems)}")
+        self.lines = tuple(f"{where}: {problem}" for problem in problems)
 
 
 class OutputError(PlaitError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,17 @@ def _obstacle() -> str | None:
     return None
 
 
+def cache_home() -> Path:
+    """Returns where Plait keeps what it has made: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
+    if place := os.environ.get("PLAIT_CACHE"):
+        return Path(place)
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(home or Path.home() / ".cache") / "plait"
+    except RuntimeError:  # a user without a folder: nothing is kept from one boot to the next
+        return Path(tempfile.gettempdir()) / f"plait-{os.getuid()}"
+
+
 VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model",
     "sentencepiece.bpe.model",
@@ -89,7 +101,7 @@ def locate(
         raise SourceError(f"{str(origin)[:80]!r}: no name of a folder or Hub id")
     with reading(origin, "no name of a folder or Hub id"):
         path = Path(origin).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix in {".gguf", ".onnx"}):
         return path
     if path.exists():
         raise SourceError(f"{origin}: is a file, expected a checkpoint folder or a Hub id")

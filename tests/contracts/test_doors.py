@@ -70,6 +70,8 @@ MERGE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]] = {
     "refine_rate": (0.5, None, None),
     "refine_batch_size": (3, None, None),
     "refine_precision": ("bfloat16", None, None),
+    "keep_adapter": ("cat", None, None),
+    "rank": (3, None, None),
     "dtype": ("float16", None, None),
     "max_shard_size": ("1GB", None, None),
     "trust_remote_code": (True, None, None),
@@ -82,6 +84,9 @@ SOURCE = {
     "task": ("t", ("--task", "a=t"), {"tasks": {"a": "t"}}),
     "labels": (["no", "yes"], ("--labels", "a=no,yes"), {"labels": {"a": ["no", "yes"]}}),
     "weight": (0.5, ("--weight", "a=0.5"), {"weights": {"a": 0.5}}),
+    "layer_weights": ([{"filter": "attn", "values": [0, 1]}, {"values": [0.5]}],
+                      ("--layer-weight", "a=attn:0,1;0.5"),
+                      {"sources": {"a": {"model": "m", "layer_weights": "attn:0,1;0.5"}}}),
     "revision": ("r", ("--revision", "a=r"), {"sources": {"a": {"model": "m", "revision": "r"}}}),
     "base": ("b", ("--adapter-base", "a=b"), {"sources": {"a": {"model": "m", "base": "b"}}}),
 }

@@ -112,10 +112,16 @@ def trimmed(change: Array, density: float) -> Array:
     return np.where(np.abs(change) >= least, change, 0.0)
 
 
-def elected(changes: Arrays, weights: Sequence[float], at: tuple[int, ...]) -> float:
+def as_one(changes: Arrays, weights: Sequence[float], then: str) -> Array:
+    if then in ("average", "sum"):
+        return average(changes, weights) * (1.0 if then == "average" else sum(weights))
+    return entry_by_entry(changes[0].shape, lambda at: elected(changes, weights, at, mean=then == "ties"))
+
+
+def elected(changes: Arrays, weights: Sequence[float], at: tuple[int, ...], *, mean: bool = True) -> float:
     direction = sum(w * c[at] for w, c in zip(weights, changes, strict=True))
     agree = [(w, c[at]) for w, c in zip(weights, changes, strict=True) if w * c[at] * direction > 0]
-    return sum(w * c for w, c in agree) / sum(w for w, _ in agree) if agree else 0.0
+    return sum(w * c for w, c in agree) / (sum(w for w, _ in agree) if mean else 1.0) if agree else 0.0
 
 
 def ties(
@@ -123,11 +129,12 @@ def ties(
     weights: Sequence[float],
     base: Array,
     density: float = 0.2,
+    then: str = "mean",
     scale: float = 1.0,
     **_: Any,
 ) -> Array:
     changes = [trimmed(p - base, density) for p in params]
-    return entry_by_entry(base.shape, lambda at: base[at] + scale * elected(changes, weights, at))
+    return base + scale * as_one(changes, weights, "ties" if then == "mean" else "ties_sum")
 
 
 def dare(
@@ -141,19 +148,17 @@ def dare(
     **_: Any,
 ) -> Array:
     changes = [np.where(d < drop, 0.0, (p - base) / (1 - drop)) for p, d in zip(params, draws, strict=True)]
-    if then == "ties":
-        return entry_by_entry(base.shape, lambda at: base[at] + scale * elected(changes, weights, at))
-    return base + scale * average(changes, weights)
+    return base + scale * as_one(changes, weights, then)
 
 
-def slerp(params: Arrays, weights: Sequence[float], **_: Any) -> Array:
+def slerp(params: Arrays, weights: Sequence[float], straight: float = 1.0, **_: Any) -> Array:
     first, second = params
     t = weights[1] / sum(weights)
     lengths = math.sqrt(float((first**2).sum()) * float((second**2).sum()))
     if lengths == 0:
         return (1 - t) * first + t * second
     angle = math.acos(max(-1.0, min(1.0, float((first * second).sum()) / lengths)))
-    if math.sin(angle) < 1e-6:
+    if math.sin(angle) < 1e-6 or abs(float((first * second).sum()) / lengths) > straight:
         return (1 - t) * first + t * second
     return (math.sin((1 - t) * angle) * first + math.sin(t * angle) * second) / math.sin(angle)
 
@@ -332,17 +337,18 @@ def breadcrumbs(
     base: Array,
     density: float = 0.15,
     outliers: float = 0.006,
+    then: str = "sum",
     scale: float = 0.2,
     **_: Any,
 ) -> Array:
-    result = base.astype(np.float64)
-    for parameter, weight in zip(params, weights, strict=True):
+    changes = []
+    for parameter in params:
         change = trimmed(parameter - base, density)
         ranked = sorted((abs(v) for v in (parameter - base).flat), reverse=True)
         count = math.floor(round(outliers * len(ranked), 9))
         most = ranked[count - 1] if count else math.inf
-        result = result + scale * weight * np.where(np.abs(change) >= most, 0.0, change)
-    return result
+        changes.append(np.where(np.abs(change) >= most, 0.0, change))
+    return base + scale * as_one(changes, weights, then)
 
 
 def della(
@@ -352,6 +358,7 @@ def della(
     draws: Arrays,
     drop: float = 0.5,
     epsilon: float = 0.15,
+    then: str = "ties",
     scale: float = 1.0,
     **_: Any,
 ) -> Array:
@@ -364,7 +371,7 @@ def della(
             chance = min(max(drop - epsilon / 2 + epsilon * greater / row.size, 0.0), 0.999)
             change[at] = 0.0 if draw[at] < chance else change[at] / (1 - chance)
         changes.append(change)
-    return entry_by_entry(base.shape, lambda at: base[at] + scale * elected(changes, weights, at))
+    return base + scale * as_one(changes, weights, then)
 
 
 def model_stock(params: Arrays, weights: Sequence[float], base: Array, **_: Any) -> Array:

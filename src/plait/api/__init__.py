@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plait.api.artifacts import evaluate, export, load, open_artifact
     from plait.api.catalog import methods
+    from plait.api.conversion import convert
     from plait.api.inspection import inspect
     from plait.api.jobs import (
         amalgamate,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PLACES = {
     "artifacts": ("evaluate", "export", "load", "open_artifact"),
     "catalog": ("methods",),
+    "conversion": ("convert",),
     "inspection": ("inspect",),
     "jobs": ("amalgamate", "check", "compare", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
     "recipe_schema": ("schema",),
@@ -36,6 +38,7 @@ __all__ = [
     "amalgamate",
     "check",
     "compare",
+    "convert",
     "ensemble",
     "estimate",
     "evaluate",

@@ -28,6 +28,7 @@ from plait.ensembles.plan import plan as plan_ensemble
 from plait.ensembles.run import run_ensemble
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError
+from plait.merging.adapters import plan_adapters
 from plait.merging.merged import Merged
 from plait.merging.plan import check_output as check_merge_output
 from plait.merging.plan import plan as plan_merge
@@ -62,24 +63,28 @@ logger = logging.getLogger("plait")
 Given = str | Path | Mapping[str, Any] | Recipe
 
 
-def as_recipe(recipe: Given) -> Recipe:
-    """Returns a recipe from a YAML file, a mapping or a recipe."""
+def as_recipe(recipe: Given, output: str | Path | None = None) -> Recipe:
+    """Returns a recipe from a YAML file (ours or mergekit's), a mapping or a recipe; `output` instead of its own."""
+    found: Recipe
     if isinstance(recipe, MergeRecipe | AmalgamateRecipe | EnsembleRecipe | CompareRecipe):
-        return recipe
-    return read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
+        found = recipe
+    else:
+        found = read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
+    return found if output is None else found.model_copy(update={"output": str(output)})
 
 
-def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
+def check(recipe: Given, *, overwrite: bool = True, output: str | Path | None = None) -> dict[str, Any]:
     """Returns what a recipe would do, after every check that needs no weights.
 
     Args:
-        recipe: a YAML file, a mapping or a parsed recipe.
+        recipe: a YAML file (ours or mergekit's), a mapping or a parsed recipe.
+        output: the folder to write instead of the recipe's.
         overwrite: whether an output that exists is no problem.
 
     Raises:
         PlaitError: anything that would stop the run before its first computation.
     """
-    found = as_recipe(recipe)
+    found = as_recipe(recipe, output)
     if isinstance(found, AmalgamateRecipe):
         check_amalgamation_output(found, overwrite=overwrite)
         return plan_amalgamation(found).describe()
@@ -91,25 +96,28 @@ def check(recipe: Given, *, overwrite: bool = True) -> dict[str, Any]:
         return planned(found).describe()
     if not overwrite:
         check_merge_output(found, overwrite=False)
-    return plan_merge(found).describe()
+    return plan_adapters(found).describe() if found.keep_adapter else plan_merge(found).describe()
 
 
 @noted
-def run(recipe: Given, *, overwrite: bool = False, resume: bool = False) -> Any:
+def run(
+    recipe: Given, *, overwrite: bool = False, resume: bool = False, output: str | Path | None = None
+) -> Any:
     """Returns the result of a recipe (a YAML file, a mapping or a parsed one), written to its `output`.
 
     A merge gives a `Merged` checkpoint, an amalgamation a `Student`, an ensemble a `SavedEnsemble`, a comparison a
     `Comparison`.
 
     Args:
-        recipe: a YAML file, a mapping or a parsed recipe.
+        recipe: a YAML file (ours or mergekit's), a mapping or a parsed recipe.
         overwrite: whether an existing output is replaced, once the new one is complete.
         resume: go on with the training that was stopped, where there is any.
+        output: the folder to write instead of the recipe's.
 
     Raises:
         PlaitError: anything a user can mend; nothing has been written then.
     """
-    found = as_recipe(recipe)
+    found = as_recipe(recipe, output)
     if isinstance(found, AmalgamateRecipe):
         return run_amalgamation(found, overwrite=overwrite, resume=resume)
     if isinstance(found, EnsembleRecipe):
@@ -361,6 +369,8 @@ def merge(
     refine_rate: float = 1e-4,
     refine_batch_size: int = 16,
     refine_precision: str = "float32",
+    keep_adapter: str | None = None,
+    rank: int | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
@@ -396,6 +406,9 @@ def merge(
         refine_rate: the highest learning rate.
         refine_batch_size: texts a step.
         refine_precision: `float32`, or `bfloat16` mixed precision.
+        keep_adapter: merge adapters into one adapter (`svd`, `cat` or `knots`), see docs/sources.md; the result is a
+            `MergedAdapter`.
+        rank: of that adapter.
         dtype: of the output; default that of the sources.
         max_shard_size: such as `5GB`.
         trust_remote_code: whether a source may run its own code; never unless asked.
@@ -430,6 +443,8 @@ def merge(
         refine_rate=refine_rate,
         refine_batch_size=refine_batch_size,
         refine_precision=refine_precision,
+        keep_adapter=keep_adapter,
+        rank=rank,
         dtype=dtype,
         max_shard_size=max_shard_size,
         trust_remote_code=trust_remote_code,

@@ -24,6 +24,7 @@ from plait.recipe import (
     AmalgamateRecipe,
     ComparedSource,
     DataSpec,
+    LayerWeight,
     MethodSpec,
     SourceSpec,
     TeacherSpec,
@@ -36,7 +37,7 @@ from plait.statistics.importance import NORMALIZATIONS
 Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 WRITTEN: tuple[type[BaseModel], ...] = (
-    *COMBINES.values(), SourceSpec, ComparedSource, TeacherSpec, DataSpec, MethodSpec,
+    *COMBINES.values(), SourceSpec, LayerWeight, ComparedSource, TeacherSpec, DataSpec, MethodSpec,
 )  # fmt: skip
 """Models whose fields a user writes."""
 UNUSED = ("NamedOptions", "MethodSpec")

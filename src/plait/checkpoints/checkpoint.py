@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from plait.boundary import reading
 from plait.checkpoints import adapters, parameter_names
+from plait.checkpoints.foreign import before_quantization, checkpoint_place, checkpoints_below
 from plait.checkpoints.headers import Header, TensorFiles, read_headers, read_json
 from plait.checkpoints.lineage import front_of
 from plait.checkpoints.tokenizers import Opened, has_tokenizer, open_tokenizer
@@ -36,6 +38,8 @@ from plait.errors import SourceError, listed
 from plait.hub import TOKENIZER_FILES, VOCABULARIES, locate
 from plait.reports.record import origin_from, read_record, refuse_several
 
+logger = logging.getLogger("plait")
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -44,6 +48,7 @@ class Checkpoint:
     A language model is a body: its head is that of no task. `head` holds what its `language_class` has beside the body;
     `left_out` names stored tensors that are part of neither. An adapter has a `base_folder`, that of the model which it
     changes. An `assembled` model is not what transformers would load from the folder: its tensors are read one by one.
+    One whose rows have been matched with those of others has an `original`, and the `union_tokenizer` of all.
     """
 
     artifact: ClassVar = "checkpoint"
@@ -68,6 +73,8 @@ class Checkpoint:
     renamed: bool = False
     base_folder: Path | None = None
     assembled: bool = False
+    original: Checkpoint | None = None
+    union_tokenizer: Opened | None = None
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -110,12 +117,18 @@ class Checkpoint:
 
     def note_hash(self, stored: str, digest: str) -> None:
         """Keeps the xxh3-128 hex digest of a stored tensor's bytes, computed by who streamed them."""
+        if self.original is not None:
+            if self.headers[stored] is self.original.headers[stored]:
+                self.original.note_hash(stored, digest)
+            return
         derived = self.headers[stored].derived
         self._hashes[stored] = digest if derived is None else _combined(digest, derived.fingerprint)
 
     @cached_property
     def digest(self) -> str:
         """Returns a hex digest over class, problem type and each parameter's name, dtype, shape, bytes."""
+        if self.original is not None:
+            return self.original.digest
         total = xxhash.xxh3_128(f"{self.architecture} {self.problem_type}\n".encode())
         start = f"{self.prefix}." if self.prefix else ""
         for name, stored in sorted({**{f"{start}{k}": v for k, v in self.body.items()}, **self.head}.items()):
@@ -183,6 +196,8 @@ class Checkpoint:
 
     @cached_property
     def _tokenizer(self) -> Opened:
+        if self.union_tokenizer is not None:
+            return self.union_tokenizer
         trust: dict[str, Any] = {"config": self.config, "trust_remote_code": self.trust_remote_code}
         return Opened.of(open_tokenizer(self.tokenizer_folder, self.name, **trust))
 
@@ -247,7 +262,8 @@ def open_checkpoint(
     where the one that it records is not here.
     """
     wanted = Wanted(origin, name, revision, labels, base)
-    return _opened(locate(origin, revision, trust_remote_code, ask_hub=ask_hub), wanted, trust_remote_code)
+    place = locate(origin, revision, trust_remote_code, ask_hub=ask_hub)
+    return _opened(checkpoint_place(place, name or str(origin)), wanted, trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -271,7 +287,9 @@ def open_models(wanted: Sequence[Wanted], *, trust_remote_code: bool = False) ->
         RecipeError: merged checkpoints or ensembles, which are several; all of them are named.
         SourceError: one that is missing, corrupt or unsafe.
     """
-    folders = [locate(one.origin, one.revision, trust_remote_code) for one in wanted]
+    places = [locate(one.origin, one.revision, trust_remote_code) for one in wanted]
+    named = zip(places, wanted, strict=True)
+    folders = [checkpoint_place(place, one.name or str(one.origin)) for place, one in named]
     titles = [str(one.origin) if one.name is None else f"{one.name} ({one.origin})" for one in wanted]
     refuse_several(dict(zip(titles, folders, strict=True)))
     return tuple(_opened(folder, one, trust_remote_code) for folder, one in zip(folders, wanted, strict=True))
@@ -291,7 +309,10 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
     if kind == "body":
         parameter_names.refuse_lost_head(architecture, config, headers, names, str(folder))
         more = _language(architecture, model, headers, names, folder)
-        names = parameter_names.Names(names.body, more["head"])
+        names = parameter_names.Names(names.body, more["head"], names.wrapper)
+    if names.wrapper:
+        said = "%s: the name of every tensor begins with %r, of what wrapped the model in training: read without it"
+        logger.warning(said, wanted.name or str(wanted.origin), names.wrapper)
     _refuse_integers(folder, names, headers)
     problem = problem_of(config) if kind == "sequence_classification" else None
     if labels is not None:
@@ -303,7 +324,7 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
         labels=label_names(folder, config, kind, problem), problem_type=problem, body=names.body, **more,
         headers=headers, model_class=cls, trust_remote_code=trust_remote_code,
         recorded_base=found.base or recorded_base(folder), renamed=labels is not None,
-        base_folder=found.base_folder, assembled=found.assembled,
+        base_folder=found.base_folder, assembled=found.assembled or bool(names.wrapper),
     )  # fmt: skip
 
 
@@ -350,18 +371,10 @@ def _name(origin: str | Path, folder: Path) -> str:
     return folder.resolve().name if Path(origin).expanduser().is_dir() else str(origin).rpartition("/")[2]
 
 
-def _below(folder: Path) -> str:
-    """Returns a hint at checkpoints that lie one folder below, such as those of a training run."""
-    places = (file.parent for file in folder.glob("*/config.json"))
-    numbered = re.compile(r"(\d+)")
-    found = sorted(places, key=lambda place: [p.zfill(12) for p in numbered.split(place.name)])
-    return f"; checkpoints lie below it: {listed(map(str, found), 5)}" if found else ""
-
-
 def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
     """Returns the configuration of a folder; code that it would load is refused unless trusted."""
     if not (folder / "config.json").is_file():
-        hint = _below(folder)
+        hint = checkpoints_below(folder)
         raise SourceError(f"not a checkpoint: no config.json in {folder}{hint}")
     raw = read_json(folder / "config.json")
     if raw.get("auto_map") and not trust_remote_code:
@@ -382,10 +395,8 @@ def read_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
         config: PretrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
-    if getattr(config, "quantization_config", None):
-        raise SourceError(
-            f"{folder}: quantized weights cannot be merged; give the checkpoint before quantization"
-        )
+    if quantized := getattr(config, "quantization_config", None):
+        raise SourceError(f"{folder}: quantized weights cannot be merged; {before_quantization(quantized)}")
     return config
 
 

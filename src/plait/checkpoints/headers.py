@@ -101,7 +101,12 @@ def instead(folder: Path) -> str:
     others = sorted(
         p.name for p in folder.iterdir() if p.suffix in {".h5", ".msgpack", ".onnx", ".pt", ".ckpt", ".bin"}
     )
-    return f", only {', '.join(others)}" if others else ""
+    graph = ": ONNX has lost the weights' names, so give what it was exported from" if _onnx(folder) else ""
+    return f", only {', '.join(others)}{graph}" if others else ""
+
+
+def _onnx(folder: Path) -> bool:
+    return any(folder.glob("*.onnx"))
 
 
 def _read_shards(index: Path, suffix: str, read: Callable[[Path], dict[str, Header]]) -> dict[str, Header]:

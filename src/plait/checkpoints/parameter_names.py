@@ -37,10 +37,14 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.model.", "module._ori
 
 @dataclass(frozen=True)
 class Names:
-    """Body-relative and head parameter names, each with the name under which the file stores it."""
+    """Body-relative and head parameter names, each with the name under which the file stores it.
+
+    All of those begin with `wrapper`, where something wrapped the model in training.
+    """
 
     body: Mapping[str, str]
     head: Mapping[str, str]
+    wrapper: str = ""
 
 
 def skeleton(
@@ -91,6 +95,11 @@ def check_size(
     differ: a new head has its own.
     """
     built = skeleton(cls, config, where, stored=len(headers)).state_dict()
+    if wrapper := wrapper_of(headers, built, cls.base_model_prefix):
+        raise SourceError(
+            f"{where}: the name of every tensor begins with {wrapper!r}, of what wrapped the model in training: "
+            "save the model inside (its state_dict without this prefix)"
+        )
     wanted = sum(tensor.numel() for tensor in built.values())
     held = sum(math.prod(header.shape) for header in headers.values())
     if wanted > 2 * held + 10_000_000:
@@ -115,31 +124,46 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         *_misshapen(stored, expected, headers),
     ]
     if problems:
-        _explain(expected, headers, where)
+        _explain(headers, where)
         raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
     names = [name for name in expected if name in parameters and name in stored]
+    wrapper = wrapper_of(headers, expected, model.base_model_prefix)
     if kind == "body":
-        return Names({name: stored[name] for name in names}, {})
+        return Names({name: stored[name] for name in names}, {}, wrapper)
     return Names(
         {name.removeprefix(prefix): stored[name] for name in names if name.startswith(prefix)},
         {name: stored[name] for name in names if not name.startswith(prefix)},
+        wrapper,
     )
 
 
-def _explain(expected: Mapping[str, torch.Tensor], headers: Mapping[str, Header], where: str) -> None:
-    """Raises where one fact explains why no weight fits: empty tensors, or a prefix before every name."""
+def _explain(headers: Mapping[str, Header], where: str) -> None:
+    """Raises where one fact explains why no weight fits: all tensors, or many, are empty."""
     if headers and all(0 in header.shape for header in headers.values()):
         raise SourceError(
             f"{where}: all {len(headers)} tensors are empty, as DeepSpeed ZeRO-3 saves them: gather the weights with "
             "zero_to_fp32.py, which lies in the run's folder, or save with stage3_gather_16bit_weights_on_model_save"
         )
-    for prefix in WRAPPERS:
-        rest = [name.removeprefix(prefix) for name in headers if name.startswith(prefix)]
-        if len(rest) == len(headers) and not set(rest).isdisjoint(expected):
-            raise SourceError(
-                f"{where}: the name of every tensor begins with {prefix!r}, put there by what wrapped the model in "
-                "training: save the model inside (its state_dict without this prefix)"
-            )
+    empty = [name for name, header in headers.items() if 0 in header.shape]
+    if len(empty) > len(headers) // 2:
+        raise SourceError(
+            f"{where}: {len(empty)} of {len(headers)} tensors are empty ({listed(empty, 3)}), as partitioned training "
+            "(DeepSpeed ZeRO-3, FSDP) leaves them: gather the weights first, with zero_to_fp32.py of the run's folder"
+        )
+
+
+def wrapper_of(headers: Iterable[str], expected: Mapping[str, Any], prefix: str) -> str:
+    """Returns what stands before the name of every stored tensor and is none of the model's own names."""
+    names = list(headers)
+    own = f"{prefix}."
+    for wrapper in sorted(WRAPPERS, key=len, reverse=True):
+        if not names or wrapper == own or not all(name.startswith(wrapper) for name in names):
+            continue
+        rest = {name.removeprefix(wrapper) for name in names}
+        known = {*expected, *(f"{own}{name}" for name in expected)}
+        if known.isdisjoint(names) and not known.isdisjoint(rest):
+            return wrapper
+    return ""
 
 
 def type_of(architectures: Any) -> str:
@@ -208,9 +232,11 @@ def _stored_names(
     prefix, table = model.base_model_prefix, dict(expected)
     found: dict[str, str] = {}
     twice = []
+    headers = list(headers)
+    wrapper = wrapper_of(headers, expected, prefix)
     for stored in headers:
-        exact = stored in table
-        name = stored if exact else rename_source_key(stored, renamings, converters, prefix, table)[0]
+        plain = stored.removeprefix(wrapper)
+        name = plain if plain in table else rename_source_key(plain, renamings, converters, prefix, table)[0]
         if name in found:
             twice.append(f"{stored} and {found[name]} are one parameter")
         found[name] = stored

@@ -23,7 +23,7 @@ DTYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-MODEL_FILES = ("plait.json", "config.json")
+MODEL_FILES = ("plait.json", "config.json", "adapter_config.json")
 """What a folder must hold one of to be replaced."""
 SPARE = 16 * 2**20
 """Bytes left free on the disk beside what is written."""

@@ -28,7 +28,7 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
         result = _result(arguments)
         sys.stdout.flush()
     except PlaitError as error:
-        return complain(str(error))
+        return max(complain(line) for line in getattr(error, "lines", (str(error),)))
     except typer.Exit as stop:
         return (
             complain(interruption(arguments), INTERRUPTED)

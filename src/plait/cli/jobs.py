@@ -18,6 +18,7 @@ from plait.cli.options import (
     DryRun,
     Json,
     LabelColumn,
+    LayerWeights,
     MaxLength,
     Names,
     Output,
@@ -38,7 +39,7 @@ from plait.cli.options import (
     told_of,
 )
 from plait.cli.show import show_merged, show_plan, show_result
-from plait.errors import RecipeError, did_you_mean
+from plait.errors import OutputError, RecipeError, did_you_mean
 
 
 @app.command()
@@ -53,6 +54,7 @@ def merge(
         list[str] | None,
         typer.Option("--weight", help="NAME=λ: weight of a source. Default: 1.", rich_help_panel=SOURCES),
     ] = None,
+    layer_weights: LayerWeights = None,
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +108,7 @@ def merge(
         chosen["labels"] = whose
     given = revised(named_sources(sources, "sources"), revision)
     given = told_of(given, "--adapter-base", "base", adapter_bases)
+    given = told_of(given, "--layer-weight", "layer_weights", layer_weights)
     recipe, _ = merge_recipe(
         with_labels(given, [told for told in labels or () if "=" in told]), out=output,
         data=spec(pairs(data, "--data"), *columns),
@@ -151,7 +154,10 @@ def with_labels(sources: dict[str, Any], labels: list[str]) -> dict[str, Any]:
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML, of Plait or of mergekit.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write, instead of the recipe's.")
+    ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -162,9 +168,31 @@ def run(
     from plait import api
 
     if dry_run:
-        show_plan(api.check(recipe, overwrite=overwrite), json=json)
+        show_plan(api.check(recipe, overwrite=overwrite, output=output), json=json)
         return
-    show_result(api.run(recipe, overwrite=overwrite, resume=resume), json=json)
+    show_result(api.run(recipe, overwrite=overwrite, resume=resume, output=output), json=json)
+
+
+@app.command()
+def convert(
+    recipe: Annotated[Path, typer.Argument(help="A recipe of mergekit, in YAML.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write. Default: the terminal.")] = None,
+    into: Annotated[Path | None, typer.Option("--into", help="Folder that the recipe is to write.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Translate a recipe of mergekit into one of Plait; what no method here does is named."""
+    from plait import api
+    from plait.recipe import to_yaml
+
+    text = to_yaml(api.convert(recipe, output=into))
+    if output is None:
+        render.line(text.rstrip())
+        return
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} exists (use --overwrite, or another output)")
+    output.write_text(text, encoding="utf-8")
+    render.line(str(output))
 
 
 @app.command()

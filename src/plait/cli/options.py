@@ -43,6 +43,15 @@ AdapterBases = Annotated[
         rich_help_panel=SOURCES,
     ),
 ]
+LayerWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer-weight",
+        help="NAME=[PART:]λ,λ…: weights of a source from the first layer to the last, of parameters whose names "
+        "contain PART; several after ;",
+        rich_help_panel=SOURCES,
+    ),
+]
 TextColumn = Annotated[
     str | None,
     typer.Option(
@@ -133,7 +142,7 @@ def named_sources(values: Sequence[str] | None, what: str) -> dict[str, Any]:
     Raises:
         RecipeError: a name given twice, or names for some of them alone.
     """
-    from plait.recipe.arguments import named_places
+    from plait.recipe.naming import named_places
 
     every = list(values or ())
     bare = [value for value in every if "=" not in value or "/" in value.partition("=")[0]]

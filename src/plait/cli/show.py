@@ -21,12 +21,29 @@ def show_result(result: Any, *, json: bool) -> None:
     shows: dict[str, Any] = {
         "merged": show_merged, "student": show_student, "ensemble": show_ensemble, "one_model": show_ensemble,
         "comparison": show_comparison,
+        "adapter": show_adapter,
     }  # fmt: skip
     shows[result.artifact](result, json=json)
 
 
+def show_adapter(merged: Any, *, json: bool) -> None:
+    """Prints where an adapter lies, its rank and what truncation has cost."""
+    if json:
+        render.as_json({
+            "output": str(merged.folder), "rank": merged.rank, "error": merged.error, "worst": list(merged.worst),
+            "left_out": list(merged.left_out),
+        })  # fmt: skip
+        return
+    lost = f"{100 * merged.error:.2g} % of its norm lost by truncation" if merged.error > 1e-6 else "exact"
+    worst = f", at most {100 * merged.worst[1]:.2g} % in {merged.worst[0]}" if merged.error > 1e-6 else ""
+    render.line(f"{merged.folder}: one adapter of rank {merged.rank}, {lost}{worst}")
+
+
 def show_merged(merged: Any, *, json: bool) -> None:
-    """Prints where a merged checkpoint lies and what it scored."""
+    """Prints where a merged checkpoint lies and what it scored, or what an adapter made of several is."""
+    if merged.artifact == "adapter":
+        show_adapter(merged, json=json)
+        return
     manifest = merged.manifest
     if json:
         render.as_json({

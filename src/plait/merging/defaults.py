@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.compatibility import Rows, align
+from plait.checkpoints.vocabulary import fitted
 from plait.errors import PlaitError, RecipeError
 from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe, MethodSpec
@@ -91,7 +92,7 @@ def usable_base(
     """
     trusted = recipe.trust_remote_code
     if recipe.base is not None:
-        return open_checkpoint(recipe.base, name="base", trust_remote_code=trusted)
+        return fitted(open_checkpoint(recipe.base, name="base", trust_remote_code=trusted), sources)
     recorded = {source.recorded_base for source in sources}
     found = recorded.pop() if len(recorded) == 1 else None
     # A default does not ask the network.
@@ -101,7 +102,7 @@ def usable_base(
         logger.info("the sources record the base %s, which is not here: name it with --base", found)
         return None
     try:
-        base = open_checkpoint(found, name="base", trust_remote_code=trusted)
+        base = fitted(open_checkpoint(found, name="base", trust_remote_code=trusted), sources)
         align(sources, base=base, tasks=recipe.tasks(), orders=orders)
     except PlaitError as error:
         logger.warning("the recorded base %s is not used: %s", found, error)

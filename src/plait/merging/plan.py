@@ -11,6 +11,7 @@ from typing import Any
 from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
 from plait.checkpoints.compatibility import Alignment, align
 from plait.checkpoints.places import check_apart
+from plait.checkpoints.vocabulary import fitted, matched
 from plait.checkpoints.writer import check_target, parse_size
 from plait.data import Examples, align_labels
 from plait.data.language import of_language
@@ -226,8 +227,25 @@ def check_data(
 def check_weights(recipe: MergeRecipe) -> None:
     """Raises `RecipeError` when every λ is zero."""
     weights = recipe.weights()
-    if weights is not None and not any(weights):
+    if weights is not None and not any(weights) and not any(s.layer_weights for s in recipe.sources.values()):
         raise RecipeError("all weights are 0: give at least one source a positive weight")
+
+
+def check_layer_weights(recipe: MergeRecipe, rule: Entry[Any], method: MethodSpec) -> None:
+    """Raises `RecipeError` where weights by layer meet what looks at all layers at once, or say nothing of a layer."""
+    if not any(s.layer_weights for s in recipe.sources.values()):
+        return
+    if in_forward_order(rule, method) or "depth" in rule.inputs or method.options.get("scope") == "model":
+        raise RecipeError(
+            f"layer_weights (--layer-weight) cannot be had with {rule.name} as it is asked for, which looks at all "
+            "layers at once: give one weight a source"
+        )
+    ends = [sum(s.weight_at("", depth) for s in recipe.sources.values()) for depth in (0.0, 1.0)]
+    if not all(ends):
+        raise RecipeError(
+            f"layer_weights of all sources are 0 at the {'first' if not ends[0] else 'last'} layer: give one of them a "
+            "positive weight there"
+        )
 
 
 def check_count(rule: Entry[Any], count: int) -> None:
@@ -276,11 +294,15 @@ def plan(
     check_texts(recipe, objects)
     check_some(recipe, objects)
     check_weights(recipe)
+    if recipe.rank is not None:
+        raise RecipeError("--rank is that of one adapter: it goes with --keep-adapter")
+    check_layer_weights(recipe, rule, method)
     sources = sources or open_sources(recipe)
     if base is None and recipe.base is not None:
         base = open_checkpoint(recipe.base, name="base", trust_remote_code=recipe.trust_remote_code)
     elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
+    base = fitted(base, sources)
     orders = orders_on_data(recipe, sources, objects, judged or {}) if orders is None else orders
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler, orders=orders)
     hint_at_tasks(sources, recipe.tasks())
@@ -297,7 +319,7 @@ def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
     wanted = [Wanted(s.model, name, s.revision, s.labels, s.base or recipe.base) for name, s in recipe.sources.items()]
     sources = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     check_sources(sources)
-    return sources
+    return matched(sources)
 
 
 def check_sources(sources: tuple[Checkpoint, ...]) -> None:

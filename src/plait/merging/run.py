@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +20,15 @@ from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizers import copy_tokenizer, keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
+from plait.errors import RecipeError
 from plait.merging import chunks
+from plait.merging.adapters import run_adapters
 from plait.merging.chunks import InMemory
 from plait.merging.engine import combine, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
 from plait.merging.forward import merge_forward
 from plait.merging.job import Job, prepare
+from plait.merging.layout import Layout, numbered
 from plait.merging.merged import Merged
 from plait.merging.plan import Plan, check_output, plan
 from plait.merging.refinement.files import agree
@@ -136,10 +139,38 @@ def bodies(job: Plan) -> dict[str, tuple[int, ...]]:
 
 def jobs(job: Plan, weightings: Sequence[Any] | None, dtype: torch.dtype) -> list[Job]:
     """Returns one merge for each group of parameters that the same sources have (not all have a pooler)."""
-    groups: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[tuple[int, ...], Weights], list[str]] = {}
+    weights = LayerWeights.of(job)
     for parameter, owners in bodies(job).items():
-        groups.setdefault(tuple(owners), []).append(parameter)
-    return [group_job(job, owners, names, weightings, dtype) for owners, names in groups.items()]
+        groups.setdefault((tuple(owners), weights.at(parameter, owners)), []).append(parameter)
+    return [
+        group_job(job, owners, names, weightings, dtype, weights=shares)
+        for (owners, shares), names in groups.items()
+    ]
+
+
+Weights = tuple[float, ...] | None
+"""λ of the owners of a parameter; None where all count alike."""
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """λ of each source for each parameter: by its layer, and by its name in the result."""
+
+    recipe: MergeRecipe
+    layout: Layout
+    rename: Callable[[str], str]
+
+    @classmethod
+    def of(cls, job: Plan) -> LayerWeights:
+        """Returns the weights of a merge."""
+        return cls(job.recipe, Layout([*job.alignment.owners, *job.alignment.language]), stored_names(job))
+
+    def at(self, parameter: str, owners: Sequence[int]) -> Weights:
+        """Returns λ of a parameter's owners; what lies outside the layers counts as the first of them."""
+        depth = self.layout.depth(parameter) if numbered(parameter) is not None else 0.0
+        every = self.recipe.weights_at(self.rename(parameter), depth)
+        return None if every is None else tuple(every[i] for i in owners)
 
 
 def forward_jobs(job: Plan, dtype: torch.dtype, state: Path) -> list[Job]:
@@ -151,8 +182,11 @@ def forward_jobs(job: Plan, dtype: torch.dtype, state: Path) -> list[Job]:
     for parameter, owners in kept.items():
         if parameter not in merged:
             rest.setdefault(tuple(owners), []).append(parameter)
-    average = RULES["average"]
-    return found + [group_job(job, owners, names, None, dtype, rule=average) for owners, names in rest.items()]
+    average, weights = RULES["average"], LayerWeights.of(job)
+    return found + [
+        group_job(job, owners, names, None, dtype, rule=average, weights=weights.at(names[0], owners))
+        for owners, names in rest.items()
+    ]
 
 
 def group_job(
@@ -163,13 +197,12 @@ def group_job(
     dtype: torch.dtype,
     *,
     rule: Any = None,
+    weights: Weights = None,
 ) -> Job:
     """Returns the merge of the parameters that these sources have, by the plan's rule unless another is given.
 
     A rule for two models averages where one has them.
     """
-    every = job.recipe.weights()
-    weights = None if every is None else [every[i] for i in owners]
     alone = weights is not None and not any(weights)
     rule = rule or (job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners)))
     chosen = None if weightings is None else [weightings[i] for i in owners]
@@ -194,24 +227,23 @@ def language_jobs(
     job: Plan, dtype: torch.dtype, weightings: Sequence[Any] | None = None
 ) -> list[Job]:
     """Returns the merges of language models' heads, by the rule of the body; averages in forward order."""
-    groups: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[tuple[int, ...], Weights], list[str]] = {}
+    every = LayerWeights.of(job)
     for parameter, owners in job.alignment.language.items():
-        groups.setdefault(owners, []).append(parameter)
-    every = job.recipe.weights()
+        groups.setdefault((owners, every.at(parameter, owners)), []).append(parameter)
     base = job.alignment.base
     merges = []
-    for owners, names in groups.items():
+    for (owners, weights), names in groups.items():
         rule = job.rule if len(owners) == len(job.sources) else shrunk(job, len(owners))
         known = PLAIN | (INFORMED if weightings is not None else set())
         rule = rule if set(rule.inputs) <= known and not job.forward else RULES["average"]
-        weights = None if every is None or not any(every[i] for i in owners) else [every[i] for i in owners]
         chosen = None if weightings is None else [weightings[i] for i in owners]
         merges.append(
             prepare(
                 [chunks.head(job.sources[i]) for i in owners],
                 names,
                 rule,
-                weights=weights,
+                weights=weights if weights and any(weights) else None,
                 importances=chosen if "importances" in rule.inputs else None,
                 grams=chosen if "grams" in rule.inputs else None,
                 base=chunks.head(base) if base is not None and "base" in rule.inputs else None,
@@ -324,7 +356,14 @@ def run_merge(
     overwrite: bool = False,
     resume: bool = False,
 ) -> Merged:
-    """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files."""
+    """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files.
+
+    Of adapters that stay one it is a `MergedAdapter`.
+    """
+    if recipe.keep_adapter is not None and (data or judged):
+        raise RecipeError("data cannot be had with --keep-adapter, which merges adapters without data")
+    if recipe.keep_adapter is not None:
+        return cast(Merged, run_adapters(recipe, overwrite=overwrite))
     ended = resume and finished_job(recipe.output) is not None
     check_output(recipe, overwrite=overwrite or ended)
     with writing(recipe.output, overwrite=overwrite or ended):

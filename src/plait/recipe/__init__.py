@@ -4,7 +4,7 @@ from plait.recipe.amalgamate import AmalgamateRecipe, TeacherSpec
 from plait.recipe.compare import ComparedSource, CompareRecipe
 from plait.recipe.ensemble import EnsembleRecipe
 from plait.recipe.fields import DataSpec, NamedOptions, number
-from plait.recipe.merge import AUTO, ESTIMATION, MergeRecipe, MethodSpec, SourceSpec
+from plait.recipe.merge import AUTO, ESTIMATION, LayerWeight, MergeRecipe, MethodSpec, SourceSpec
 from plait.recipe.parsing import COMBINES, Recipe, parse_as, parse_recipe, read_recipe, to_yaml
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ComparedSource",
     "DataSpec",
     "EnsembleRecipe",
+    "LayerWeight",
     "MergeRecipe",
     "MethodSpec",
     "NamedOptions",

@@ -22,6 +22,48 @@ from plait.recipe.fields import (
 )
 
 
+class LayerWeight(Strict):
+    """λ of a source for some parameters.
+
+    Attributes:
+        values: One number, or several that are interpolated from the first layer to the last; what lies outside the
+            layers has the first.
+        filter: Part of the names of the parameters that it is for; all where not given.
+    """
+
+    values: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(min_length=1)
+    filter: Text | None = None
+
+    def at(self, depth: float) -> float:
+        """Returns the value at a depth, 0 for the first layer and 1 for the last."""
+        place = depth * (len(self.values) - 1)
+        low = min(int(place), len(self.values) - 1)
+        high = min(low + 1, len(self.values) - 1)
+        return self.values[low] + (place - low) * (self.values[high] - self.values[low])
+
+
+def by_layer(value: Any) -> Any:
+    """Returns weights by layer from `[0, 0.5, 1]`, or a text such as `self_attn:0,0.5,1;0.5`."""
+    if isinstance(value, str):
+        return [_spelt(entry) for entry in value.split(";")]
+    if isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value):
+        return [{"values": value}]
+    return value
+
+
+def _spelt(text: str) -> dict[str, Any]:
+    name, _, values = text.rpartition(":")
+    return {"values": values.split(","), **({"filter": name} if name else {})}
+
+
+class Spelt:
+    """Says in the JSON schema that a text, or numbers alone, stand for weights by layer."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Returns the schema of the short forms or the long one."""
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "number"}}, handler(schema)]}
+
+
 class SourceSpec(Strict):
     """One fine-tuned checkpoint, with the data that tells which of its weights count.
 
@@ -31,6 +73,7 @@ class SourceSpec(Strict):
         statistics: File from `plait estimate`, in place of data.
         task: Task of this source; sources that name the same task share one head. Default: the source's name.
         weight: λ, the weight of this source; 1 where not given.
+        layer_weights: λ by layer, or by a part of the parameter's name; the first that fits counts, else `weight`.
         labels: Names of the head's labels, in its order, for heads of LABEL_0, LABEL_1.
         revision: Branch, tag or commit of a Hub id.
         base: Model that an adapter changes, where the one it records is not here. Default: the recipe's base.
@@ -42,8 +85,17 @@ class SourceSpec(Strict):
     task: PlainName | None = None
     labels: LabelNames | None = None
     weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    layer_weights: Annotated[tuple[LayerWeight, ...], BeforeValidator(by_layer), Spelt()] | None = None
     revision: str | None = None
     base: Text | None = None
+
+
+    def weight_at(self, parameter: str, depth: float) -> float:
+        """Returns λ for one parameter."""
+        for entry in self.layer_weights or ():
+            if entry.filter is None or entry.filter in parameter:
+                return entry.at(depth)
+        return 1.0 if self.weight is None else self.weight
 
 
 Source = Annotated[
@@ -126,6 +178,9 @@ class MergeRecipe(Strict):
         refine_rate: Peak learning rate of refinement.
         refine_batch_size: Batch size of refinement.
         refine_precision: Precision of refinement; bfloat16 is mixed precision.
+        keep_adapter: Merge adapters into one adapter instead of into their base: the best approximation of the weighted
+            sum (svd), the sum itself with the sum of the ranks (cat), or a rule in a basis that all share (knots).
+        rank: Rank of that adapter. Default: the greatest of the sources; with cat and knots the sum of theirs.
         output: Folder to write.
         dtype: Data type of the result. Default: that of the sources.
         max_shard_size: Size limit of a weight file, such as 5GB.
@@ -141,6 +196,7 @@ class MergeRecipe(Strict):
             "align_heads", "align_ridge", "refine", "refine_texts", "refine_on", "refine_heads", "refine_dropout",
             "refine_rate", "refine_batch_size", "refine_precision",
         ),
+        "Adapters": ("keep_adapter", "rank"),
         "Output": ("output", "dtype", "max_shard_size"),
     }  # fmt: skip
 
@@ -159,6 +215,8 @@ class MergeRecipe(Strict):
     refine_rate: float = Field(default=1e-4, gt=0, allow_inf_nan=False)
     refine_batch_size: int = Field(default=16, ge=1)
     refine_precision: Literal["float32", "bfloat16"] = "float32"
+    keep_adapter: Literal["svd", "cat", "knots"] | None = None
+    rank: int | None = Field(default=None, ge=1)
     output: Text
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     max_shard_size: str = "5GB"
@@ -192,3 +250,10 @@ class MergeRecipe(Strict):
         """Returns λ per source in order (1 where not given), or None when no source has one."""
         given = [source.weight for source in self.sources.values()]
         return None if all(w is None for w in given) else [1.0 if w is None else w for w in given]
+
+    def weights_at(self, parameter: str, depth: float) -> list[float] | None:
+        """Returns λ per source for one parameter, by its full name and its depth; None when no source has any."""
+        every = list(self.sources.values())
+        if not any(source.layer_weights for source in every):
+            return self.weights()
+        return [source.weight_at(parameter, depth) for source in every]

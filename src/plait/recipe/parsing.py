@@ -16,6 +16,7 @@ from plait.recipe.compare import ComparedSource, CompareRecipe
 from plait.recipe.ensemble import EnsembleRecipe
 from plait.recipe.fields import DataSpec, Strict
 from plait.recipe.merge import MergeRecipe, SourceSpec
+from plait.recipe.mergekit import is_mergekit, translated
 
 Recipe = MergeRecipe | AmalgamateRecipe | EnsembleRecipe | CompareRecipe
 R = TypeVar("R", bound=Strict)
@@ -81,6 +82,8 @@ def parse_recipe(content: Any, where: str = "recipe") -> Recipe:
         raise RecipeError(
             f"{where}: expected a mapping with combine, sources and output, found {type(content).__name__}"
         )
+    if is_mergekit(content):
+        content = translated(content, where)
     kind = content.get("combine", "merge")
     if not isinstance(kind, str) or kind not in COMBINES:
         raise RecipeError(f"{where}: unknown combine {kind!r}{did_you_mean(str(kind), COMBINES)}")
@@ -120,7 +123,9 @@ def parse_as(model: type[R], content: Mapping[str, Any], where: str) -> R:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Returns the recipe in a YAML file; paths in it are relative to the current folder, like arguments.
+    """Returns the recipe in a YAML file, or what a recipe of mergekit says in our words.
+
+    Paths in it are relative to the current folder, like arguments.
 
     Raises:
         RecipeError: no such file, not YAML, or not a recipe.

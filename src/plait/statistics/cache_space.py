@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plait.errors import OutputError, RecipeError
+from plait.hub import cache_home
 
 LIMIT = "PLAIT_CACHE_LIMIT"
 """The environment variable that holds the size kept statistics may have; none by default."""
@@ -18,13 +18,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 def cache_folder() -> Path:
     """Returns where statistics are kept for reuse: `PLAIT_CACHE`, else plait/ in the user's cache folder."""
-    if place := os.environ.get("PLAIT_CACHE"):
-        return Path(place) / "statistics"
-    home = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(home or Path.home() / ".cache") / "plait" / "statistics"
-    except RuntimeError:  # a user without a folder: nothing is kept from one boot to the next
-        return Path(tempfile.gettempdir()) / f"plait-{os.getuid()}" / "statistics"
+    return cache_home() / "statistics"
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM
 
 import plait
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.errors import MergeError, SourceError
-from tests.models import save, texts, tiny
+from tests.models import save, texts, tiny, tiny_config
 
 
 def embedding(folder: Path, seed: int, *, pooling: str = "cls", width: int = 8) -> str:
@@ -80,10 +81,26 @@ def rewritten(folder: Path, change: object) -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "base_model.model."])
-def test_a_prefix_before_every_name_is_named(prefix: str, tmp_path: Path) -> None:
-    folder = rewritten(save(tiny("bert"), tmp_path), lambda stored: {prefix + k: v for k, v in stored.items()})
-    with pytest.raises(SourceError, match=f"every tensor begins with '{prefix}'"):
-        open_checkpoint(folder)
+def test_a_prefix_before_every_name_is_read_without(prefix: str, tmp_path: Path, caplog) -> None:
+    plain = save(tiny("bert"), tmp_path / "plain")
+    folder = rewritten(save(tiny("bert"), tmp_path / "x"), lambda stored: {prefix + k: v for k, v in stored.items()})
+    found, wanted = open_checkpoint(folder), open_checkpoint(plain)
+    assert f"every tensor begins with '{prefix}'" in caplog.text
+    assert found.digest == wanted.digest
+    for mine, theirs in zip(found.model().parameters(), wanted.model().parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    other = save(tiny("bert", seed=3), tmp_path / "other")
+    merged = plait.merge({"x": folder, "other": other}, method="average", out=tmp_path / "m")
+    again = plait.merge({"x": plain, "other": other}, method="average", out=tmp_path / "n")
+    assert merged.manifest.sources["x"]["digest"] == again.manifest.sources["x"]["digest"]
+
+
+def test_a_bare_encoder_or_a_language_model_may_be_wrapped(tmp_path: Path) -> None:
+    for name, model in {"bare": tiny("bert", "body"), "masked": BertForMaskedLM(tiny_config("bert", "body"))}.items():
+        folder = save(model, tmp_path / name)
+        wanted = open_checkpoint(folder).digest
+        rewritten(folder, lambda stored: {f"module.{k}": v for k, v in stored.items()})
+        assert open_checkpoint(folder).digest == wanted
 
 
 def test_empty_tensors_are_named(tmp_path: Path) -> None:
@@ -92,11 +109,38 @@ def test_empty_tensors_are_named(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_checkpoints_of_a_run_are_named(tmp_path: Path) -> None:
+def test_half_of_the_tensors_empty_is_named_too(tmp_path: Path) -> None:
+    change = lambda stored: {k: torch.empty(0) if "encoder" in k else v for k, v in stored.items()}  # noqa: E731
+    with pytest.raises(SourceError, match=r"of 41 tensors are empty \(bert.encoder.*zero_to_fp32.py"):
+        open_checkpoint(rewritten(save(tiny("bert"), tmp_path), change))
+
+
+def test_the_folder_of_a_run_stands_for_its_best_or_last_checkpoint(tmp_path: Path, caplog) -> None:
     for step in (1000, 500):
-        save(tiny("bert"), tmp_path / f"checkpoint-{step}")
-    with pytest.raises(SourceError, match=r"checkpoints lie below it: .*checkpoint-500; .*checkpoint-1000"):
+        save(tiny("bert", seed=step), tmp_path / f"checkpoint-{step}")
+    assert open_checkpoint(tmp_path).folder == tmp_path / "checkpoint-1000"
+    assert "is the folder of a run: taking" in caplog.text
+    assert "the last of 2" in caplog.text
+    state = {"best_model_checkpoint": "/gone/run/checkpoint-500", "best_metric": 0.91}
+    (tmp_path / "checkpoint-1000/trainer_state.json").write_text(json.dumps(state))
+    assert open_checkpoint(tmp_path).folder == tmp_path / "checkpoint-500"
+    assert "the best (0.91) of 2" in caplog.text
+
+
+def test_other_checkpoints_below_are_named(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save(tiny("bert"), tmp_path / name)
+    with pytest.raises(SourceError, match=r"checkpoints lie below it: .*one; .*two"):
         open_checkpoint(tmp_path)
+
+
+def test_graphs_are_no_checkpoints(tmp_path: Path) -> None:
+    folder = save(tiny("bert"), tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.onnx")
+    with pytest.raises(SourceError, match=r"only model.onnx: ONNX has lost the weights' names, so give what it was"):
+        open_checkpoint(folder)
+    with pytest.raises(SourceError, match=r"model.onnx is ONNX, a graph whose weights have lost their names"):
+        open_checkpoint(folder / "model.onnx")
 
 
 def test_a_missing_model_type_is_named(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class TestConfig:
         message = refusal(
             configure(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
         )
-        assert "quantized weights cannot be merged; give the checkpoint before quantization" in message
+        assert "cannot be merged; give the checkpoint before quantization (bitsandbytes), or write it out on" in message
 
     def test_label_maps_with_gaps(self, folder):
         message = refusal(configure(folder, id2label={"0": "a", "2": "b", "3": "c"}, label2id=None))

@@ -6,7 +6,8 @@ import pytest
 
 from plait.cli.options import named_sources
 from plait.errors import RecipeError
-from plait.recipe.arguments import merge_recipe, named_places, shared_tasks
+from plait.recipe.arguments import merge_recipe, shared_tasks
+from plait.recipe.naming import named_places
 
 
 @pytest.mark.parametrize(

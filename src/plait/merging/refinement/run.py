@@ -88,12 +88,18 @@ def data_of(job: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
+def _by_layer(job: Plan) -> dict[str, Any]:
+    entries = {name: s.model_dump(mode="json")["layer_weights"] for name, s in job.recipe.sources.items()}
+    return {"layer_weights": entries} if any(entries.values()) else {}
+
+
 def identity(job: Plan) -> dict[str, Any]:
     """Returns what must be the same for a merge to be resumed."""
     recipe = job.resolved().model_dump(mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"})
     return {
         **recipe,
         "weights": job.recipe.weights(),
+        **_by_layer(job),
         "tasks": job.recipe.tasks(),
         "digests": {source.name: source.digest for source in job.sources},
         "labels": {source.name: list(source.labels or ()) for source in job.sources},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from plait.merging.rule import RULES, Law
+from plait.merging.rules.ties import Then, joined
 from plait.tensors import Coefficients, Parameter, Stack
 
 
@@ -25,6 +26,7 @@ def breadcrumbs(
     density: float = 0.15,
     outliers: float = 0.006,
     scope: Literal["tensor", "model"] = "tensor",
+    then: Then = "sum",
     scale: float = 0.2,
 ) -> Parameter:
     """Returns the base plus the scaled sum of task vectors without negligible changes and outliers.
@@ -43,15 +45,13 @@ def breadcrumbs(
         density: share of each source's changes that is not too small; the outliers are among them.
         outliers: share of each source's changes that is too large.
         scope: what the shares refer to, each tensor by itself (as published) or the whole model.
+        then: how the task vectors are merged: sum or mean of all, or of those that agree with the elected sign.
         scale: s.
     """
     del density, outliers, scope  # thresholds and ceilings were computed from them
-    result = base.clone()
-    for parameter, least, most, weight in zip(
-        params, thresholds.tolist(), ceilings.tolist(), weights.tolist(), strict=True
-    ):
-        change = parameter - base
+    changes = [parameter - base for parameter in params]
+    for change, least, most in zip(changes, thresholds.tolist(), ceilings.tolist(), strict=True):
         size = change.abs()
         # Products, because torch fills by mask forty times slower than it multiplies.
-        result.add_(change.mul_(size.ge(least)).mul_(size.lt(most)), alpha=scale * weight)
-    return result
+        change.mul_(size.ge(least)).mul_(size.lt(most))
+    return joined(changes, weights, then).mul_(scale).add_(base)

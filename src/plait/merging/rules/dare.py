@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
-
-from plait.merging.rule import RULES, Law, normalized
-from plait.merging.rules.ties import elected_mean
+from plait.merging.rule import RULES, Law
+from plait.merging.rules.ties import Then, joined
 from plait.tensors import Coefficients, Parameter, Stack
 
 
@@ -25,13 +21,14 @@ def dare(
     draws: Stack,
     *,
     drop: float = 0.5,
-    then: Literal["average", "ties"] = "average",
+    then: Then = "average",
     scale: float = 1.0,
 ) -> Parameter:
     """Returns the base plus the merged task vectors after dropping entries at random.
 
     τ_j = (θ_j − θ_0) / (1 − p) with probability 1 − p, else 0;
-    θ = θ_0 + s Σ_j λ_j τ_j / Σ_j λ_j, or with `then: ties` the mean of those that agree with the elected sign
+    θ = θ_0 + s Σ_j λ_j τ_j / Σ_j λ_j, or with `then: ties` the mean of those that agree with the elected sign; `sum`
+    and `ties_sum` do not divide by the weights
 
     An entry's fate depends on the seed, the source's name, the parameter's name and the entry's place, on nothing
     else: chunks, threads and the order of sources change nothing.
@@ -48,9 +45,4 @@ def dare(
     changes = [parameter - base for parameter in params]
     for change, draw in zip(changes, draws, strict=True):
         change.mul_(draw.clone().ge_(drop)).div_(1.0 - drop)
-    if then == "ties":
-        return elected_mean(changes, weights).mul_(scale).add_(base)
-    result = torch.zeros_like(base)
-    for change, share in zip(changes, normalized(weights).tolist(), strict=True):
-        result.add_(change, alpha=scale * share)
-    return result.add_(base)
+    return joined(changes, weights, then).mul_(scale).add_(base)

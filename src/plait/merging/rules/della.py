@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from plait.merging.rule import RULES, Law
-from plait.merging.rules.ties import elected_mean
+from plait.merging.rules.ties import Then, joined
 from plait.tensors import Coefficients, Parameter, Stack
 
 CERTAIN = 0.999
@@ -28,6 +28,7 @@ def della(
     *,
     drop: float = 0.5,
     epsilon: float = 0.15,
+    then: Then = "ties",
     scale: float = 1.0,
 ) -> Parameter:
     """Returns the base plus the elected mean of task vectors pruned at random by the rank of their magnitudes.
@@ -46,13 +47,14 @@ def della(
         draws: uniform numbers in [0, 1); below p_i the entry is dropped.
         drop: p, the mean probability.
         epsilon: ε, by how much the smallest changes go more often than the greatest.
+        then: how the task vectors are merged: mean or sum of all, or of those that agree with the elected sign.
         scale: s.
     """
     changes = [parameter - base for parameter in params]
     for change, draw in zip(changes, draws, strict=True):
         chance = (ranks(change.abs()) * epsilon + (drop - epsilon / 2)).clamp_(0.0, CERTAIN)
         change.mul_(draw.ge(chance)).div_(1.0 - chance)
-    return elected_mean(changes, weights).mul_(scale).add_(base)
+    return joined(changes, weights, then).mul_(scale).add_(base)
 
 
 def ranks(sizes: Tensor) -> Tensor:

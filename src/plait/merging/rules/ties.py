@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from plait.merging.rule import RULES, Law
+from plait.merging.rule import RULES, Law, normalized
 from plait.tensors import Coefficients, Parameter, Stack
 
 
@@ -25,6 +25,7 @@ def ties(
     *,
     density: float = 0.2,
     scope: Literal["tensor", "model"] = "tensor",
+    then: Literal["mean", "sum"] = "mean",
     scale: float = 1.0,
 ) -> Parameter:
     """Returns the base plus the disjoint mean of the trimmed task vectors.
@@ -34,7 +35,7 @@ def ties(
 
     c_j is exactly the k-th greatest |θ_j − θ_0|, k = ⌈density · size⌉; entries equal to it all survive, so the result
     depends neither on chunks nor on the order of entries. Where the λ-sum cancels exactly, no sign is elected and the
-    base is kept.
+    base is kept. With `then: sum` what agrees is added up instead, so that λ need not sum to 1.
 
     Args:
         params: the parameter of the sources.
@@ -43,6 +44,7 @@ def ties(
         thresholds: c_j.
         density: share of each source's changes that is kept.
         scope: what the share refers to, each tensor by itself (as released) or the whole model.
+        then: mean or sum of the changes that agree.
         scale: s.
     """
     del density, scope  # the thresholds were computed from them
@@ -50,19 +52,38 @@ def ties(
     for change, threshold in zip(changes, thresholds.tolist(), strict=True):
         # A product, because torch fills by mask forty times slower than it multiplies.
         change.mul_(change.abs().ge_(threshold))
-    return elected_mean(changes, weights).mul_(scale).add_(base)
+    return elected(changes, weights, mean=then == "mean").mul_(scale).add_(base)
 
 
-def elected_mean(changes: list[torch.Tensor], weights: Coefficients) -> Parameter:
-    """Returns, entry by entry, the λ-mean of those changes whose sign is that of their λ-sum; 0 where there is none."""
-    elected = changes[0] * float(weights[0])
+Then = Literal["average", "sum", "ties", "ties_sum"]
+"""How changes become one: mean or sum of all, or of those that agree with the elected sign."""
+
+
+def joined(changes: list[torch.Tensor], weights: Coefficients, then: Then) -> Parameter:
+    """Returns the changes of all sources as one."""
+    if then in ("ties", "ties_sum"):
+        return elected(changes, weights, mean=then == "ties")
+    result = torch.zeros_like(changes[0])
+    for change, weight in zip(changes, (normalized(weights) if then == "average" else weights).tolist(), strict=True):
+        result.add_(change, alpha=weight)
+    return result
+
+
+def elected(changes: list[torch.Tensor], weights: Coefficients, *, mean: bool = True) -> Parameter:
+    """Returns, entry by entry, the λ-mean of those changes whose sign is that of their λ-sum; 0 where there is none.
+
+    Without `mean`, their λ-sum.
+    """
+    direction = changes[0] * float(weights[0])
     for change, weight in zip(changes[1:], weights[1:].tolist(), strict=True):
-        elected.add_(change, alpha=weight)
-    sign = elected.sign_()
+        direction.add_(change, alpha=weight)
+    sign = direction.sign_()
     total, share = torch.zeros_like(sign), torch.zeros_like(sign)
     for change, weight in zip(changes, weights.tolist(), strict=True):
         agreeing = (change * sign).clamp_(min=0.0)
         total.add_(agreeing, alpha=weight)
         share.add_(agreeing.sign_(), alpha=weight)
+    if not mean:
+        return total.mul_(sign)
     nobody = torch.finfo(share.dtype).tiny
     return total.mul_(sign).div_(share.clamp_(min=nobody))
