@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         methods,
         open_artifact,
         posteriors,
+        report,
         run,
         schema,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "methods",
     "open_artifact",
     "posteriors",
+    "report",
     "run",
     "schema",
     "set_verbosity",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         posteriors,
         run,
     )
+    from plait.api.pages import report
     from plait.api.recipe_schema import schema
 
 PLACES = {
@@ -32,6 +33,7 @@ PLACES = {
     "conversion": ("convert",),
     "inspection": ("inspect",),
     "jobs": ("amalgamate", "check", "compare", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
+    "pages": ("report",),
     "recipe_schema": ("schema",),
 }
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "methods",
     "open_artifact",
     "posteriors",
+    "report",
     "run",
     "schema",
 ]

@@ -65,7 +65,8 @@ def _mistake(error: Exception) -> str | None:
 
 def _result(arguments: list[str]) -> object:
     """Returns what the argument parser makes of a command line, which signals may stop."""
-    from plait.cli import amalgamate, artifacts, compare, ensemble, jobs, train  # noqa: F401 - registers their commands
+    # They register their commands.
+    from plait.cli import amalgamate, artifacts, compare, ensemble, jobs, report, train  # noqa: F401
     from plait.cli.app import app
 
     with stoppable():

@@ -77,6 +77,7 @@ class Verdict:
     reason: str
     facts: tuple[tuple[str, str, str], ...] = ()
     ways: tuple[tuple[str, str], ...] = ()
+    means: str = ""
 
 
 @dataclass(frozen=True)

@@ -167,20 +167,30 @@ def front(points: Sequence[Point], label: str, cost: str, width: float = NARROW)
             axes.errorbar(
                 point.cost, point.value, yerr=arms(point.value, point.interval), elinewidth=1, **look(point)
             )
-        if max(xs) > 3 * min(xs) > 0:
-            axes.set_xscale("log")
-            axes.set_xlim(min(xs) / 1.5, max(xs) * 1.8)
-        else:
-            axes.margins(x=0.15)
+        _costs(axes, xs)
         axes.margins(y=0.08)
         axes.set_xlabel(cost)
         axes.set_ylabel(label)
         axes.yaxis.set_major_formatter(percent)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axes.xaxis.set_minor_formatter(lambda *_: "")
         axes.grid(axis="y")
         names(axes, [p for p in points if p.named])
         return figure
+
+
+def _costs(axes: Axes, costs: Sequence[float]) -> None:
+    """Scales the axis of costs: by powers where they differ much, with round numbers as ticks."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if max(costs) > 3 * min(costs) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(min(costs) / 1.5, max(costs) * 1.8)
+        decades = math.log10(max(costs) / min(costs))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.margins(x=0.15)
+        axes.xaxis.set_major_locator(_few())
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
 
 
 def best_so_far(points: Sequence[Point]) -> list[tuple[float, float]]:

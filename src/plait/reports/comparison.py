@@ -133,7 +133,7 @@ class Candidate(_Part):
     @property
     def name(self) -> str:
         """Returns what the page calls it."""
-        return self.title or self.id
+        return self.id
 
     @property
     def done(self) -> bool:

@@ -41,6 +41,6 @@ def comparison_card(found: Comparison, page: Page, name: str) -> str:
         table(("candidate", "mean relative score", "95 % interval", "on disk", "parameters"), rows),
         *(f"![{as_markdown(chart.title)}](figures/{chart.name}.png)" for chart in shown),
         "## Licence",
-        as_markdown(licences(found)),
+        as_markdown(licences({source.name: source.license for source in found.sources})),
     ]
     return "\n\n".join(parts) + "\n"

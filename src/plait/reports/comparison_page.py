@@ -83,7 +83,8 @@ def verdict(found: Comparison) -> Verdict | None:
     ]
     prefer = found.recommended.prefer
     label = "Recommended" + (f" for {prefer}" if prefer else "")
-    return Verdict(label, choice.name, found.recommended.reason, tuple(facts), tuple(_ways(choice)))
+    title = choice.title if choice.title and choice.title != choice.id else ""
+    return Verdict(label, choice.name, found.recommended.reason, tuple(facts), tuple(_ways(choice)), title)
 
 
 def _interval(one: Candidate) -> str:
@@ -94,7 +95,7 @@ def _ways(choice: Candidate) -> list[tuple[str, str]]:
     """Returns where the choice lies and the command that makes it again."""
     folder = [("It already lies in", choice.folder)] if choice.folder else []
     again = (
-        [("Make it again", f"plait run recipes/{choice.id.replace('/', '-')}.yaml")] if choice.recipe else []
+        [("Make it again", f"plait run recipes/{choice.id}.yaml")] if choice.recipe else []
     )
     return [*folder, *again]
 
@@ -192,11 +193,11 @@ COSTS: tuple[Cost, ...] = (
     ("speed", "milliseconds per text, one at a time", lambda one: (one.latency.get("1") or 0) * 1e3 or None),
     ("making", "seconds to make", lambda one: one.seconds),
 )
-FRONT_SAYS = (
-    "The higher and the further left, the better. The line joins the best that can be had at each cost. {shapes} "
-    "The filled one is recommended."
+FRONT_LEAD = (
+    "What a higher score costs: the higher and the further left, the better. The line joins the best that can be had "
+    "at each cost. Squares are the separate sources, circles merges, triangles amalgamations, diamonds ensembles; the "
+    "filled one is recommended."
 )
-SHAPES_SAY = "Squares are the separate sources, circles merges, triangles amalgamations, diamonds ensembles."
 
 
 def pareto_section(found: Comparison) -> Section | None:
@@ -205,8 +206,7 @@ def pareto_section(found: Comparison) -> Section | None:
     charts = [chart for cost in COSTS if (chart := _front(found, scored, cost)) is not None]
     if not charts:
         return None
-    lead = "What a higher score costs. Nothing beats a candidate on the front in score and cost at once."
-    return Section("front", "Score against cost", lead, charts)
+    return Section("front", "Score against cost", FRONT_LEAD, charts)
 
 
 def _front(found: Comparison, scored: list[Candidate], cost: Cost) -> Chart | None:
@@ -219,10 +219,9 @@ def _front(found: Comparison, scored: list[Candidate], cost: Cost) -> Chart | No
     points = [_point(one, strong, value, one.id in named) for one, value in priced]
     rows = tuple((one.name, share(one.mean_relative), f"{value:.4g}") for one, value in priced)
     table = Table(f"Mean relative score and {label}", ("candidate", "mean", label), rows)
-    says = FRONT_SAYS.format(shapes=SHAPES_SAY)
     wide = front(points, "mean relative score", label, WIDE)
     title = f"Mean relative score against {label}"
-    return Chart(f"front-{key}", title, says, front(points, "mean relative score", label), table, wide)
+    return Chart(f"front-{key}", title, "", front(points, "mean relative score", label), table, wide)
 
 
 def tasks_section(found: Comparison) -> Section | None:
@@ -314,7 +313,7 @@ def sources_section(found: Comparison) -> Section | None:
     words = ("model", "class", "base", "licence", "labels")
     blocks: list[Block] = [
         Table("Sources and their licences", header, sources, words, stack=True),
-        Prose((licences(found),)),
+        Prose((licences({s.name: s.license for s in found.sources}),)),
     ]
     if found.tasks:
         tasks = tuple(
@@ -326,15 +325,15 @@ def sources_section(found: Comparison) -> Section | None:
     return Section("sources", "Sources, tasks and licences", "", blocks)
 
 
-def licences(found: Comparison) -> str:
-    """Returns in a sentence what the licences of the sources mean for a result."""
-    unknown = [s.name for s in found.sources if not s.license]
-    known = sorted({s.license for s in found.sources if s.license})
+def licences(known: Mapping[str, str | None]) -> str:
+    """Returns in a sentence what the licences of the sources, by name, mean for a result."""
+    unknown = [name for name, licence in known.items() if not licence]
+    different = sorted({licence for licence in known.values() if licence})
     if unknown:
         return f"The licence of {', '.join(unknown)} is not known: look it up before you share a result."
-    if len(known) == 1:
-        return f"All sources have the licence {known[0]}, which a result made of them has too."
-    return f"The sources have different licences ({', '.join(known)}): a result must keep to all of them."
+    if len(different) == 1:
+        return f"All sources have the licence {different[0]}, which a result made of them has too."
+    return f"The sources have different licences ({', '.join(different)}): a result must keep to all of them."
 
 
 def recipe_section(found: Comparison) -> Section | None:

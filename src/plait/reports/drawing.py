@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NARROW, WIDE = 4.6, 8.6
+NARROW, WIDE = 4.0, 7.6
 """Inches: on a phone of 390 pixels a narrow figure is as wide as the screen, its letters as large as the text's."""
 INK, SOFT, RULE, PAPER = "#1d1b22", "#5d5867", "#d9d5de", "#fffffe"
 VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", PAPER: "var(--card)"}

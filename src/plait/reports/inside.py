@@ -14,10 +14,10 @@ CONFLICT_LEAD = (
     "A task vector is what fine-tuning added to the {origin}. Where two sources' task vectors point the same way, "
     "merging keeps both; where they are at right angles each is diluted; where they point apart, merging hurts both."
 )
-COSINE_SAYS = "Bright: the two sources changed a layer alike. Dark: without regard to, or against, each other."
-SIGN_SAYS = (
-    "The share of entries that both changed and whose signs agree; 0.5 is chance. Every entry counts once."
+COSINE_SAYS = (
+    "Bright: the two sources changed a layer alike. Dark: without regard to, or against, each other."
 )
+SIGN_SAYS = "The share of entries that both changed and whose signs agree. Every entry counts once."
 
 
 def conflict_section(found: Conflicts | None) -> Section | None:
@@ -38,7 +38,8 @@ def conflict_section(found: Conflicts | None) -> Section | None:
                 (f"No base is known, so changes are measured from the mean of the sources{chance}.",), "warn"
             )
         )
-    blocks += [_map(found, "cosine", COSINE_SAYS), _map(found, "sign", SIGN_SAYS)]
+    signs = SIGN_SAYS if mean else f"{SIGN_SAYS} Chance gives 0.5."
+    blocks += [_map(found, "cosine", COSINE_SAYS), _map(found, "sign", signs)]
     if found.skipped:
         told = ", ".join(found.skipped[:8]) + (
             f" and {len(found.skipped) - 8} more" if len(found.skipped) > 8 else ""
@@ -51,15 +52,30 @@ def _map(found: Conflicts, kind: str, says: str) -> Chart:
     pairs = [f"{pair.a} – {pair.b}" for pair in found.pairs]
     values = [pad(pair.cosine if kind == "cosine" else pair.sign, len(found.layers)) for pair in found.pairs]
     flat = [value for row in values for value in row if value is not None and math.isfinite(value)]
-    rest, top = (0.0, 0.1) if kind == "cosine" else (0.5, 0.55)
-    limits = (min([rest, *flat]), max([top, *flat]))
+    unrelated = (found.chance or 0.0) if kind == "cosine" else 0.5
+    limits = (min([unrelated, *flat]), max([unrelated + 0.05, *flat]))
     what = "cosine of the task vectors" if kind == "cosine" else "share of equal signs"
     rows = tuple(
         (pair, *(number(value, 3) for value in row)) for pair, row in zip(pairs, values, strict=True)
     )
     table = Table(f"{what}, pair by layer", ("pair", *found.layers), rows)
     figure = cells(pairs, layers(found.layers), values, what, limits=limits)
+    says = f"{says} {lowest(pairs, found.layers, values)}".strip()
     return Chart(f"conflict-{kind}", f"Conflict map: {what}", says, figure, table)
+
+
+def lowest(pairs: Sequence[str], names: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
+    """Returns in a sentence where merging hurts most."""
+    known = [
+        (value, pair, name)
+        for pair, row in zip(pairs, values, strict=True)
+        for name, value in zip(names, row, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    if not known:
+        return ""
+    value, pair, name = min(known)
+    return f"Lowest: {pair}, {name} ({number(value, 2)})."
 
 
 def layers(names: Sequence[str]) -> list[str]:

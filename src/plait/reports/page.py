@@ -79,6 +79,27 @@ def _write(file: Path, text: str) -> None:
         raise OutputError(f"cannot write {file}: {problem.strerror}") from problem
 
 
+START, END = "<!-- figures -->", "<!-- end of figures -->"
+
+
+def add_figures(card: Path, page: Page) -> None:
+    """Puts the charts of a page into a model card, in place of those of before; nothing where there is no card.
+
+    Raises:
+        OutputError: the card cannot be written.
+    """
+    from plait.reports.cards import as_markdown
+
+    if not card.is_file() or not page.charts:
+        return
+    before, _, rest = card.read_text(encoding="utf-8").partition(START)
+    after = rest.partition(END)[2]
+    pictures = "\n\n".join(
+        f"![{as_markdown(chart.title)}]({FIGURES}/{chart.name}.png)" for chart in page.charts
+    )
+    _write(card, f"{before.rstrip()}\n\n{START}\n## Figures\n\n{pictures}\n{END}\n{after.lstrip()}")
+
+
 def render(page: Page, drawn: Mapping[str, tuple[str, str]]) -> str:
     """Returns a page as HTML.
 

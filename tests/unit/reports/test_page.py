@@ -83,7 +83,7 @@ def test_it_is_one_file_without_a_network(folder: Path, page: Reader) -> None:
 
 def test_the_answer_comes_first(page: Reader) -> None:
     words = page.words
-    answer = words.index("merge default+refine")
+    answer = words.index("merge/default+refine")
     assert (
         words.index("Recommended for size")
         < answer
@@ -91,7 +91,7 @@ def test_the_answer_comes_first(page: Reader) -> None:
         < words.index("Candidates")
     )
     assert "candidates/merge-default+refine" in words
-    assert "plait run recipes/merge-default+refine.yaml" in words
+    assert "plait run recipes/merge/default+refine.yaml" in words
 
 
 def test_what_failed_and_what_was_left_out_say_why(page: Reader) -> None:
@@ -144,7 +144,9 @@ def test_headings_and_tables_are_in_order(page: Reader) -> None:
 def test_the_recipe_can_be_copied(page: Reader, folder: Path) -> None:
     from plait.reports.comparison_page import as_yaml
 
-    wanted = next(c["recipe"] for c in comparison(TASKS[:3])["candidates"] if c["id"] == "merge/default+refine")
+    wanted = next(
+        c["recipe"] for c in comparison(TASKS[:3])["candidates"] if c["id"] == "merge/default+refine"
+    )
     assert " ".join(as_yaml(wanted).split()) in page.words
     card = (folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
