@@ -12,8 +12,23 @@ def show_plan(plan: dict[str, Any], *, json: bool) -> None:
     """Prints what a recipe would do."""
     if json:
         render.as_json(plan)
-    else:
-        render.facts(plan)
+        return
+    candidates = plan.get("candidates")
+    render.facts({name: value for name, value in plan.items() if name != "candidates"})
+    if candidates:
+        render.table([planned_row(candidate) for candidate in candidates], right=("seconds", "memory"))
+
+
+def planned_row(candidate: dict[str, Any]) -> dict[str, str]:
+    """Returns one candidate of a comparison that is planned, as a row for people."""
+    seconds, size = candidate.get("estimated_seconds"), candidate.get("estimated_bytes")
+    return {
+        "candidate": candidate["candidate"],
+        "what": candidate["what"],
+        "seconds": "–" if seconds is None else f"{seconds:,.0f}",
+        "memory": "–" if size is None else f"{size / 2**20:,.0f} MiB",
+        "tried": "yes" if candidate["tried"] else f"no: {candidate['why']}",
+    }
 
 
 def show_result(result: Any, *, json: bool) -> None:
