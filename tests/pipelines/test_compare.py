@@ -279,6 +279,17 @@ def test_python_says_what_the_page_says(compared: Path, tmp_path: Path) -> None:
         found.save(tmp_path / "none", "separate")
 
 
+def test_the_page_says_why(compared: Path) -> None:
+    page = (compared / "index.html").read_text()
+    assert Comparison(compared).recommended in page
+    assert (compared / "README.md").is_file()
+    found = answer(compared)
+    assert [len(layer) for layer in found["importance"]["mood"]["heads"]] == [4, 4]
+    (pair,) = found["conflicts"]["pairs"]
+    assert (pair["a"], pair["b"]) == ("mood", "topic")
+    assert len(pair["cosine"]) == len(found["conflicts"]["layers"])
+
+
 def test_rows_of_every_candidate_are_kept(compared: Path) -> None:
     for row in answer(compared)["candidates"]:
         with np.load(compared / "cells" / f"{row['cell']}.npz") as archive:

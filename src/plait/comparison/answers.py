@@ -17,11 +17,12 @@ from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.tokenizers import reading_up_to
 from plait.comparison.held_out import TestSet
 from plait.comparison.material import Material
-from plait.data import Examples, align_labels
+from plait.data import Examples, align_labels, encode
 from plait.ensembles.answers import saved_logits
 from plait.ensembles.saved import SavedEnsemble
 from plait.evaluation import outcome_of, outcome_scores, predict_logits
 from plait.evaluation.outcome import Outcome
+from plait.evaluation.predict import predict_encoded
 from plait.merging.merged import Merged
 
 Outcomes = dict[str, Outcome]
@@ -44,6 +45,13 @@ class Reading:
             return predict_logits(
                 model, tokenizer, rows, batch_size=self.batch_size, max_length=self.max_length
             )
+
+
+    def passed(self, model: Any, tokenizer: Any, rows: Examples) -> None:
+        """Passes rows through a model of any head, for the time that it takes."""
+        with reading_up_to(tokenizer, self.max_length):
+            encoded = encode(rows, tokenizer, max_length=self.max_length, config=model.config, labels=False)
+            predict_encoded(model, encoded, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class EveryHead(nn.Module):
         """Takes the encoder and its configuration."""
         super().__init__()
         self.encoder, self.config, self._merged = merged.encoder, merged.encoder.config, [merged]
+        self.tasks = nn.ModuleList(merged.task(name) for name in merged.tasks)  # so that heads move with the encoder
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Returns the logits."""

@@ -13,9 +13,9 @@ from plait.checkpoints.output import write_whole
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import check_target
 from plait.comparison.plan import ComparisonPlan
-from plait.comparison.words import lines
 from plait.errors import OutputError, PlaitError
 from plait.recipe import CompareRecipe
+from plait.reports.page import write_page
 from plait.reports.record import ARTICLES, kind_of, read_record, versions, write_record
 
 ANSWER = "comparison.json"
@@ -98,6 +98,6 @@ def write_answer(job: ComparisonPlan, found: Mapping[str, Any], key: str) -> Non
             write_whole(place, text.encode())
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / ANSWER, (text + "\n").encode())
-    write_whole(folder / "README.md", ("\n".join(lines(found)) + "\n").encode())
+    write_page(folder, found)
     failed = [row["id"] for row in found["candidates"] if row["status"] == "failed"]
     write_record(folder, "comparison", {**facts(job), "finished": True, "job": key, "failed": failed})

@@ -1,4 +1,4 @@
-"""What explains an answer, apart from the candidates themselves: which heads and layers count for each source."""
+"""What explains an answer, apart from the candidates: which heads count for each source, where sources conflict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from plait.comparison.plan import ComparisonPlan
 from plait.data import Examples
 from plait.encoders.topology import topology_of
 from plait.errors import PlaitError, one_line
+from plait.merging.conflicts import conflict_map
 from plait.statistics.cache import PASSES, cached
 
 logger = logging.getLogger("plait")
@@ -41,6 +42,23 @@ def importance(job: ComparisonPlan, left: float | None) -> dict[str, Any] | None
         found = {s.name: nodes_of(s, rows[s.name]) for s in material.sources if s.name in rows}
     except PlaitError as error:  # what explains an answer must not cost it
         logger.warning("no importance by layer: %s", one_line(error))
+        return None
+    job.cells.write_note(key, found)
+    return found
+
+
+def conflicts(job: ComparisonPlan) -> dict[str, Any] | None:
+    """Returns where the sources' changes agree and where they do not, by layer; None where they cannot be merged."""
+    situation = job.situation
+    key = f"conflicts-{hashed(job.keys.sources)}"
+    if situation.merge is None:
+        return None
+    if (noted := job.cells.note(key)) is not None:
+        return noted
+    try:
+        found = conflict_map(situation.material.sources, situation.base)
+    except PlaitError as error:
+        logger.warning("no conflict map: %s", one_line(error))
         return None
     job.cells.write_note(key, found)
     return found

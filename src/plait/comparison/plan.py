@@ -14,6 +14,7 @@ from plait.comparison.material import NOTHING, InMemory, gather
 from plait.comparison.situation import Situation, check_possible, quiet, situation_of
 from plait.errors import RecipeError
 from plait.recipe import CompareRecipe
+from plait.training.trainer import check_tracker
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def planned(recipe: CompareRecipe, given: InMemory = NOTHING) -> ComparisonPlan:
     Raises:
         PlaitError: anything that would stop it before its first computation.
     """
+    check_tracker(recipe.report_to)
     material = gather(recipe, given)
     situation = situation_of(recipe, material)
     check_possible(situation)

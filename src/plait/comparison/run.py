@@ -14,13 +14,14 @@ from plait.comparison.candidates import SEPARATE, Candidate
 from plait.comparison.cells import Cell
 from plait.comparison.estimates import described
 from plait.comparison.files import check_folder, is_whole, note_begun, write_answer
-from plait.comparison.insight import importance
+from plait.comparison.insight import conflicts, importance
 from plait.comparison.making import write_data, written
 from plait.comparison.material import NOTHING, InMemory
 from plait.comparison.plan import ComparisonPlan, planned, time_told
 from plait.comparison.result import Comparison
 from plait.comparison.scoring import TOGETHER, Scorer
 from plait.comparison.summary import Tried, summary_of
+from plait.comparison.tracking import report_to
 from plait.errors import one_line
 from plait.recipe import CompareRecipe
 
@@ -53,9 +54,10 @@ def run_comparison(recipe: CompareRecipe, given: InMemory = NOTHING, *, overwrit
         write_data(job.situation)
         tried = Trial(job, start).every()
         found = summary_of(job, tried, seconds=time.monotonic() - start)
-        found["importance"] = importance(job, left(job, start))
+        found |= {"importance": importance(job, left(job, start)), "conflicts": conflicts(job)}
         keep_models(job, found)
         write_answer(job, found, key)
+        report_to(recipe.report_to, found, job.situation.folder)
     return Comparison(job.situation.folder)
 
 

@@ -102,7 +102,8 @@ class Scorer:
         if candidate.way == "merge":
             merged = Merged(folder)
             first = self.job.situation.material.sources[0]
-            if len(merged.tasks) == 1:
+            alike = all(merged.about(task).kind == "sequence_classification" for task in merged.tasks)
+            if len(merged.tasks) == 1 or not alike:  # beside the encoder heads take no time
                 return self.latency_of_source(first)
             key = ["heads", len(merged.tasks), shapes_of(first)]
             return self.timed(key, lambda: EveryHead(merged), lambda: merged.tokenizer)
@@ -118,7 +119,7 @@ class Scorer:
             noted = self.job.cells.note(name)
             if noted is None:
                 network, words = model(), tokenizer()
-                noted = latency(lambda rows: self.reading.logits(network, words, rows), self.texts)
+                noted = latency(lambda rows: self.reading.passed(network, words, rows), self.texts)
                 self.job.cells.write_note(name, noted)
             self._latencies[name] = {at: float(value) for at, value in noted.items()}
         return self._latencies[name]
@@ -175,9 +176,9 @@ def told_by(folder: Path, candidate: Candidate) -> dict[str, Any]:
     """Returns what a candidate's own record says: losses, who taught what."""
     if candidate.way == "merge":
         manifest = Merged(folder).manifest
-        return {"history": history_of(manifest.refinement.get("epochs", []))}
+        return {"history": history_of(manifest.refinement.get("by_pass", []))}
     report = report_of(folder)
-    found: dict[str, Any] = {"history": history_of(report.get("epochs", []))}
+    found: dict[str, Any] = {"history": history_of(report.get("losses") or report.get("epochs", []))}
     if candidate.way == "amalgamate":
         found["routing"] = routing_of(report)
     return found
@@ -190,7 +191,7 @@ def history_of(epochs: Any) -> list[dict[str, Any]]:
         {"epoch": epoch.get("epoch", at + 1), "name": name, "value": float(value)}
         for at, epoch in enumerate(rows)
         for name, value in epoch.items()
-        if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in ("epoch", "step", "member") and isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 

@@ -1,4 +1,4 @@
-"""A comparison in words: its table for people, and its card."""
+"""A comparison in words: its table, the advice, and what was left out."""
 
 from __future__ import annotations
 
@@ -63,18 +63,3 @@ def advice(found: Mapping[str, Any]) -> list[str]:
         rows = [row for row in found["candidates"] if row["status"] == status]
         said += [f"{word}: {row['id']}: {row['reason']}" for row in rows]
     return [*said, *(f"note: {note}" for note in found["notes"])]
-
-
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """Returns the card of a comparison in Markdown."""
-    rows = table(found)
-    names = ", ".join(source["name"] for source in found["sources"])
-    head = ["# Comparison", "", f"How {names} can become one model, scored on the same rows.", ""]
-    body = []
-    if rows:
-        columns = list(rows[0])
-        body = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        body += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    told = ["", "*kept*: mean score relative to the sources, with its interval; `→` recommended, `*` not beaten in "
-            "everything by any other.", ""]  # fmt: skip
-    return [*head, *body, *told, *(f"- {line}" for line in advice(found))]

@@ -1,10 +1,10 @@
-"""A comparison in words: the table, what was left out, the card."""
+"""A comparison in words: the table, what was left out."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from plait.comparison.words import advice, by_score, lines, marks, number, table
+from plait.comparison.words import advice, by_score, marks, number, table
 
 
 def row(name: str, mean: float | None, status: str = "done", reason: str | None = None) -> dict[str, Any]:
@@ -52,12 +52,6 @@ def test_failures_and_what_was_left_out_are_said() -> None:
     assert "failed: merge/ties: out of luck" in said
     assert "left out: merge/slerp: merges exactly 2 sources" in said
     assert said[-1] == "note: topic: no test rows"
-
-
-def test_the_card_holds_the_table() -> None:
-    card = lines(FOUND)
-    assert "How mood, topic can become one model" in card[2]
-    assert sum(line.startswith("| ") for line in card) == 4
 
 
 def test_numbers_have_as_many_digits_as_say_something() -> None:
