@@ -25,8 +25,9 @@ ALONE, BATCH, ROUNDS = 15, 32, 3
 
 
 def size_of(folder: Path) -> tuple[int, int]:
-    """Returns parameters and bytes of the weights in a folder."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """Returns parameters and bytes of the weights in a folder; a file with several names counts once."""
+    every = sorted(folder.rglob("*.safetensors"))
+    files = list({(about.st_dev, about.st_ino): file for file in every if (about := file.stat())}.values())
     shapes = [header.shape for file in files for header in read_safetensors_header(file).values()]
     return sum(map(prod, shapes)), sum(file.stat().st_size for file in files)
 
