@@ -21,9 +21,9 @@ from plait.comparison.plan import ComparisonPlan, planned, time_told
 from plait.comparison.result import Comparison
 from plait.comparison.scoring import TOGETHER, Scorer
 from plait.comparison.summary import Tried, summary_of
-from plait.comparison.tracking import report_to
 from plait.errors import one_line
 from plait.recipe import CompareRecipe
+from plait.reports.trackers import track
 
 logger = logging.getLogger("plait")
 
@@ -57,7 +57,8 @@ def run_comparison(recipe: CompareRecipe, given: InMemory = NOTHING, *, overwrit
         found |= {"importance": importance(job, left(job, start)), "conflicts": conflicts(job)}
         keep_models(job, found)
         write_answer(job, found, key)
-        report_to(recipe.report_to, found, job.situation.folder)
+        if recipe.report_to != "none":
+            track(found, recipe.report_to, job.situation.folder)
     return Comparison(job.situation.folder)
 
 
