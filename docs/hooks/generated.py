@@ -225,6 +225,20 @@ def floors() -> str:
     return "\n".join(lines)
 
 
+def families() -> str:
+    """Returns what works for each family: one table by statistics, one by rules that need none."""
+    from plait.merging.abilities import abilities, table
+
+    rows, names = table(), [ability.name for ability in abilities()]
+    lines: list[str] = []
+    for title, chosen in (("By statistics", range(6)), ("Without data", range(6, len(names)))):
+        lines += [f"## {title}", "", "| " + " | ".join(["family", *(f"`{names[i]}`" for i in chosen)]) + " |"]
+        lines += ["|---" * (len(chosen) + 1) + "|"]
+        lines += [f"| {row[0]} | " + " | ".join(row[i + 1] for i in chosen) + " |" for row in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "papers": papers,
@@ -232,6 +246,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "functions": functions,
     "keys": keys,
     "floors": floors,
+    "families": families,
 }
 
 

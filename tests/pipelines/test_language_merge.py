@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, pipeline
 
 import plait
 from plait.cli import invoke
-from plait.errors import DataError, MergeError, RecipeError
-from tests.languages import is_seq2seq, save_language, tiny_language, write_texts
+from plait.errors import DataError, MergeError, RecipeError, SourceError
+from tests.languages import MIXTURES, is_seq2seq, save_language, tiny_language, write_texts
 
 MATH = ["good film", "the film was great news", "a awful sport", "science"]
 CODE = ["bad news the the film", "sport was a film", "great", "the a was bad film news"]
@@ -122,6 +123,34 @@ def test_regmean_in_forward_order(name: str, tmp_path: Path) -> None:
     linear = "mlp.down_proj" if name == "llama" else "mlp.c_proj"
     assert any(linear in key for key in moved)
     assert not any("norm" in key or "ln_" in key or "embed" in key for key in moved)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_merge_expert_by_expert(name: str, tmp_path: Path) -> None:
+    world = World(name, tmp_path)
+    sources = [AutoModelForCausalLM.from_pretrained(folder) for folder in world.sources.values()]
+    world.merge(method="average")
+    mean = sum(source.model.layers[1].mlp.experts.gate_up_proj for source in sources) / 2
+    torch.testing.assert_close(world.opened().model.layers[1].mlp.experts.gate_up_proj, mean)
+    for settings in ({"importance": "diagonal"}, {"importance": "block_traces", "normalize": "none"}):
+        world.merge(method="fisher", **settings)
+        moved = world.opened().model.layers[1].mlp.experts.gate_up_proj
+        assert not torch.allclose(moved, mean)
+    world.merge(method="regmean")
+    torch.testing.assert_close(world.opened().model.layers[1].mlp.experts.gate_up_proj, mean)
+    world.merge(method="ties", base=world.base)
+    assert world.opened()
+    with pytest.raises(MergeError, match="have no mask nodes"):
+        world.merge(method="fisher", importance="mask_nodes")
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    folder = Path(save_language("mixtral", tmp_path / "m"))
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in tensors if "experts.1.w2" in name)
+    save_file({key: value for key, value in tensors.items() if key != lost}, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=r"missing layers\.\d\.mlp\.experts\.down_proj"):
+        plait.inspect(str(folder))
 
 
 def test_two_stacks_have_no_forward_order(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from plait.boundary import reading
 from plait.checkpoints.headers import Header
+from plait.encoders.experts import fused_name
 from plait.encoders.heads import (
     HEAD_MAPPINGS,
     PRETRAINING,
@@ -117,9 +118,10 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
     prefix = f"{model.base_model_prefix}."
     stored, twice = _stored_names(model, headers, expected)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parts = _parts_of_experts(stored, expected, headers)
     problems = [
         *twice,
-        *_absent(model, stored, parameters),
+        *_absent(model, {**stored, **parts}, parameters),
         *_unexpected(model, stored, expected, kind),
         *_misshapen(stored, expected, headers),
     ]
@@ -127,6 +129,7 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
         _explain(headers, where)
         raise SourceError(f"{where}: the weights do not fit {type(model).__name__}: {listed(problems)}")
     names = [name for name in expected if name in parameters and name in stored]
+    names += [name for inside in parts.values() for name in inside]
     wrapper = wrapper_of(headers, expected, model.base_model_prefix)
     if kind == "body":
         return Names({name: stored[name] for name in names}, {}, wrapper)
@@ -222,8 +225,20 @@ def left_out(model: PreTrainedModel, headers: Mapping[str, Header], taken: Itera
     return tuple(name for name in extra if not pattern.search(name) and name not in expected)
 
 
+def _parts_of_experts(
+    stored: Mapping[str, str], expected: Mapping[str, torch.Tensor], headers: Mapping[str, Header]
+) -> dict[str, list[str]]:
+    """Returns which stored matrices of single experts make up a fused parameter, where all of it is there."""
+    found: dict[str, list[str]] = {}
+    for name in stored:
+        if (fused := fused_name(name)) is not None and fused in expected:
+            found.setdefault(fused, []).append(name)
+    sizes = {name: sum(math.prod(headers[stored[part]].shape) for part in parts) for name, parts in found.items()}
+    return {name: parts for name, parts in found.items() if sizes[name] == expected[name].numel()}
+
+
 def _stored_names(
-    model: PreTrainedModel, headers: Iterable[str], expected: Mapping[str, torch.Tensor]
+    model: PreTrainedModel, headers: Mapping[str, Header], expected: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, str], list[str]]:
     """Returns model name to stored name, renamed as transformers does on loading, and names that are there twice."""
     transforms = get_model_conversion_mapping(model)
@@ -236,7 +251,11 @@ def _stored_names(
     wrapper = wrapper_of(headers, expected, prefix)
     for stored in headers:
         plain = stored.removeprefix(wrapper)
-        name = plain if plain in table else rename_source_key(plain, renamings, converters, prefix, table)[0]
+        exact = plain in table
+        name = plain if exact else rename_source_key(plain, renamings, converters, prefix, table)[0]
+        # A mixture's experts are stored one by one and fused on loading: they merge as they are stored.
+        if not exact and ".experts." in plain and name.rpartition(".")[0].endswith(".experts"):
+            name = f"{name.rpartition('.')[0]}.{plain.rpartition('.experts.')[2]}"
         if name in found:
             twice.append(f"{stored} and {found[name]} are one parameter")
         found[name] = stored

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from plait.encoders.decoder_families import DECODERS, MIXTURES
+from plait.encoders.experts import fused_name
 from plait.encoders.families import FAMILIES, Family, Part
 from plait.errors import MergeError, did_you_mean, listed
 
@@ -150,6 +151,8 @@ class Topology:
         return self._placed(parameter, self.family.outside, None)
 
     def _placed(self, name: str, table: Mapping[str, Part], layer: int | None) -> Place | None:
+        if table.get(fused_name(name) or "") is Part.EXPERTS:
+            return Place(layer, Part.EXPERTS)
         if (fused := table.get(name)) is not None:
             return Place(layer, fused, self._outputs(fused))
         module, _, leaf = name.rpartition(".")

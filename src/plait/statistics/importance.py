@@ -20,6 +20,7 @@ from transformers import AutoConfig
 from plait.boundary import parse_json, reading, validated
 from plait.checkpoints.checkpoint import check_counts
 from plait.checkpoints.output import one_writer, whole_file
+from plait.encoders.experts import expert_part, fused_name
 from plait.encoders.families import Part
 from plait.encoders.topology import CROSS, Axis, Place, Topology
 from plait.encoders.topology import topology as find_topology
@@ -54,7 +55,10 @@ class Statistics:
         Mask nodes are spread over the tensors they belong to by the mapping `paper`; `as_importance` offers others.
         """
         if self.estimator != "mask_nodes":
-            return self.tensors.get(self.relative(parameter))
+            name = self.relative(parameter)
+            fused = fused_name(name)
+            whole = None if fused is None else self.tensors.get(fused)
+            return self.tensors.get(name) if whole is None else expert_part(whole, name)
 
         return as_importance(self).of(parameter)
 
