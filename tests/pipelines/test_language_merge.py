@@ -180,6 +180,13 @@ def test_a_pipeline_generates_from_the_result(llama: World) -> None:
     assert found["generated_text"].startswith("good film")
 
 
+def test_predictions_are_left_to_the_model(llama: World) -> None:
+    merged = llama.merge(method="average")
+    with pytest.raises(DataError, match=r"writes texts instead of labelling them.*AutoModelForCausalLM"):
+        merged.predict(["good film"])
+    assert merged.task("math").generate(merged.tokenizer("good film", return_tensors="pt")["input_ids"]).shape[0] == 1
+
+
 def test_statistics_can_be_shared_in_place_of_texts(llama: World, tmp_path: Path) -> None:
     files = {}
     for name, folder in llama.sources.items():

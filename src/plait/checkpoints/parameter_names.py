@@ -121,7 +121,7 @@ def match(model: PreTrainedModel, headers: Mapping[str, Header], kind: str, wher
     parts = _parts_of_experts(stored, expected, headers)
     problems = [
         *twice,
-        *_absent(model, {**stored, **parts}, parameters),
+        *_absent(model, {**stored, **dict.fromkeys(parts, where)}, parameters),
         *_unexpected(model, stored, expected, kind),
         *_misshapen(stored, expected, headers),
     ]
@@ -238,7 +238,7 @@ def _parts_of_experts(
 
 
 def _stored_names(
-    model: PreTrainedModel, headers: Mapping[str, Header], expected: Mapping[str, torch.Tensor]
+    model: PreTrainedModel, headers: Iterable[str], expected: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, str], list[str]]:
     """Returns model name to stored name, renamed as transformers does on loading, and names that are there twice."""
     transforms = get_model_conversion_mapping(model)

@@ -112,6 +112,12 @@ def answerable(merged: Merged, task: str | None, *, paired: bool) -> tuple[str, 
     Raises:
         DataError: a question-answering task asked about single texts, or a task without a head.
     """
+    if merged.language is not None:
+        auto = "AutoModelForCausalLM" if merged.language == "causal" else "AutoModelForSeq2SeqLM"
+        raise DataError(
+            f"{merged.folder} is a language model, which writes texts instead of labelling them: open it by "
+            f"transformers.{auto}.from_pretrained and use its generate"
+        )
     names = merged.tasks if task is None else (task,)
     kinds = {name: merged.about(name).kind for name in names}
     refused = {n: k for n, k in kinds.items() if k == "body" or (k == "question_answering" and not paired)}
