@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python benchmarks/decoders.py [--rounds 5] [--layers 12]
 
-The decoder has the shape of SmolLM2-135M (grouped queries, SwiGLU, tied; random weights, which cost the same) or fewer of
-its 30 layers. Contenders take turns inside a round; the median of the rounds' ratios counts. Every round goes to
+The decoder has the shape of SmolLM2-135M (grouped queries, SwiGLU, tied; random weights, which cost the same) or fewer
+of its 30 layers. Contenders take turns inside a round; the median of the rounds' ratios counts. Every round goes to
 benchmarks/results/decoders.json.
 """
 
@@ -65,7 +65,9 @@ def main() -> None:
             run()
             seconds[name] = (time.process_time() - start) / (1 if name == "forward+backward" else 2)
         rounds += [seconds] if number else []  # the first is a warm-up
-        ratios = {n: statistics.median(r[n] / r["forward+backward"] for r in rounds) for n in options.only} if rounds else {}
+        ratios = {
+            n: statistics.median(r[n] / r["forward+backward"] for r in rounds) for n in (options.only if rounds else ())
+        }
         print(number, {name: round(value, 3) for name, value in ratios.items()}, flush=True)
         entry = {
             "settings": vars(options), "rounds": rounds, "median_ratio": ratios, "aims": AIMS,

