@@ -39,8 +39,8 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def texts(kind: str, split: int, count: int, seed: int) -> list[str]:
-    """Returns texts of a kind, cut to some 400 characters."""
+def texts(kind: str, split: int, count: int, seed: int, characters: int = 400) -> list[str]:
+    """Returns texts of a kind, cut to some characters."""
     import os
 
     from plait.data import read_examples
@@ -48,7 +48,7 @@ def texts(kind: str, split: int, count: int, seed: int) -> list[str]:
     name, *splits = KINDS[kind]
     folder = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "datasets"))
     found = read_examples(folder / name / f"{splits[split]}.parquet", limit=count, seed=seed)
-    return [str(text)[:400] for text in found.texts]
+    return [str(text)[:characters] for text in found.texts]
 
 
 def base(options: argparse.Namespace) -> Path:
@@ -111,7 +111,7 @@ def scores(model: Any, options: argparse.Namespace) -> dict[str, Any]:
     """Returns perplexity and bits per byte of held-out texts of each kind."""
     import plait
 
-    held = {kind: {"text": texts(kind, 1, options.held_out, 0)} for kind in KINDS}
+    held = {kind: {"text": texts(kind, 1, options.held_out, 0, options.characters)} for kind in KINDS}
     found = plait.evaluate(model, held, sources=False, max_length=256, batch_size=8)
     return found.to_dict()["tasks"]
 
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--held-out", type=int, default=24)
     parser.add_argument("--examples", type=int, default=24)
+    parser.add_argument("--characters", type=int, default=400)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--model-site")
     parser.add_argument("--table", action="store_true")
