@@ -81,6 +81,7 @@ _EMBEDDING_FILES = (
 """What embedding models have beside their encoder."""
 _SMALL_FILES = (
     "config.json", "plait.json", "README.md", "adapter_config.json", "generation_config.json", "chat_template.jinja",
+    "preprocessor_config.json",
     *TOKENIZER_FILES, *_EMBEDDING_FILES,
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from plait.amalgamation.baselines import teacher_scores
 from plait.amalgamation.student import Student
 from plait.api.language import Given, evaluate_language, harness_tasks, is_language
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading
+from plait.checkpoints.embedders import embedder_of, is_embedder
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.tokenizers import copy_tokenizer
 from plait.checkpoints.writer import atomic_folder
@@ -28,7 +29,7 @@ from plait.evaluation.scores import Evaluation, TaskScores, of_tasks, primary_of
 from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenizer_place
 from plait.merging.merged import Merged, plain_state
-from plait.merging.scores import scores_of
+from plait.merging.scores import pair_scores, scores_of
 from plait.progress import noted
 from plait.reports.cards import exported_card
 from plait.reports.record import ARTICLES, Kind, kind_of, report_of
@@ -167,7 +168,8 @@ def evaluate(
         found = evaluate_ensemble(name, opened, given, **told)
     elif isinstance(opened, Merged):
         called = of_tasks(names, opened.tasks)
-        found = scores_of(opened, given.tables(opened.tasks), labels=called, **told, **trusted)
+        tasks = ("model",) if opened.embeds else opened.tasks
+        found = scores_of(opened, given.tables(tasks), labels=called, **told, **trusted)
     elif isinstance(opened, Checkpoint):
         found = evaluate_plain(name, opened, given, **told, **trusted)
     else:
@@ -206,9 +208,13 @@ def evaluate_plain(
     trust_remote_code: bool,
 ) -> Evaluation:
     """Returns the scores of an ordinary checkpoint on each file, and of the teachers of a student."""
-    primary = primary_of(plain.kind, plain.problem_type)
     settings: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
     tables = given.tables()
+    if is_embedder(plain):
+        model = embedder_of(plain)
+        reader = plain.tokenizer()
+        return Evaluation(name, {task: pair_scores(model, reader, t, **settings) for task, t in tables.items()})
+    primary = primary_of(plain.kind, plain.problem_type)
     network, tokenizer = plain.model(), plain.tokenizer()
     found = {}
     for task, rows in tables.items():

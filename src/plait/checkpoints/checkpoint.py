@@ -23,7 +23,9 @@ from plait.checkpoints import adapters, parameter_names
 from plait.checkpoints.foreign import before_quantization, checkpoint_place, checkpoints_below
 from plait.checkpoints.headers import Header, TensorFiles, read_headers, read_json
 from plait.checkpoints.lineage import front_of
-from plait.checkpoints.tokenizers import Opened, has_tokenizer, open_tokenizer
+from plait.checkpoints.processors import open_processor, reads_images, refuse_hidden
+from plait.checkpoints.tokenizers import PREPROCESSOR, Opened, has_tokenizer, open_tokenizer
+from plait.data.examples import ONE_ANSWER
 from plait.data.language import LanguageKind
 from plait.encoders.heads import (
     bare_class_name,
@@ -142,7 +144,7 @@ class Checkpoint:
         own = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
         settings = {k: v for k, v in self.config.to_diff_dict().items() if k not in own}
         total = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
-        for name in sorted(TOKENIZER_FILES):
+        for name in sorted({*TOKENIZER_FILES, *([PREPROCESSOR] if reads_images(self.model_class) else ())}):
             file = self.tokenizer_folder / name
             # Stores of earlier versions know nothing of files that few tokenizers have.
             absent = b"-" if name in {*VOCABULARIES, "tokenizer_config.json"} else b""
@@ -191,7 +193,9 @@ class Checkpoint:
         return loaded
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns the tokenizer saved with the checkpoint: one, whose settings are those of its files again."""
+        """Returns the tokenizer saved with the checkpoint, its settings those of its files; or the image processor."""
+        if reads_images(self.model_class):
+            return open_processor(self.folder, self.name)  # type: ignore[no-any-return]
         return self._tokenizer.as_opened()
 
     @cached_property
@@ -304,6 +308,7 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
     kind = kind_of(architecture, config, str(folder))
     cls = model_class(architecture, kind, config, folder, trust_remote_code)
     model = parameter_names.skeleton(cls, config, str(folder), stored=len(headers))
+    refuse_hidden(model, kind, folder)
     names = parameter_names.match(model, headers, kind, str(folder))
     more: dict[str, Any] = {"head": names.head, "prefix": model.base_model_prefix}
     if kind == "body":
@@ -314,7 +319,7 @@ def _opened(folder: Path, wanted: Wanted, trust_remote_code: bool) -> Checkpoint
         said = "%s: the name of every tensor begins with %r, of what wrapped the model in training: read without it"
         logger.warning(said, wanted.name or str(wanted.origin), names.wrapper)
     _refuse_integers(folder, names, headers)
-    problem = problem_of(config) if kind == "sequence_classification" else None
+    problem = problem_of(config) if kind in ONE_ANSWER else None
     if labels is not None:
         rename_labels(config, labels, label_names(folder, config, kind, problem), wanted.name or str(wanted.origin))
     return Checkpoint(

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig
 from plait.checkpoints.beside import beside_problems, warn_of_what_lies_beside
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.language import language_owners, language_problems, warn_of_losses
+from plait.checkpoints.processors import processor_problems
 from plait.checkpoints.tokenizer_differences import own_tokenizer, tokenizer_problems
 from plait.checkpoints.tokenizers import has_tokenizer
 from plait.encoders.topology import pooler_parameters
@@ -112,6 +113,7 @@ def align(
         *tokenizer_problems(everyone, by_task=True),
         *language_problems(sources),
         *beside_problems(sources),
+        *processor_problems(sources),
         *disagreements,
     ]
     problems = problems or base_problems(sources, base)

@@ -19,11 +19,12 @@ from plait.checkpoints.headers import read_json
 from plait.errors import SourceError
 from plait.hub import TOKENIZER_FILES, VOCABULARIES
 
+PREPROCESSOR = "preprocessor_config.json"
 FILES = (
     *TOKENIZER_FILES, "chat_template.jinja", "chat_template.json", "vocab.bpe", "bpe.codes", "dict.txt", "source.spm",
-    "target.spm", "spm_char.model",
+    "target.spm", "spm_char.model", PREPROCESSOR,
 )  # fmt: skip
-"""What a tokenizer may consist of."""
+"""What a tokenizer may consist of, and the settings of an image processor."""
 _OF_LOADING = {
     "name_or_path", "local_files_only", "is_local", "trust_remote_code", "_from_auto", "backend", "model_max_length",
 }  # fmt: skip
@@ -192,7 +193,10 @@ def misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str 
 @contextmanager
 def reading_up_to(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> Iterator[None]:
     """Lets a tokenizer read texts of `max_length` tokens, though it records a shorter limit: that of its training."""
-    recorded = tokenizer.model_max_length
+    recorded = getattr(tokenizer, "model_max_length", None)
+    if recorded is None:  # an image processor
+        yield
+        return
     tokenizer.model_max_length = max(recorded, max_length or 0)
     try:
         yield

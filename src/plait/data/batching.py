@@ -13,6 +13,7 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBas
 
 from plait.boundary import reading
 from plait.data.examples import Examples, ProblemType
+from plait.data.images import PIXELS, Features, stacked
 from plait.data.labels import IGNORED
 from plait.errors import DataError
 
@@ -50,7 +51,7 @@ class Encoded:
         words: For token classification, per feature and token the word it begins, None elsewhere.
     """
 
-    features: tuple[dict[str, Any], ...]
+    features: Sequence[dict[str, Any]]
     rows: tuple[int, ...]
     padding: Mapping[str, int]
     offsets: tuple[tuple[tuple[int, int] | None, ...], ...] | None = None
@@ -66,6 +67,8 @@ class Encoded:
     @property
     def lengths(self) -> list[int]:
         """Returns the number of tokens of each feature."""
+        if isinstance(self.features, Features):
+            return [1] * len(self.features)
         return [len(feature["input_ids"]) for feature in self.features]
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -114,6 +117,10 @@ def encode(
     Raises:
         DataError: When the length leaves no room for a question and its context.
     """
+    if examples.kind == "image_classification":
+        return _encode_images(examples, tokenizer, problem_type or examples.problem_type, labelled=labels)
+    if hasattr(tokenizer, "image_mean"):
+        raise DataError(f"{examples.source}: holds texts; the model reads images: expected a folder or column of them")
     limit = length_limit(tokenizer, config, max_length)
     if max_length is not None and limit < max_length:
         logger.warning("the model takes at most %d tokens: max_length %d is cut to that", limit, max_length)
@@ -159,6 +166,8 @@ def collate(features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -
     Raises:
         DataError: When lengths differ and nothing can pad.
     """
+    if PIXELS in features[0]:
+        return stacked(features)
     sizes = [len(feature["input_ids"]) for feature in features]
     longest = max(sizes)
     if padding.get("input_ids") == UNKNOWN and min(sizes) < longest:
@@ -268,6 +277,15 @@ def _encode_texts(job: _Job, problem: ProblemType) -> Encoded:
         for feature, label in zip(features, examples.labels or (), strict=True):
             feature["labels"] = convert(label)
     return job.encoded(features, rows=tuple(range(len(features))))
+
+
+def _encode_images(examples: Examples, processor: Any, problem: ProblemType, *, labelled: bool) -> Encoded:
+    """Returns images as a model is given them; each is opened when its batch comes."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        raise DataError(f"{examples.source}: holds images; the model reads texts")
+    convert = int if problem == "single_label_classification" else _as_floats
+    labels = [convert(label) for label in examples.labels] if labelled and examples.labels is not None else None
+    return Encoded(Features(examples.texts, processor, labels), tuple(range(len(examples))), {})
 
 
 def _as_floats(label: Any) -> Any:

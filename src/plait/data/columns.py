@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from plait.data.cells import Reader, label_reader, missing, words_of
 from plait.data.examples import Examples, Kind
+from plait.data.pictures import picture
 from plait.errors import DataError, did_you_mean, listed
 
 logger = logging.getLogger("plait")
@@ -44,6 +46,7 @@ PAIRS = (
     ("document1", "document2"),
 )
 LABEL = ("label", "labels", "class", "target", "category", "score", "sentiment", "stars")
+IMAGES = ("image", "img", "picture", "photo", "file_name", "filename", "image_path", "image_file", "path", "file")
 WORDS = ("tokens", "words")
 TAGS = ("ner_tags", "tags", "pos_tags", "chunk_tags", "labels")
 KNOWN = frozenset({*TEXT, *(name for pair in PAIRS for name in pair), *LABEL, *WORDS, *TAGS, "answers"})
@@ -85,11 +88,51 @@ def _examples(table: Table, wanted: Wanted) -> Examples:
     check_given(table, wanted)
     if not table.columns or not len(next(iter(table.columns.values()))):
         raise DataError(f"{table.source}: no examples; expected at least one row with a text")
+    if (column := image_column(table, wanted)) is not None:
+        return _images(table, column, wanted)
     if wanted.text is None and (words := first_of(table, WORDS)) is not None:
         return _tagged(table, words, wanted)
     if wanted.text is None and _asks(table, wanted):
         return _questions(table)
     return _texts(table, wanted)
+
+
+def image_column(table: Table, wanted: Wanted) -> str | None:
+    """Returns the column of images, if a table is about them: the one that is named, else one of the usual names.
+
+    A table of texts stays one, whatever files it names beside them.
+    """
+    if wanted.text is not None:
+        return wanted.text if _holds_images(table, wanted.text) else None
+    if first_of(table, (*TEXT, *WORDS)) is not None:
+        return None
+    found = first_of(table, IMAGES)
+    return found if found is not None and _holds_images(table, found) else None
+
+
+def _holds_images(table: Table, column: str) -> bool:
+    values = [value for value in table.columns[column] if not missing(value)]
+    return bool(values) and picture(values[0]) is not None
+
+
+def _images(table: Table, column: str, wanted: Wanted) -> Examples:
+    """Returns images with their labels; names of files begin where the file that lists them lies."""
+    label = wanted.label or first_of(table, LABEL, but=column)
+    say(table, {"image": column, "label": label}, {wanted.text, wanted.label})
+    here = Path(table.source)
+    folder = here.parent if here.is_file() else here if here.is_dir() else None
+    table = _without(table, [not missing(value) for value in table.columns[column]], [column])
+    pictures = [picture(value, folder) for value in table.columns[column]]
+    rows = [
+        f"row {i} ({shown(table.columns[column][i])})"
+        for i, one in enumerate(pictures)
+        if one is None or (isinstance(one.source, Path) and not one.source.is_file())
+    ]
+    if rows:
+        raise DataError(f"{table.source}: column {column!r} names images that are not there: {listed(rows, 5)}")
+    labels = _labels(table, label) if label else None
+    names = table.names.get(label) if label else None
+    return Examples(tuple(pictures), None, labels, names, "image_classification", table.source)
 
 
 def _asks(table: Table, wanted: Wanted) -> bool:

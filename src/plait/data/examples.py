@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from plait.errors import DataError
 
-Kind = Literal["sequence_classification", "token_classification", "question_answering"]
+Kind = Literal["sequence_classification", "token_classification", "question_answering", "image_classification"]
+ONE_ANSWER = frozenset({"sequence_classification", "image_classification"})
+"""Kinds with one row of logits for a whole input."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -22,7 +24,8 @@ class Examples:
     """Texts in order with what is known of them.
 
     Attributes:
-        texts: One text per example; a tuple of words for token classification; the question for answers.
+        texts: One text per example; a tuple of words for token classification; the question for answers; a picture for
+            image classification.
         pairs: The second text of each example (the context of a question), or None.
         labels: One per example, or None: a class's name or index, a number for regression, a tuple of several
             labels, one label per word, or a tuple of (answer, first character); None for an example without one.
@@ -58,7 +61,7 @@ class Examples:
     def problem_type(self) -> ProblemType:
         """Returns what the labels look like: several classes, a number (one at least has a fraction), or one class."""
         labels = self.labels or ()
-        if self.kind == "sequence_classification" and any(isinstance(label, tuple) for label in labels):
+        if self.kind in ONE_ANSWER and any(isinstance(label, tuple) for label in labels):
             return "multi_label_classification"
         if any(isinstance(label, float) and not label.is_integer() for label in labels):
             return "regression"

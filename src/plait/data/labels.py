@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from plait.data.cells import Number
-from plait.data.examples import Examples, Kind, ProblemType
+from plait.data.examples import ONE_ANSWER, Examples, Kind, ProblemType
 from plait.errors import DataError, listed
 from plait.label_names import numbered, placeholders
 
@@ -127,7 +127,7 @@ def what_was_taken(examples: Examples, names: Sequence[str] | None) -> str | Non
     None where the data name their labels, so that there is nothing to decide.
     """
     values = [v for v in _values(examples) if v is not None]
-    if examples.label_names is not None or examples.kind != "sequence_classification":
+    if examples.label_names is not None or examples.kind not in ONE_ANSWER:
         return None
     if examples.problem_type == "multi_label_classification":
         return f"labels are lists: several labels a text, of {_few(names or ())}"

@@ -13,8 +13,10 @@ from plait.data.columns import Table, Wanted, counted, examples_from
 from plait.data.encoding import Feed, kind_of
 from plait.data.examples import Examples
 from plait.data.files import FORMATS, batches_of, declared, is_data, one_line, open_file, sliced
-from plait.data.folders import matching, split_of, splits_in
+from plait.data.folders import SPLITS, matching, split_of, splits_in
+from plait.data.images import class_folder
 from plait.data.objects import as_list, from_columns, from_mapping, from_rows
+from plait.data.pictures import is_image_file
 from plait.errors import DataError, did_you_mean
 from plait.hub import reach_hub
 from plait.recipe import DataSpec
@@ -184,7 +186,7 @@ def _of_arrow(data: Any) -> Table:
 
 
 def _of_examples(examples: Examples) -> Table:
-    columns: dict[str, Sequence[Any]] = {"text": examples.texts}
+    columns: dict[str, Sequence[Any]] = {"image" if examples.kind == "image_classification" else "text": examples.texts}
     if examples.pairs is not None:
         columns["text_pair"] = examples.pairs
     if examples.labels is not None:
@@ -250,8 +252,26 @@ def _of_folder(folder: Path, split: str | None, chunk: int) -> Source:
         path.suffix in {".safetensors", ".bin"} for path in folder.iterdir()
     ):
         raise DataError(f"{folder}: is a checkpoint, not data; expected a file of texts, such as train.csv")
-    found = splits_in([path for path in folder.rglob("*") if path.is_file() and is_data(path)], str(folder))
+    every = [path for path in folder.rglob("*") if path.is_file()]
+    data, images = ([path for path in every if test(path)] for test in (is_data, is_image_file))
+    if images and not data:
+        return _of_images(folder, images, split)
+    if images and len(data) == 1 and data[0].stem.startswith("metadata"):  # names of files and labels beside images
+        return _of_origin(str(data[0]), None, chunk)
+    found = splits_in(data, str(folder))
     return _of_files(found, split, str(folder), chunk)
+
+
+def _of_images(folder: Path, images: Sequence[Path], split: str | None) -> Source:
+    """Returns images in folders of classes, those perhaps in folders of splits."""
+    tops = sorted({path.relative_to(folder).parts[0] for path in images if path.parent != folder})
+    if tops and all(top.lower() in SPLITS for top in tops):
+        folder = folder / _split(tops, split, str(folder))
+        images = [path for path in images if path.is_relative_to(folder)]
+    elif split is not None:
+        raise DataError(f"{folder}: has no folder {split!r} of images; leave out @{split}")
+    table = class_folder(folder, sorted(images))
+    return Source(str(folder), lambda _: iter([table]))
 
 
 def _of_files(found: Mapping[str, list[Path]], split: str | None, source: str, chunk: int) -> Source:

@@ -8,6 +8,7 @@ from typing import Any
 
 import transformers
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -19,6 +20,7 @@ from transformers.models.auto import modeling_auto as auto
 
 from plait.boundary import reading
 from plait.data import Kind, ProblemType
+from plait.data.examples import ONE_ANSWER
 from plait.data.language import LanguageKind
 from plait.errors import SourceError, listed
 
@@ -30,6 +32,7 @@ def head_kind(model: PreTrainedModel) -> Kind | None:
         "SequenceClassification": "sequence_classification",
         "TokenClassification": "token_classification",
         "QuestionAnswering": "question_answering",
+        "ImageClassification": "image_classification",
     }
     return next((kind for ending, kind in kinds.items() if name.endswith(ending)), None)
 
@@ -44,7 +47,7 @@ def head_problem(model: PreTrainedModel) -> ProblemType:
 def head_labels(model: PreTrainedModel) -> tuple[str, ...] | None:
     """Returns the head's label names in order; None where it has none to speak of (regression, answers)."""
     if head_kind(model) == "question_answering" or (
-        head_kind(model) == "sequence_classification" and head_problem(model) == "regression"
+        head_kind(model) in ONE_ANSWER and head_problem(model) == "regression"
     ):
         return None
     names: dict[Any, str] = dict(model.config.id2label or {})
@@ -55,6 +58,7 @@ HEADS = {
     "sequence_classification": AutoModelForSequenceClassification,
     "token_classification": AutoModelForTokenClassification,
     "question_answering": AutoModelForQuestionAnswering,
+    "image_classification": AutoModelForImageClassification,
 }
 
 
@@ -72,7 +76,7 @@ class Head:
             return {}
         names = self.names or ("LABEL_0",)
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        problem = {"problem_type": self.problem_type} if self.kind == "sequence_classification" else {}
+        problem = {"problem_type": self.problem_type} if self.kind in ONE_ANSWER else {}
         return {"num_labels": len(names), **labels, **problem}
 
     def differs(self, config: PreTrainedConfig, model: PreTrainedModel) -> bool:
@@ -86,7 +90,7 @@ class Head:
 def describe_head(cls: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, Any]:
     """Returns `kind`, `labels` and `problem_type` of a model in memory, as `Checkpoint` has them."""
     kind = kind_of(cls.__name__, config, cls.__name__)
-    problem = problem_of(config) if kind == "sequence_classification" else None
+    problem = problem_of(config) if kind in ONE_ANSWER else None
     return {"kind": kind, "labels": label_names(cls.__name__, config, kind, problem), "problem_type": problem}
 
 
@@ -99,7 +103,7 @@ def label_names(
     folder: str | Path, config: PretrainedConfig, kind: str, problem: str | None
 ) -> tuple[str, ...] | None:
     """Returns the label names in the order of the head's rows; heads that do not classify have none."""
-    if kind not in {"sequence_classification", "token_classification"} or problem == "regression":
+    if kind not in {*ONE_ANSWER, "token_classification"} or problem == "regression":
         return None
     with reading(folder, "id2label in config.json is not understood", advice="expected row numbers and names"):
         table = {int(row): str(label) for row, label in (config.id2label or {}).items()}
@@ -116,6 +120,7 @@ HEAD_MAPPINGS = {
     "sequence_classification": "SEQUENCE_CLASSIFICATION",
     "token_classification": "TOKEN_CLASSIFICATION",
     "question_answering": "QUESTION_ANSWERING",
+    "image_classification": "IMAGE_CLASSIFICATION",
 }
 LANGUAGE_HEADS = ("PRETRAINING", "MASKED_LM", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM")
 
@@ -176,7 +181,7 @@ def kind_of(architecture: str, config: PretrainedConfig, where: str) -> str:
         return "body"
     raise SourceError(
         f"{where}: architecture {architecture!r} is not understood; expected a transformers class for "
-        "sequence or token classification or question answering, a bare encoder or a masked language model"
+        "sequence, token or image classification or question answering, a bare encoder or a masked language model"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from plait.encoders.families import FAMILIES
+from plait.encoders.topology import TABLES
 from plait.errors import RecipeError
 
 Forward = Callable[..., Any]
@@ -211,7 +211,7 @@ def path_of_layers(base: PreTrainedModel) -> str:
     Raises:
         RecipeError: When there is no list, or several, of as many modules as the configuration has layers.
     """
-    family = FAMILIES.get(base.config.model_type)
+    family = TABLES.get(base.config.model_type)
     if family is not None:
         return family.layer.partition(".{}")[0]
     found: list[str] = [
@@ -222,7 +222,7 @@ def path_of_layers(base: PreTrainedModel) -> str:
     if len(found) != 1:
         raise RecipeError(
             f"the layers of {type(base).__name__} are not found (lists of {base.config.num_hidden_layers} modules: "
-            f"{', '.join(found) or 'none'}); ensembles know {', '.join(sorted(FAMILIES))}"
+            f"{', '.join(found) or 'none'}); ensembles know {', '.join(sorted(TABLES))}"
         )
     return found[0]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from plait.encoders.families import FAMILIES
+from plait.encoders.topology import TABLES
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Encoder:
 def encoder_of(model: PreTrainedModel) -> Encoder | None:
     """Returns the encoder's layers: by the table of families, else the one list as long as the config says."""
     body, depth = model.base_model, getattr(model.config, "num_hidden_layers", None)
-    family = FAMILIES.get(model.config.model_type)
+    family = TABLES.get(model.config.model_type)
     if family is not None:
         found = body.get_submodule(family.layer.partition(".{}")[0])
         return Encoder(tuple(found.children()), depth or len(list(found.children())))

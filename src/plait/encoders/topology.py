@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from plait.encoders.decoder_families import DECODERS, MIXTURES
 from plait.encoders.experts import fused_name
 from plait.encoders.families import FAMILIES, Family, Part
+from plait.encoders.vision_families import VISION, dinov2_neurons
 from plait.errors import MergeError, did_you_mean, listed
 
 Node = Literal["head", "group", "neuron", "expert"]
@@ -228,13 +229,14 @@ def _unknown(model_type: str, parameters: list[str]) -> MergeError:
     )
 
 
-TABLES: Mapping[str, Family] = {**FAMILIES, **DECODERS}
+TABLES: Mapping[str, Family] = {**FAMILIES, **DECODERS, **VISION}
 """Every family whose heads, neurons and layers are known, by transformers' model type."""
 
 
 def topology(config: PretrainedConfig) -> Topology:
     """Returns the topology of a model's configuration."""
-    family = TABLES.get(config.model_type)
+    gated = config.model_type == "dinov2" and config.use_swiglu_ffn
+    family = TABLES.get("dinov2-swiglu" if gated else config.model_type)
     if family is None:
         raise MergeError(
             f"no topology for models of type {config.model_type!r}{did_you_mean(config.model_type, TABLES)}, so their "
@@ -266,6 +268,8 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 
 def _neurons(config: PretrainedConfig) -> int:
+    if config.model_type == "dinov2":
+        return dinov2_neurons(config.hidden_size, config.mlp_ratio, gated=config.use_swiglu_ffn)
     names = {"distilbert": "hidden_dim", "gpt2": "n_inner", "t5": "d_ff"}
     found = getattr(config, names.get(config.model_type, "intermediate_size"))
     return int(found or 4 * config.hidden_size)  # GPT-2 leaves it open

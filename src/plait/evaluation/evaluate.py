@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from plait.checkpoints.tokenizers import reading_up_to
 from plait.data import Examples, Kind, ProblemType, align_labels, encode
 from plait.data.answers import best_answers
+from plait.data.examples import ONE_ANSWER
 from plait.data.labels import IGNORED
 from plait.encoders.heads import head_kind, head_labels, head_problem
 from plait.errors import DataError
@@ -120,7 +121,7 @@ def _score_tags(logits: Sequence[Tensor], examples: Examples) -> dict[str, float
 
 def primary_metric(kind: Kind, problem_type: ProblemType | None = None) -> str:
     """Returns the name of the score that stands for a task in a table."""
-    if kind == "sequence_classification":
+    if kind in ONE_ANSWER:
         return PRIMARY[problem_type or "single_label_classification"]
     return PRIMARY[kind]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from plait.data import Examples, ProblemType
+from plait.data.examples import ONE_ANSWER
 from plait.data.labels import IGNORED
 
 RESAMPLES = 1000
@@ -96,7 +97,7 @@ class Outcome:
     def what(self) -> str:
         """Returns what is answered: questions, tags, or the problem type."""
         kind = self.examples.kind
-        return kind if kind != "sequence_classification" else self.problem or self.examples.problem_type
+        return kind if kind not in ONE_ANSWER else self.problem or self.examples.problem_type
 
     def interval(self, metric: str, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
         """Returns the percentile bootstrap interval of a score, over rows drawn with replacement.
@@ -109,7 +110,27 @@ class Outcome:
             resamples: how many.
             seed: of the draws.
         """
+        if (self.what, metric) == ("regression", "spearman"):
+            return self._ranked(resamples, seed)
         return interval_of(self.row_sums(metric), resamples=resamples, seed=seed)
+
+    def _ranked(self, resamples: int, seed: int) -> Interval | None:
+        """Returns the interval of Spearman's correlation, whose ranks each resample decides anew."""
+        from scipy.stats import rankdata
+
+        x = torch.stack(list(self.logits or ())).double().flatten().numpy()
+        y = np.asarray(self.examples.labels, dtype=np.float64).reshape(-1)
+        count, draw = len(x), np.random.default_rng(seed)
+        chunk, found = max(1, AT_ONCE // max(count, 1)), []
+        for start in range(0, resamples if count > 1 else 0, chunk):
+            rows = draw.integers(0, count, (min(chunk, resamples - start), count))
+            a, b = (rankdata(side[rows], axis=1) - (count + 1) / 2 for side in (x, y))
+            products = [(p * q).sum(1) for p, q in ((a, a), (b, b), (a, b))]
+            found.append(_pearson(np.stack([np.full(len(rows), float(count)), a.sum(1), b.sum(1), *products], 1)))
+        if not found:
+            return None
+        low, high = np.quantile(np.concatenate(found), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(float(low), float(high), LEVEL, resamples)
 
     def row_sums(self, metric: str) -> RowSums | None:
         """Returns what each row adds to a score; None where the score is no function of sums over rows."""
@@ -175,7 +196,7 @@ class Outcome:
 
     def columns(self) -> dict[str, list[Any]]:
         """Returns texts, truth and answers in columns, ready to be written."""
-        texts = [list(text) if isinstance(text, tuple) else text for text in self.examples.texts]
+        texts = [list(text) if isinstance(text, tuple) else str(text) for text in self.examples.texts]
         found: dict[str, list[Any]] = {"row": list(range(len(texts))), "text": texts}
         if self.examples.pairs is not None:
             found["text_pair"] = list(self.examples.pairs)

@@ -15,7 +15,7 @@ from plait.encoders.modes import accelerated, evaluating
 
 Outputs = Mapping[str, Tensor]
 Forward = Callable[[dict[str, Tensor]], Outputs]
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 LOGITS = ("logits", "start_logits", "end_logits")
 
 
@@ -63,20 +63,20 @@ def run(
     """Returns what `forward` gives for each feature, in the features' order."""
     found: dict[str, dict[int, Tensor]] = {}
     for rows in plan(encoded, batch_size):
-        features = [{k: v for k, v in encoded.features[row].items() if k in INPUTS} for row in rows]
+        found_there = (encoded.features[row] for row in rows)
+        features = [{name: value for name, value in one.items() if name in INPUTS} for one in found_there]
         inputs = collate(features, encoded.padding)
         for name, table in forward(inputs).items():
             for row, values in zip(rows, table.float().cpu(), strict=True):
-                length = len(encoded.features[row]["input_ids"])
-                found.setdefault(name, {})[row] = _cut(values, length, encoded)
+                found.setdefault(name, {})[row] = _cut(values, row, encoded)
         tick(len(rows))
     return {name: [by_row[row] for row in range(len(encoded))] for name, by_row in found.items()}
 
 
-def _cut(values: Tensor, length: int, encoded: Encoded) -> Tensor:
+def _cut(values: Tensor, row: int, encoded: Encoded) -> Tensor:
     """Returns token outputs without those of the padding; a text's single row of logits as it is."""
     one_row = encoded.words is None and encoded.offsets is None
-    return (values if one_row else values[:length]).clone()
+    return (values if one_row else values[: len(encoded.features[row]["input_ids"])]).clone()
 
 
 def _per_word(rows: Tensor, starts: tuple[int | None, ...], count: int) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.compatibility import Rows, align
+from plait.checkpoints.processors import reads_images
 from plait.checkpoints.vocabulary import fitted
 from plait.errors import PlaitError, RecipeError
 from plait.merging.rule import RULES
@@ -47,6 +48,22 @@ def align_of(
     if recipe.align_heads is not None:
         return recipe.align_heads
     return "ridge" if headed and recipe.open and has_texts(recipe, data) else "none"
+
+
+def refinement_of(
+    recipe: MergeRecipe, data: Mapping[str, Any], sources: Sequence[Checkpoint] | None
+) -> dict[str, Any]:
+    """Returns how a merge is refined and its heads are fitted, by the names of the recipe.
+
+    Raises:
+        RecipeError: the recipe asks for either of image models, which read no texts.
+    """
+    if sources is None or not any(reads_images(source.model_class) for source in sources):
+        texts = sources is None or not all(source.objective for source in sources)
+        return {"refine": refine_of(recipe, data, texts), "align_heads": align_of(recipe, data, texts)}
+    if recipe.refine or recipe.align_heads not in (None, "none"):
+        raise RecipeError("--refine and --align-heads read texts, these models read images: leave them out")
+    return {"refine": 0, "align_heads": "none"}
 
 
 def has_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> bool:

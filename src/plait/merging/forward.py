@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from plait.checkpoints.checkpoint import Checkpoint
+from plait.checkpoints.embedders import is_embedder, read_as
 from plait.checkpoints.sealed import read_sealed, write_sealed
 from plait.data import collate, encode, plan
 from plait.errors import MergeError
+from plait.evaluation.embedding import encoded_texts
 from plait.merging import chunks
 from plait.merging.calibration import LinearMoments, NormMoments, fitted_bias, fitted_norm
 from plait.merging.chunks import TensorSource
@@ -25,6 +27,7 @@ from plait.merging.engine import combine
 from plait.merging.plan import Plan
 from plait.merging.rule import RULES, RuleEntry
 from plait.progress import task
+from plait.statistics.embedding import single_texts
 from plait.statistics.layerwise import BELOW, Layerwise, Stage, layers_of
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -250,9 +253,12 @@ def merge_forward(job: Plan, state: Path) -> dict[str, Tensor]:
 def batches_of(job: Plan, source: Checkpoint) -> list[dict[str, Tensor]]:
     """Returns a source's texts as inputs of its encoder, similar lengths together."""
     examples = job.inputs.examples[source.name].unlabelled()
-    encoded = encode(
-        examples, source.tokenizer(), max_length=job.method.max_length, config=source.config, labels=False
-    )
+    tokenizer, longest = source.tokenizer(), job.method.max_length
+    if is_embedder(source):
+        texts, told = single_texts(examples).texts, read_as(source.folder, tokenizer)
+        encoded = encoded_texts(texts, tokenizer, told, source.config, max_length=longest)
+    else:
+        encoded = encode(examples, tokenizer, max_length=longest, config=source.config, labels=False)
     return [
         collate([encoded.features[row] for row in rows], encoded.padding)
         for rows in plan(encoded, job.method.batch_size)

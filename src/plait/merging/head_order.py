@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.compatibility import Rows, group_tasks, unproved_order
 from plait.data import Examples, align_labels
+from plait.data.examples import ONE_ANSWER
 from plait.data.reading import read
 from plait.errors import DataError
 from plait.recipe import MergeRecipe
@@ -50,7 +51,7 @@ def orders_on_data(
 def _in_question(first: Checkpoint, other: Checkpoint) -> bool:
     """Says whether nothing but data can tell the order of two heads."""
     plain = all(c.problem_type == "single_label_classification" for c in (first, other))
-    alike = first.kind == other.kind == "sequence_classification" and set(first.labels or ()) == set(other.labels or ())
+    alike = first.kind == other.kind and first.kind in ONE_ANSWER and set(first.labels or ()) == set(other.labels or ())
     return plain and alike and bool(unproved_order(first, other))
 
 
@@ -64,7 +65,7 @@ def _labelled(
         if entry is None or isinstance(entry, Iterator):  # what can be read only once is left to the merge
             continue
         found = read(entry, limit=TEXTS)
-        if found.kind == "sequence_classification" and found.labels and all(v is not None for v in found.labels):
+        if found.kind in ONE_ANSWER and found.labels and all(v is not None for v in found.labels):
             return found
     return None
 

@@ -23,10 +23,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from plait.boundary import reading
 from plait.checkpoints import parameter_names
 from plait.checkpoints.checkpoint import architecture_of, quiet_loading, read_config, whole
+from plait.checkpoints.embedders import embedder
 from plait.checkpoints.headers import read_headers, read_safetensors_header
+from plait.checkpoints.processors import open_processor, reads_images
 from plait.checkpoints.tokenizers import has_tokenizer, open_tokenizer
 from plait.data.language import LanguageKind
-from plait.encoders.heads import kind_of, language_class, language_kind, model_class
+from plait.encoders.embedding import Embedder
+from plait.encoders.heads import class_for, kind_of, language_class, language_kind, model_class
 from plait.errors import RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation.notebook import html, shortened
 from plait.merging.folders import TASKS, head_file, language_model, names_in, tokenizer_place, weight_files
@@ -120,6 +123,8 @@ class Merged:
         Raises:
             SourceError: the sources had none.
         """
+        if self.reads_images:
+            return open_processor(self.folder, str(self.folder))
         if not has_tokenizer(self.folder):
             raise SourceError(
                 f"{self.folder} has no tokenizer, because none of its sources had one: save one there"
@@ -155,6 +160,25 @@ class Merged:
         if task not in self.manifest.tasks:
             raise RecipeError(f"{self.folder} has no task {task!r}{did_you_mean(task, self.tasks)}")
         return self.manifest.tasks[task]
+
+    @property
+    def embeds(self) -> bool:
+        """Says whether it is an embedding model: all its tasks are the bare encoder of texts."""
+        kinds = {about.kind for about in self.manifest.tasks.values()}
+        if kinds != {"body"} or self.reads_images:
+            return False
+        return language_class(architecture_of(self.folder, self.config), self.config) is None
+
+    @cached_property
+    def reads_images(self) -> bool:
+        """Says whether it takes images in place of texts."""
+        return reads_images(class_for("body", self.config))
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Returns the encoder with its pooling and what stands behind it, see `checkpoints.embedders`."""
+        with torch.inference_mode(False):
+            return embedder(self.folder, self.encoder, self.tokenizer, str(self.folder))
 
     def task(self, name: str) -> PreTrainedModel:
         """Returns one task as an ordinary transformers model whose encoder is shared in memory with the others.
@@ -207,7 +231,7 @@ class Merged:
             With `task`, a list with one prediction a text; without, such a list per task name. A prediction is
             `{"label", "score", "scores"}` for one label, `{"labels", "scores"}` for several, `{"value"}` for
             regression, a list of `{"word", "label", "score"}` for tokens, `{"answer", "start", "end", "score"}` for
-            questions.
+            questions. An embedding model gives an array [texts, dimensions] in place of the list.
 
         Raises:
             RecipeError: no such task.

@@ -10,6 +10,7 @@ from typing import Any
 
 from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
 from plait.checkpoints.compatibility import Alignment, align
+from plait.checkpoints.embedders import is_embedder
 from plait.checkpoints.places import check_apart
 from plait.checkpoints.vocabulary import fitted, matched
 from plait.checkpoints.writer import check_target, parse_size
@@ -18,7 +19,8 @@ from plait.data.language import of_language
 from plait.data.reading import read
 from plait.encoders.topology import Topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
-from plait.merging.defaults import align_of, method_of, refine_of, usable_base
+from plait.evaluation.embedding import scored_pairs
+from plait.merging.defaults import method_of, refinement_of, usable_base
 from plait.merging.head_order import orders_on_data
 from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
@@ -26,6 +28,7 @@ from plait.merging.places import check_order, check_places
 from plait.merging.rule import RULES
 from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
 from plait.registry import Entry
+from plait.statistics.embedding import as_objective
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS, Statistics, load_statistics
 from plait.training.state import check_accelerate
@@ -284,9 +287,7 @@ def plan(
     base = usable_base(recipe, sources, orders) if recipe.open and sources is not None else None
     saved: Saved = cache(load_statistics)
     method = method_of(recipe, objects, saved, base=base is not None)
-    texts = sources is None or not all(source.objective for source in sources)
-    chosen = {"refine": refine_of(recipe, objects, texts), "align_heads": align_of(recipe, objects, texts)}
-    recipe = recipe.model_copy(update=chosen)
+    recipe = recipe.model_copy(update=refinement_of(recipe, objects, sources))
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
@@ -446,6 +447,9 @@ def read_judged(
         raise RecipeError(listed(strangers))
     found = {task: rows.read(entry) for task, entry in named.items()}
     for task, examples in found.items():
+        if is_embedder(firsts[task]):
+            scored_pairs(examples, firsts[task].name)
+            continue
         if examples.labels is None and firsts[task].objective is None:
             raise DataError(examples.lacks_labels(f"expected a label column to score task {task} on"))
         check_labels(examples, firsts[task])
@@ -456,6 +460,9 @@ def check_labels(examples: Examples, source: Checkpoint) -> None:
     """Raises `DataError` when examples have no labels, or labels that a source's head does not have."""
     if source.objective is not None:
         of_language(examples, source.objective)
+        return
+    if is_embedder(source):
+        as_objective(examples, "given")
         return
     if source.kind == "body":
         raise DataError(f"{source.name} has no head, so labelled data mean nothing to it: leave its data out")

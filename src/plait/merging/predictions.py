@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,10 @@ from plait.checkpoints.answering import answering, check_answers
 from plait.data import Examples, collate, encode, length_limit, plan
 from plait.data.answers import best_answers
 from plait.data.batching import UNKNOWN, padding_for, without_padding
+from plait.data.pictures import Picture, picture
 from plait.data.reading import one_text
 from plait.errors import DataError
+from plait.evaluation.embedding import embeddings
 from plait.progress import track
 from plait.reports.record import Task
 
@@ -37,13 +40,56 @@ def predict(
     unanswerable: bool = False,
 ) -> Any:
     """Returns predictions in the order of the texts; see `Merged.predict`."""
+    if merged.reads_images:
+        return of_images(merged, task, texts, batch_size)
     firsts, seconds = split_pairs([one_text(texts)] if isinstance(texts, str) else texts)
+    if merged.embeds:
+        return embedded(merged, task, firsts, seconds, batch_size=batch_size, max_length=max_length)
     names = answerable(merged, task, paired=seconds is not None)
     results: dict[str, list[Prediction]] = {}
     for together in read_alike(merged, names):
         options: dict[str, Any] = {"max_length": max_length, "unanswerable": unanswerable}
         results |= predict_together(merged, together, firsts, seconds, batch_size=batch_size, **options)
     return {name: results[name] for name in names} if task is None else results[task]
+
+
+def embedded(
+    merged: Merged, task: str | None, texts: list[str], seconds: list[str] | None, **settings: Any
+) -> Any:
+    """Returns the embeddings of texts as an array, which are the same for all tasks.
+
+    Raises:
+        DataError: pairs, of which each text has an embedding of its own.
+    """
+    names = merged.tasks if task is None else (merged.about(task).name,)
+    if seconds is not None:
+        raise DataError("pairs: an embedding model reads single texts; give the texts of a pair one after the other")
+    found = embeddings(merged.embedder, merged.tokenizer, texts, **settings).numpy()
+    return dict.fromkeys(names, found) if task is None else found
+
+
+def of_images(merged: Merged, task: str | None, images: Any, batch_size: int) -> Any:
+    """Returns predictions for images: files, bytes or pictures in memory, one or several.
+
+    Raises:
+        DataError: something that is no image, or a task without a head.
+    """
+    alone = isinstance(images, str | Path | Picture) or not isinstance(images, Iterable)
+    given = [images] if alone else list(images)
+    pictures = [picture(one) for one in given]
+    if not pictures or (odd := next((i for i, one in enumerate(pictures) if one is None), None)) is not None:
+        said = f"image {odd} is {given[odd]!r:.60}" if pictures else "no image to predict on"
+        raise DataError(f"{said}: expected files such as cat.png, or PIL images")
+    names = answerable(merged, task, paired=False)
+    table = encode(Examples(tuple(pictures), kind="image_classification"), merged.tokenizer, labels=False)
+    results: dict[str, list[Prediction]] = {name: [] for name in names}
+    for rows in track(plan(table, batch_size), "predict"):
+        with torch.inference_mode():
+            outputs = forward(merged, names, table.collate([table.features[row] for row in rows]))
+        for name in names:
+            about = merged.about(name)
+            results[name] += DECODERS[about.kind](about, outputs[name], None)
+    return results if task is None else results[task]
 
 
 def read_alike(merged: Merged, names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -245,7 +291,7 @@ def forward(merged: Merged, names: Sequence[str], tensors: Mapping[str, Tensor])
     return found
 
 
-def decode_sequence(about: Task, output: Any, _: Encoded) -> list[Prediction]:
+def decode_sequence(about: Task, output: Any, _: Encoded | None) -> list[Prediction]:
     """Returns one prediction a text for a sequence classification head."""
     logits: Tensor = output.logits.float()
     if about.problem_type == "regression" or about.labels is None:
@@ -296,7 +342,8 @@ def decode_tokens(about: Task, output: Any, encoded: Encoded) -> list[Prediction
     return results
 
 
-DECODERS: dict[str, Callable[[Task, Any, Encoded], list[Prediction]]] = {
+DECODERS: dict[str, Callable[[Task, Any, Any], list[Prediction]]] = {
     "sequence_classification": decode_sequence,
     "token_classification": decode_tokens,
+    "image_classification": decode_sequence,
 }

@@ -10,9 +10,13 @@ from functools import partial
 from typing import Any
 
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, rename_labels
+from plait.checkpoints.embedders import embedder_of
 from plait.data import Examples, align_labels
+from plait.encoders.embedding import Embedder
 from plait.errors import PlaitError
 from plait.evaluation import outcome_of, outcome_scores
+from plait.evaluation.embedding import PRIMARY as RANKS
+from plait.evaluation.embedding import similarity, similarity_scores
 from plait.evaluation.language import PRIMARY, language_outcome
 from plait.evaluation.outcome import Outcome
 from plait.evaluation.scores import Evaluation, TaskScores, primary_of
@@ -58,12 +62,48 @@ def scores_of(
         "sources": sources, "trust_remote_code": trust_remote_code, "opened": opened or {},
     }  # fmt: skip
     called = labels or {}
+    if merged.embeds:
+        sizes: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length}
+        pairs = {name: _pairs(merged, name, examples, sizes, **options) for name, examples in data.items()}
+        return Evaluation(str(merged.folder), pairs, merged.artifact)
     only = merged.tasks[0] if len(merged.tasks) == 1 else None
     scored = {
         name: score_task(merged, only or name, examples, answer, labels=called.get(only or name), **options)
         for name, examples in data.items()
     }
     return Evaluation(str(merged.folder), scored, merged.artifact)
+
+
+def pair_scores(model: Embedder, tokenizer: Any, examples: Examples, **settings: Any) -> TaskScores:
+    """Returns how well the cosines of an embedding model rank scored pairs."""
+    outcome = similarity(model, tokenizer, examples, **settings)
+    return TaskScores(similarity_scores(outcome), RANKS, len(examples), outcome=outcome)
+
+
+def _pairs(
+    merged: Merged,
+    name: str,
+    examples: Examples,
+    settings: Mapping[str, Any],
+    *,
+    sources: bool,
+    trust_remote_code: bool,
+    opened: Mapping[str, Checkpoint],
+) -> TaskScores:
+    """Returns the scores of the embedding model that all tasks are, beside those of its sources or of one task's."""
+    found = pair_scores(merged.embedder, merged.tokenizer, examples, **settings)
+    asked = merged.tasks if name not in merged.tasks else (name,)
+    names = [source for task in asked for source in merged.about(task).sources] if sources else []
+    known: dict[str, Mapping[str, float]] = {}
+    for source in names:
+        answer = partial(_of_pairs, examples=examples, **settings)
+        scores = from_source(merged, source, answer, opened.get(source), trust_remote_code=trust_remote_code)
+        known |= {} if scores is None else {source: scores}
+    return replace(found, sources=known)
+
+
+def _of_pairs(source: Checkpoint, examples: Examples, **settings: Any) -> dict[str, float]:
+    return dict(pair_scores(embedder_of(source), source.tokenizer(), examples, **settings).metrics)
 
 
 def score_task(
@@ -116,6 +156,23 @@ def source_scores(
     labels: tuple[str, ...] | None = None,
 ) -> dict[str, float] | None:
     """Returns a source's scores, or None (with a warning) when it is gone or its weights have changed."""
+
+    def scored(source: Checkpoint) -> dict[str, float]:
+        return outcome_scores(answer(source.model(), source.tokenizer(), examples))
+
+    return from_source(merged, name, scored, opened, trust_remote_code=trust_remote_code, labels=labels)
+
+
+def from_source(
+    merged: Merged,
+    name: str,
+    scored: Callable[[Checkpoint], dict[str, float]],
+    opened: Checkpoint | None = None,
+    *,
+    trust_remote_code: bool,
+    labels: tuple[str, ...] | None = None,
+) -> dict[str, float] | None:
+    """Returns what a source scores, or None (with a warning) when it is gone or its weights have changed."""
     record = merged.manifest.sources[name]
     again: Any = partial(
         open_checkpoint, origin_from(merged.folder, record["origin"]), name=name, revision=record.get("revision"),
@@ -128,7 +185,7 @@ def source_scores(
         if source.digest != record.get("digest"):
             logger.warning("source %s (%s) has changed since the merge: left out", name, record["origin"])
             return None
-        return outcome_scores(answer(source.model(), source.tokenizer(), examples))
+        return scored(source)
     except PlaitError as error:
         logger.warning("source %s cannot be scored: %s", name, error)
         return None

@@ -12,6 +12,7 @@ PIPELINES = {
     "sequence_classification": "text-classification",
     "token_classification": "token-classification",
     "question_answering": "question-answering",
+    "image_classification": "image-classification",
 }
 METRICS = {
     "accuracy": "accuracy",

@@ -92,7 +92,9 @@ class _Task(BaseModel):
 
     name: PlainName
     architecture: str
-    kind: Literal["sequence_classification", "token_classification", "question_answering", "body"]
+    kind: Literal[
+        "sequence_classification", "token_classification", "question_answering", "image_classification", "body"
+    ]
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None
     labels: Annotated[tuple[str, ...], Field(max_length=1_000_000)] | None
     sources: tuple[str, ...]

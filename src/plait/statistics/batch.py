@@ -10,6 +10,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from plait.data.images import PIXELS
+from plait.encoders.embedding import PAIR
 from plait.errors import DataError
 from plait.statistics.shapes import Mask
 
@@ -42,6 +44,11 @@ class Batch:
         """Returns which tokens of the second stack are real; those of the first where there is none."""
         own = self.inputs.get(f"{DECODER}attention_mask")
         return self.mask if own is None else own.bool()
+
+    @property
+    def whole(self) -> bool:
+        """Whether examples have no padding, whatever the mask's width: images."""
+        return PIXELS in self.inputs
 
     def lengths(self) -> list[int]:
         """Returns per example the position after its last real token, at least 1."""
@@ -82,6 +89,8 @@ class Batch:
         inputs = {
             name: value.expand(times, -1)
             if name.startswith(DECODER)
+            else value.expand(times, *value.shape[1:])
+            if self.whole and name == PIXELS
             else value[:, :width].expand(times, -1)
             if value.shape == first.mask.shape
             else value
@@ -101,11 +110,27 @@ def read_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device, 
         values = {
             name: value.detach().to(device) for name, value in given.items() if isinstance(value, Tensor)
         }
+        if PIXELS in values:
+            yield _of_images(values, seed, seen)
+            continue
         if "input_ids" not in values:
             raise DataError(f"a batch holds {', '.join(sorted(given)) or 'nothing'}; expected input_ids")
         targets = {name: values.pop(name) for name in TARGETS if name in values}
         mask = values.get("attention_mask", torch.ones_like(values["input_ids"])).bool()
-        yield Batch(values, targets, mask, tuple(_seeds(values["input_ids"], mask, seed, seen)))
+        ids, counted = values["input_ids"], mask
+        if f"{PAIR}input_ids" in values:  # two texts read apart, in one width: tokens of either are real
+            second = values[f"{PAIR}attention_mask"].bool()
+            ids, counted = torch.cat((ids, values[f"{PAIR}input_ids"]), 1), torch.cat((mask, second), 1)
+            mask = mask | second
+        yield Batch(values, targets, mask, tuple(_seeds(ids, counted, seed, seen)))
+
+
+def _of_images(values: dict[str, Tensor], seed: int, seen: Counter[bytes]) -> Batch:
+    """Returns a batch of images, which have one size: what the mask marks is the image itself."""
+    targets = {name: values.pop(name) for name in TARGETS if name in values}
+    pixels = values[PIXELS].flatten(1)
+    every = torch.ones_like(pixels, dtype=torch.bool)
+    return Batch(values, targets, every[:, :1], tuple(_seeds(pixels, every, seed, seen)))
 
 
 def _seeds(ids: Tensor, mask: Tensor, seed: int, seen: Counter[bytes]) -> Iterator[int]:

@@ -16,16 +16,21 @@ import xxhash
 from torch import Tensor
 
 import plait
+from plait.checkpoints.beside import MODULES, modules_digest
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from plait.checkpoints.embedders import embedder_of, is_embedder
 from plait.checkpoints.places import check_apart
 from plait.data import Examples, align_labels, batches
+from plait.data.examples import ONE_ANSWER
 from plait.data.language import encode_language, language_batches, of_language
 from plait.data.reading import read
+from plait.encoders.embedding import Embedder
 from plait.encoders.heads import head_kind, head_labels, head_problem, language_kind
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
 from plait.statistics.cache_space import cache_folder, keep_within_limit, size_limit
+from plait.statistics.embedding import as_objective, embedding_batches, single_texts
 from plait.statistics.estimate import estimate_statistics
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import Statistics, load_statistics
@@ -55,6 +60,7 @@ def provenance_of(
         "estimator": estimator,
         "source": source.digest,
         "circumstances": source.circumstances,
+        **({"modules": modules_digest(source)} if (source.folder / MODULES).is_file() else {}),
         "plait": plait.__version__,
         "data": examples.fingerprint,
         "examples": len(examples),
@@ -76,7 +82,12 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
         logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
         return kept
     # Half precision would round small gradients to nothing.
-    model = source.model(language=source.objective is not None, dtype=torch.float32)
+    if source.config.model_type == "clip":
+        raise MergeError(f"{source.name}: a CLIP has two towers: save one of them, or take a method without data")
+    if is_embedder(source):
+        model: PreTrainedModel = embedder_of(source, dtype=torch.float32)
+    else:
+        model = source.model(language=source.objective is not None, dtype=torch.float32)
     check_finite(model, source.name)
     found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
     try:
@@ -139,14 +150,16 @@ def estimated(  # noqa: PLR0917 - all six decide the result
     provenance: Mapping[str, Any],
 ) -> Statistics:
     """Returns statistics of a model on examples; labels are aligned with the head by name first."""
+    if isinstance(model, Embedder):
+        return _of_embedder(model, tokenizer, examples, estimator, settings, provenance)
     language = language_kind(model)
     kind = language or head_kind(model)
-    problem = head_problem(model) if kind == "sequence_classification" else None
+    problem = head_problem(model) if kind in ONE_ANSWER else None
     needs_labels = language is None and estimator != "gram" and settings["labels"] == "given"
     names = head_labels(model) if needs_labels else None
     examples = usable(examples, estimator, settings["labels"], type(model).__name__, (kind, problem, names))
     told: dict[str, Any] = {"max_length": settings["max_length"], "config": model.config}
-    size, vocabulary = settings["batch_size"], model.config.get_text_config().vocab_size
+    size, vocabulary = settings["batch_size"], getattr(model.config.get_text_config(), "vocab_size", 1)
     inputs: Iterable[Mapping[str, Tensor]]
     if language is not None:
         # A published reproduction depends on the batches; elsewhere they only need memory.
@@ -167,6 +180,31 @@ def estimated(  # noqa: PLR0917 - all six decide the result
         seed=settings["seed"],
         provenance=dict(provenance),
         total=ceil(len(examples) / settings["batch_size"]),
+    )
+
+
+def _of_embedder(  # noqa: PLR0917 - all six decide the result
+    model: Embedder,
+    tokenizer: Any,
+    examples: Examples,
+    estimator: str,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Statistics:
+    """Returns statistics of an embedding model: of cosines of pairs, of embeddings of single texts."""
+    gram = estimator == "gram"
+    chosen, labels = (single_texts(examples), "given") if gram else as_objective(examples, settings["labels"])
+    sizes: dict[str, Any] = {name: settings[name] for name in ("batch_size", "max_length")}
+    return estimate_statistics(
+        model,
+        embedding_batches(model, tokenizer, chosen, **sizes),
+        estimator=estimator,
+        labels=labels,  # type: ignore[arg-type]
+        per=settings["per"],
+        passes=settings["passes"],
+        seed=settings["seed"],
+        provenance={**provenance, "labels": labels, "architecture": type(model.backbone).__name__},
+        total=ceil(len(chosen) / settings["batch_size"]),
     )
 
 
@@ -226,7 +264,10 @@ def estimate_plan(
     source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
     kind = source.objective if source.kind == "body" else source.kind
     head = (kind, source.problem_type, None if source.problem_type == "regression" else source.labels)
-    usable(chosen, entry.name, settings["labels"], source.architecture, head)
+    if is_embedder(source):
+        as_objective(chosen, settings["labels"])
+    else:
+        usable(chosen, entry.name, settings["labels"], source.architecture, head)
     return {
         "model": source.origin,
         "architecture": source.architecture,

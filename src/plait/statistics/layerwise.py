@@ -85,10 +85,15 @@ class Layerwise:
         finally:
             for handle in handles:
                 handle.remove()
-        shape = self.batches[0]["attention_mask"].shape
+        mask = self.batches[0].get("attention_mask")
+        count = len(next(iter(self.batches[0].values())))
         inside = [one for one in found if self._inside(one[1][0])]
         # What serves a whole batch (a table of relative positions) is no input of a token.
-        return [Stage(tuple(paths), norm) for x, paths, norm in inside if x.dim() == 3 and x.shape[:2] == shape]
+        return [
+            Stage(tuple(paths), norm)
+            for x, paths, norm in inside
+            if x.dim() == 3 and (len(x) == count if mask is None else x.shape[:2] == mask.shape)
+        ]
 
     def _inside(self, path: str) -> bool:
         module = self.body.get_submodule(path)
@@ -99,7 +104,9 @@ class Layerwise:
         """Yields for each batch what enters a stage, [b, t, d], and the mask of real tokens, [b, t]."""
         module = self.body.get_submodule(stage.paths[0])
         for number, batch in enumerate(self.batches):
-            yield self._run(number, module), batch["attention_mask"].bool()
+            x = self._run(number, module)
+            mask = batch.get("attention_mask")
+            yield x, x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
 
     def settle(self, stage: Stage) -> None:
         """Says that the weights of a stage will not change any more."""
@@ -149,7 +156,8 @@ class Layerwise:
     def _settled(self, module: nn.Module, original: Callable[..., Any], number: int, x: Tensor) -> Tensor:
         kept = self._kept[module]
         # DeBERTa projects its table of relative positions by the same layers: that is another input.
-        of_tokens = x.shape[:-1] == self.batches[number]["attention_mask"].shape
+        mask = self.batches[number].get("attention_mask")
+        of_tokens = mask is None or x.shape[:-1] == mask.shape
         if of_tokens and number in kept:
             return kept[number]
         found: Tensor = original(x)

@@ -82,7 +82,9 @@ class Gram:
         masks, times = (self._batch.mask, self._batch.decoded), 1.0
         mask = next((mask for mask in masks if inputs.dim() == 3 and inputs.shape[:2] == mask.shape), None)
         flat = inputs.dim() == 2 and inputs.shape[0] == masks[0].numel()  # in a mixture, tokens lie end to end
-        if mask is not None:
+        if self._batch.whole and inputs.shape[0] == self._batch.count:
+            rows = inputs.flatten(0, -2)
+        elif mask is not None:
             rows = inputs[mask]
         elif flat:
             rows = inputs[masks[0].flatten()]
