@@ -29,6 +29,7 @@ from plait.ensembles.run import run_ensemble
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError
 from plait.merging.adapters import plan_adapters
+from plait.merging.cost import cost_of
 from plait.merging.merged import Merged
 from plait.merging.plan import check_output as check_merge_output
 from plait.merging.plan import plan as plan_merge
@@ -96,7 +97,10 @@ def check(recipe: Given, *, overwrite: bool = True, output: str | Path | None = 
         return planned(found).describe()
     if not overwrite:
         check_merge_output(found, overwrite=False)
-    return plan_adapters(found).describe() if found.keep_adapter else plan_merge(found).describe()
+    if found.keep_adapter:
+        return plan_adapters(found).describe()
+    job = plan_merge(found)
+    return {**job.describe(), **cost_of(job)}
 
 
 @noted

@@ -249,8 +249,8 @@ class RuleInputs:
         self.rule: RuleEntry = job.rule_for(slot)
         self.feeds = [ChunkReader(files, source, slot.name, digest=digest) for source in job.sources]
         self._based = "base" in self.rule.inputs
-        base = [ChunkReader(files, job.base, slot.name)] if self._based and job.base is not None else []
-        self._all = [*self.feeds, *base]
+        if self._based and job.base is not None:
+            self.feeds.append(ChunkReader(files, job.base, slot.name, digest=digest))
         # What is stored as [in, out] is shown to rules that tell inputs from outputs as they expect it.
         self._turned = Law.ELEMENTWISE not in laws(self.rule) and job.layout.is_transposed(slot.name)
         self._importances = importances_of(job, slot) if "importances" in self.rule.inputs else []
@@ -282,7 +282,7 @@ class RuleInputs:
         """Yields the pieces in which the rule may see the parameter."""
         if Law.ROWWISE in laws(self.rule) and len(self.slot.shape) > 1 and not self._turned:
             return row_chunks(self.slot)
-        if Law.ELEMENTWISE not in laws(self.rule):
+        if not in_pieces(self.job, self.slot):
             return iter([whole(self.slot)])
         dense = all(
             tensor.numel() == 1 or tuple(tensor.shape) == self.slot.shape for tensor in self._importances
@@ -295,7 +295,7 @@ class RuleInputs:
         Raises:
             MergeError: a source, or the result, is not finite.
         """
-        everyone = self.desk.stack(self._all, piece)
+        everyone = self.desk.stack(self.feeds, piece)
         params, base = (everyone[:-1], everyone[-1]) if self._based else (everyone, None)
         # Reading the result tells about the sources too when the rule lets nothing that is not finite pass.
         if Law.PROPAGATES not in laws(self.rule) and not is_finite(everyone):
@@ -313,6 +313,13 @@ class RuleInputs:
         """Hands the hashes of what was read to the sources."""
         for feed in self.feeds:
             feed.finish()
+
+
+def in_pieces(job: Job, slot: Slot) -> bool:
+    """Returns whether a rule may see a parameter some entries or rows at a time, so that its size takes no memory."""
+    claimed = laws(job.rule_for(slot))
+    rows = Law.ROWWISE in claimed and len(slot.shape) > 1 and not job.layout.is_transposed(slot.name)
+    return rows or Law.ELEMENTWISE in claimed
 
 
 def is_finite(tensor: Tensor) -> bool:
