@@ -124,7 +124,10 @@ def fitted(base: Checkpoint | None, sources: Sequence[Checkpoint]) -> Checkpoint
     union = Union(sources[0].tokenizer(), size_of(sources[0].config))
     if size_of(base.config) == union.rows and same_files(base, sources[0]) and sources[0].original is None:
         return base
-    root = _root(base.tokenizer())
+    own = base.tokenizer()
+    if size_of(base.config) == union.rows and own.get_vocab() == union.tokenizer.get_vocab():
+        return base
+    root = _root(own)
     if root is None or root != _root(union.tokenizer):
         return base
     having = [(source, union.places(source)) for source in originals]

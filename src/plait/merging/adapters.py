@@ -378,7 +378,7 @@ def _write(
 def _prefix(modules: Mapping[str, Factors]) -> str:
     """Returns the name of the encoder inside a model with a head, where every module begins with it."""
     first = {module.partition(".")[0] for module in modules}
-    known = {"encoder", "embeddings", "layers", "h", "transformer", "model", "decoder"}
+    known = {"encoder", "embeddings", "layers", "layer", "h", "blocks"}
     return f"{first.pop()}." if len(first) == 1 and not first & known else ""
 
 
