@@ -76,6 +76,11 @@ MERGE: dict[str, tuple[Any, tuple[Any, ...] | None, dict[str, Any] | None]] = {
     "max_shard_size": ("1GB", None, None),
     "trust_remote_code": (True, None, None),
     "evaluate": ({"a": SPECIFIED}, ("--evaluate", "a=f.csv", *COLUMNS), None),
+    "search": (5, None, None),
+    "search_rows": (7, None, None),
+    "search_batch": (2, None, None),
+    "storage": ("sqlite:///s.db", None, None),
+    "validation": ({"a": SPECIFIED}, ("--validation", "a=f.csv", *COLUMNS), None),
 }  # fmt: skip
 SOURCE = {
     "model": ("m", (), {}),

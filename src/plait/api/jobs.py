@@ -375,6 +375,11 @@ def merge(
     refine_precision: str = "float32",
     keep_adapter: str | None = None,
     rank: int | None = None,
+    search: int | None = None,
+    search_rows: int = 500,
+    search_batch: int = 4,
+    storage: str | None = None,
+    validation: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     trust_remote_code: bool = False,
@@ -413,11 +418,18 @@ def merge(
         keep_adapter: merge adapters into one adapter (`svd`, `cat` or `knots`), see docs/sources.md; the result is a
             `MergedAdapter`.
         rank: of that adapter.
+        search: trials in which the method's numbers and the weights of sources are searched on validation data.
+        search_rows: validation rows of each task, a random subset.
+        search_batch: trials for each pass over the weights, where the method works entry by entry.
+        storage: a database that several processes may search in together, such as `sqlite:///search.db`; default a file
+            beside the output.
+        validation: task -> labelled data to search on; default the labelled `data` of its sources, else half of the
+            rows that are evaluated on.
         dtype: of the output; default that of the sources.
         max_shard_size: such as `5GB`.
         trust_remote_code: whether a source may run its own code; never unless asked.
         overwrite: whether an existing output is replaced, once the new one is complete.
-        resume: go on with a refinement that was stopped.
+        resume: go on with a search or a refinement that was stopped.
         options: `forward`, `importance`, `mapping`, `labels`, `normalize`, `per`, `examples`, `batch_size`,
             `max_length`, `seed`, and the options of the method. A mapping `labels` says instead what the labels of a
             source's head are called, in its order: `{"sst": ["negative", "positive"]}`.
@@ -426,6 +438,7 @@ def merge(
         PlaitError: anything a user can mend; nothing has been written then.
     """
     judged = {task: entry for task, entry in (evaluate or {}).items() if not is_file(entry)}
+    searched = {task: entry for task, entry in (validation or {}).items() if not is_file(entry)}
     recipe, objects = merge_recipe(
         sources,
         out=out,
@@ -449,12 +462,19 @@ def merge(
         refine_precision=refine_precision,
         keep_adapter=keep_adapter,
         rank=rank,
+        search=search,
+        search_rows=search_rows,
+        search_batch=search_batch,
+        storage=storage,
+        validation={task: entry for task, entry in (validation or {}).items() if task not in searched},
         dtype=dtype,
         max_shard_size=max_shard_size,
         trust_remote_code=trust_remote_code,
         options=options,
     )
-    return run_merge(recipe, data=objects, judged=judged, overwrite=overwrite, resume=resume)
+    return run_merge(
+        recipe, data=objects, judged=judged, validation=searched, overwrite=overwrite, resume=resume
+    )
 
 
 @noted

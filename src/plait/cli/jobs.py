@@ -43,7 +43,7 @@ from plait.errors import OutputError, RecipeError, did_you_mean
 
 
 @app.command()
-@with_fields("MergeRecipe", "MethodSpec", without=("sources", "output", "evaluate", "labels"))
+@with_fields("MergeRecipe", "MethodSpec", without=("sources", "output", "evaluate", "validation", "labels"))
 def merge(
     *,
     sources: Annotated[
@@ -77,6 +77,10 @@ def merge(
     evaluate: Annotated[
         list[str] | None,
         typer.Option("--evaluate", help="TASK=FILE to score the result on.", rich_help_panel=SOURCES),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option("--validation", help="TASK=FILE to search on, with labels.", rich_help_panel="Search"),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,
@@ -114,6 +118,7 @@ def merge(
         data=spec(pairs(data, "--data"), *columns),
         statistics=pairs(statistics, "--statistics"), weights=pairs(weights, "--weight", float),
         tasks=pairs(tasks, "--task"), evaluate=spec(pairs(evaluate, "--evaluate"), *columns),
+        validation=spec(pairs(validation, "--validation"), *columns),
         options={**chosen, **pairs(options, "--set", parse_yaml)}, **{"base": None, "method": None, **settings},
     )  # fmt: skip
     if dry_run:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -138,15 +138,44 @@ def write_jobs(
         MergeError: parameters that are not finite, or integers that differ.
         OutputError: no space, or not writable.
     """
-    stored = {slot.name: rename(slot.name) if rename else slot.name for job in jobs for slot in job.slots}
-    slots = [Slot(stored[slot.name], slot.dtype, slot.shape) for job in jobs for slot in job.slots]
+    told: dict[str, Any] = {"stem": stem, "max_shard_size": max_shard_size, "threads": threads, "digests": digests}
+    return write_alike([folder], [[job] for job in jobs], rename=rename, **told)[0]
+
+
+def write_alike(
+    folders: Sequence[Path],
+    merges: Sequence[Sequence[Job]],
+    *,
+    rename: Callable[[str], str] | None = None,
+    stem: str = "model",
+    max_shard_size: int | str = "5GB",
+    threads: int | None = None,
+    digests: bool = True,
+) -> list[Written]:
+    """Writes several checkpoints in one pass over the sources and returns what was written.
+
+    Each entry of `merges` holds one merge per folder. They differ in options and weights alone, so that every piece of
+    the sources is read once and merged with each; results are those of `write_jobs` folder by folder.
+
+    Raises:
+        MergeError: parameters that are not finite, or integers that differ.
+        OutputError: no space, or not writable.
+    """
+    firsts = [alike[0] for alike in merges]
+    stored = {slot.name: rename(slot.name) if rename else slot.name for job in firsts for slot in job.slots}
+    slots = [Slot(stored[slot.name], slot.dtype, slot.shape) for job in firsts for slot in job.slots]
     count = threads or min(THREADS, os.cpu_count() or 1)
-    what = "merging by " + ", ".join(dict.fromkeys(job.rule.name for job in jobs))
-    writer = TensorWriter(folder, slots, stem=stem, max_shard_size=max_shard_size)
-    with writer, Files() as files, one_torch_thread(), task(what, len(slots)) as tick:
-        runs = [Run(job, writer, files, stored, digests, Thresholds(count)) for job in jobs]
-        in_parallel([partial(run.one, slot) for run in runs for slot in run.job.slots], count, tick)
-    return Written(writer.files, len(slots))
+    what = "merging by " + ", ".join(dict.fromkeys(job.rule.name for job in firsts))
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(TensorWriter(folder, slots, stem=stem, max_shard_size=max_shard_size))
+            for folder in folders
+        ]
+        files, _ = stack.enter_context(Files()), stack.enter_context(one_torch_thread())
+        tick = stack.enter_context(task(what, len(slots)))
+        runs = [Run(alike, writers, files, stored, digests, [Thresholds(count) for _ in alike]) for alike in merges]
+        in_parallel([partial(run.one, slot) for run in runs for slot in run.jobs[0].slots], count, tick)
+    return [Written(writer.files, len(slots)) for writer in writers]
 
 
 def in_parallel(work: Sequence[Callable[[], None]], threads: int, tick: Tick) -> None:
@@ -165,32 +194,37 @@ def in_parallel(work: Sequence[Callable[[], None]], threads: int, tick: Tick) ->
 
 @dataclass(frozen=True)
 class Run:
-    """A merge on its way to a file; `one` may be called by several threads."""
+    """Merges of the same parameters on their way to a file each; `one` may be called by several threads."""
 
-    job: Job
-    writer: TensorWriter
+    jobs: Sequence[Job]
+    writers: Sequence[TensorWriter]
     files: Files
     stored: dict[str, str]
     digests: bool
-    thresholds: Thresholds
+    thresholds: Sequence[Thresholds]
     own: threading.local = field(default_factory=threading.local)
 
     def one(self, slot: Slot) -> None:
         """Merges and writes one parameter."""
         name = self.stored[slot.name]
         if not slot.dtype.is_floating_point:
-            self.writer.put(name, bytes_of(copied(self.job, slot)))
+            data = bytes_of(copied(self.jobs[0], slot))
+            for writer in self.writers:
+                writer.put(name, data)
             return
         if not hasattr(self.own, "desk"):
             self.own.desk = StackBuffer()
         with torch.inference_mode():
-            material = RuleInputs(
-                self.job, slot, self.files, self.own.desk, self.thresholds, digest=self.digests
-            )
-            for piece in material.pieces():
-                result = cast(material.merge(piece), self.job, slot)
-                self.writer.put(name, bytes_of(result), piece.start * slot.dtype.itemsize)
-            material.finish()
+            every = [
+                RuleInputs(job, slot, self.files, self.own.desk, thresholds, digest=self.digests and at == 0)
+                for at, (job, thresholds) in enumerate(zip(self.jobs, self.thresholds, strict=True))
+            ]
+            for piece in every[0].pieces():
+                everyone = every[0].read(piece)
+                for material, writer in zip(every, self.writers, strict=True):
+                    result = cast(material.merged(everyone, piece), material.job, slot)
+                    writer.put(name, bytes_of(result), piece.start * slot.dtype.itemsize)
+            every[0].finish()
 
 
 @contextmanager
@@ -295,7 +329,18 @@ class RuleInputs:
         Raises:
             MergeError: a source, or the result, is not finite.
         """
-        everyone = self.desk.stack(self.feeds, piece)
+        return self.merged(self.read(piece), piece)
+
+    def read(self, piece: Chunk) -> Tensor:
+        """Returns the piece of all sources, and of the base where the rule needs it, stacked."""
+        return self.desk.stack(self.feeds, piece)
+
+    def merged(self, everyone: Tensor, piece: Chunk) -> Tensor:
+        """Returns the merged piece of what `read` gave, in float32; it can be merged again with other options.
+
+        Raises:
+            MergeError: a source, or the result, is not finite.
+        """
         params, base = (everyone[:-1], everyone[-1]) if self._based else (everyone, None)
         # Reading the result tells about the sources too when the rule lets nothing that is not finite pass.
         if Law.PROPAGATES not in laws(self.rule) and not is_finite(everyone):

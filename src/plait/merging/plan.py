@@ -26,6 +26,10 @@ from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
 from plait.merging.places import check_order, check_places
 from plait.merging.rule import RULES
+from plait.merging.search.run import describe as describe_search
+from plait.merging.search.space import space_of
+from plait.merging.search.study import check_search
+from plait.merging.search.validation import Split, split_rows, tasks_of
 from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
 from plait.registry import Entry
 from plait.statistics.embedding import as_objective
@@ -107,6 +111,7 @@ class Plan:
             ),
             "megabytes_written": round(self.megabytes(), 2),
             "output": self.recipe.output,
+            **({"search": describe_search(self)} if self.recipe.search else {}),
         }
 
     def _first(self, parameter: str) -> Any:
@@ -189,7 +194,7 @@ def check_output(recipe: MergeRecipe, *, overwrite: bool) -> None:
     check_target(recipe.output, overwrite=overwrite)
     sources = recipe.sources.values()
     read = [*(s.model for s in sources), *(s.statistics for s in sources), *(s.data for s in sources)]
-    check_apart(recipe.output, *read, recipe.base, *recipe.evaluate.values())
+    check_apart(recipe.output, *read, recipe.base, *recipe.evaluate.values(), *recipe.validation.values())
 
 
 def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
@@ -264,6 +269,7 @@ def plan(
     judged: Mapping[str, Any] | None = None,
     *,
     opened: tuple[Checkpoint, ...] | None = None,
+    validation: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Returns the validated plan of a merge; reads headers, configs, tokenizers and data, no weights.
 
@@ -272,6 +278,7 @@ def plan(
         data: by source what is in memory instead of in files.
         judged: the same by task, to score on.
         opened: the sources, where somebody has opened them already.
+        validation: by task what is in memory to search on.
 
     Raises:
         RecipeError: an unknown or unusable method, option, task or weight.
@@ -291,6 +298,7 @@ def plan(
     rule = check_method(method)
     check_count(rule, len(recipe.sources))
     parse_size(recipe.max_shard_size)
+    check_search(recipe, validation or {})
     check_data(recipe, rule, objects, forward=in_forward_order(rule, method))
     check_texts(recipe, objects)
     check_some(recipe, objects)
@@ -311,8 +319,12 @@ def plan(
     if in_forward_order(rule, method):
         check_order(sources[0], rule.name)
     estimator = "gram" if in_forward_order(rule, method) else estimator_of(rule, method)
-    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {}, saved)
-    return Plan(recipe, method, rule, alignment, inputs)
+    searched = {**recipe.validation, **(validation or {})}
+    inputs = read_inputs(recipe, method, estimator, sources, objects, judged or {}, saved, searched)
+    found = Plan(recipe, method, rule, alignment, inputs)
+    if recipe.search:
+        space_of(found)
+    return found
 
 
 def open_sources(recipe: MergeRecipe) -> tuple[Checkpoint, ...]:
@@ -380,6 +392,8 @@ class Inputs:
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
     judged: Mapping[str, Examples] = field(default_factory=dict)
     texts: Mapping[str, Examples] = field(default_factory=dict)
+    split: Split = field(default_factory=Split)
+    """Rows to search on, where the recipe wants a search; `judged` holds none of them."""
 
 
 def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its stages
@@ -390,6 +404,7 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
     data: Mapping[str, Any],
     judged: Mapping[str, Any],
     saved: Saved,
+    searched: Mapping[str, Any],
 ) -> Inputs:
     """Returns all that a merge reads besides weights, so that what is wrong with it shows before anything is computed.
 
@@ -411,12 +426,17 @@ def read_inputs(  # noqa: PLR0917 - what a merge is given, in the order of its s
             if source.objective is not None or (estimator != "gram" and method.labels == "given"):
                 check_labels(found, source)
             examples[source.name] = found
-    return Inputs(
-        examples,
-        statistics,
-        read_judged(recipe, sources, judged, rows),
-        read_texts(recipe, method, sources, data, rows),
-    )
+    test = read_judged(recipe, sources, {**recipe.evaluate, **judged}, rows)
+    split = Split()
+    if recipe.search:
+        given = read_judged(recipe, sources, searched, rows, "validation")
+        entries = {s.name: data.get(s.name, recipe.sources[s.name].data) for s in sources}
+        known = {name: rows.read(entry) for name, entry in entries.items() if entry is not None}
+        split = split_rows(
+            tasks_of(sources, recipe.tasks()), given, known, test, limit=recipe.search_rows, seed=method.seed
+        )
+    texts = read_texts(recipe, method, sources, data, rows)
+    return Inputs(examples, statistics, {**test, **split.judged}, texts, split)
 
 
 def read_texts(
@@ -433,15 +453,18 @@ def read_texts(
 
 
 def read_judged(
-    recipe: MergeRecipe, sources: tuple[Checkpoint, ...], judged: Mapping[str, Any], rows: Rows
+    recipe: MergeRecipe,
+    sources: tuple[Checkpoint, ...],
+    named: Mapping[str, Any],
+    rows: Rows,
+    what: str = "evaluate",
 ) -> dict[str, Examples]:
     """Returns the rows to score on by task, whose labels the task's head knows."""
-    named = {**recipe.evaluate, **judged}
     firsts: dict[str, Checkpoint] = {}
     for source in sources:
         firsts.setdefault(recipe.tasks()[source.name], source)
     strangers = [
-        f"evaluate names unknown task {n!r}{did_you_mean(n, firsts)}" for n in named if n not in firsts
+        f"{what} names unknown task {n!r}{did_you_mean(n, firsts)}" for n in named if n not in firsts
     ]
     if strangers:
         raise RecipeError(listed(strangers))

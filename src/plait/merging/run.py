@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from plait.errors import RecipeError
 from plait.merging import chunks
 from plait.merging.adapters import run_adapters
 from plait.merging.chunks import InMemory
-from plait.merging.engine import combine, write_jobs
+from plait.merging.engine import combine, write_alike, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
 from plait.merging.forward import merge_forward
 from plait.merging.job import Job, prepare
@@ -35,6 +35,7 @@ from plait.merging.refinement.files import agree
 from plait.merging.refinement.run import identity, improve
 from plait.merging.rule import RULES
 from plait.merging.scores import scores_of
+from plait.merging.search.run import search
 from plait.recipe import MergeRecipe
 from plait.reports.cards import model_card
 from plait.reports.record import BASE, Manifest, Task, origin_beside, versions
@@ -52,13 +53,46 @@ def write_checkpoint(
     job: Plan, statistics: Mapping[str, Statistics], folder: Path, state: Path
 ) -> dict[str, str]:
     """Returns the sources' digests after writing body, heads, configs and tokenizer into an empty folder."""
+    merges = begun(job, statistics, folder, state)
+    write_jobs(folder, merges, rename=stored_names(job), max_shard_size=job.recipe.max_shard_size)
+    write_beside(job, folder)
+    return {source.name: source.digest for source in job.sources}
+
+
+def write_candidates(
+    plans: Sequence[Plan], folders: Sequence[Path], *, statistics: Mapping[str, Statistics]
+) -> None:
+    """Writes merges that differ in options and weights alone into new folders, in one pass over the sources.
+
+    They can be opened and asked like any merge; what only a finished one has is left out.
+    """
+    merges = []
+    for job, folder in zip(plans, folders, strict=True):
+        folder.mkdir(parents=True)
+        merges.append(begun(job, statistics, folder, folder / "state"))
+    first = plans[0]
+    write_alike(
+        folders, list(zip(*merges, strict=True)), rename=stored_names(first),
+        max_shard_size=first.recipe.max_shard_size, digests=False,
+    )  # fmt: skip
+    for job, folder in zip(plans, folders, strict=True):
+        write_beside(job, folder)
+        sources = {source.name: {"origin": source.origin} for source in job.sources}
+        Manifest({name: describe_task(job, name) for name in job.alignment.tasks}, sources, {}, {}).write(folder)
+
+
+def begun(job: Plan, statistics: Mapping[str, Statistics], folder: Path, state: Path) -> list[Job]:
+    """Returns the merges of all parameters but the tasks' own, which have been written."""
     dtype = output_dtype(job)
     for task in job.alignment.tasks:
         write_task(job, task, folder / TASKS / task, dtype)
     weightings = None if job.forward else weigh(job, statistics)
     merges = forward_jobs(job, dtype, state) if job.forward else jobs(job, weightings, dtype)
-    merges += [*language_jobs(job, dtype, weightings), *head_jobs(job, folder)]
-    write_jobs(folder, merges, rename=stored_names(job), max_shard_size=job.recipe.max_shard_size)
+    return [*merges, *language_jobs(job, dtype, weightings), *head_jobs(job, folder)]
+
+
+def write_beside(job: Plan, folder: Path) -> None:
+    """Writes config and tokenizers beside the weights."""
     whole_config(job).save_pretrained(folder)
     carry_beside(job, folder)
     if is_language_model(job):
@@ -69,7 +103,6 @@ def write_checkpoint(
         tokenizer.model_max_length = max([tokenizer.model_max_length, *limits(s.tokenizer_folder for s in job.sources)])
         keep_tokenizer(tokenizer, folder)
     copy_own_tokenizers(job, folder)
-    return {source.name: source.digest for source in job.sources}
 
 
 def copy_own_tokenizers(job: Plan, folder: Path) -> None:
@@ -353,10 +386,11 @@ def run_merge(
     *,
     data: Mapping[str, Any] | None = None,
     judged: Mapping[str, Any] | None = None,
+    validation: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: bool = False,
 ) -> Merged:
-    """Returns the merge of a recipe; `data` and `judged` are what it has in memory instead of in files.
+    """Returns the merge of a recipe; `data`, `judged` and `validation` are in memory, not in files.
 
     Of adapters that stay one it is a `MergedAdapter`.
     """
@@ -367,7 +401,7 @@ def run_merge(
     ended = resume and finished_job(recipe.output) is not None
     check_output(recipe, overwrite=overwrite or ended)
     with writing(recipe.output, overwrite=overwrite or ended):
-        job = plan(recipe, data, judged)
+        job = plan(recipe, data, judged, validation=validation)
         if ended and is_finished(recipe.output, identity(job)):
             return Merged(recipe.output)
         check_output(recipe, overwrite=overwrite)
@@ -384,10 +418,15 @@ def write_merge(job: Plan, output: str | Path, *, overwrite: bool = False, resum
         full_disk(out),
         atomic_folder(out, overwrite=overwrite) as folder,
     ):
+        asked = job_key(identity(job))
+        found: dict[str, Any] = {}
+        if job.recipe.search:
+            tasks = {name: describe_task(job, name) for name in job.alignment.tasks}
+            job, found = search(job, tasks, partial(write_candidates, statistics=statistics), state)
         if job.forward or job.recipe.refine:
             check_state(state, identity(job))
         digests = write_checkpoint(job, statistics, folder, state)
-        manifest = describe_result(job, statistics, digests)
+        manifest = replace(describe_result(job, statistics, digests), job=asked, search=found)
         manifest.write(folder)
         manifest = improve(job, manifest, folder, state, resume=resume)
         agree(folder, manifest.tasks)
@@ -403,6 +442,8 @@ def summary_of(job: Plan) -> str:
     parts = [job.rule.name + (f" from the base {base.origin}" if base and "base" in job.rule.inputs else "")]
     if job.recipe.align_heads not in (None, "none"):
         parts.append(f"heads fitted by {job.recipe.align_heads} (--align-heads none for as they are)")
+    if job.recipe.search:
+        parts.insert(0, f"a search of {job.recipe.search} trials for")
     if job.recipe.refine:
         parts.append(f"up to {job.recipe.refine} passes of refinement (--refine 0 for none)")
     return ", then ".join(parts)

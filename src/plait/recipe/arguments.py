@@ -93,6 +93,7 @@ def merge_recipe(
     tasks: Mapping[str, str] | None,
     evaluate: Mapping[str, Any] | None,
     options: Mapping[str, Any],
+    validation: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[MergeRecipe, dict[str, Any]]:
     """Returns the recipe that these arguments of `merge` spell, and the data that lives in memory."""
@@ -114,6 +115,7 @@ def merge_recipe(
         "base": None if base is None else str(base),
         "output": str(out),
         "evaluate": dict(evaluate or {}),
+        **({"validation": dict(validation)} if validation else {}),
         **chosen,
     }
     recipe = parse_as(MergeRecipe, content, "merge")

@@ -186,6 +186,13 @@ class MergeRecipe(Strict):
         max_shard_size: Size limit of a weight file, such as 5GB.
         trust_remote_code: Let checkpoints run code of their own.
         evaluate: Labelled data by task, to score the result and its sources on.
+        search: Trials in which the method's numbers and the weights of sources are searched on validation data.
+        search_rows: Validation rows of each task, a random subset.
+        search_batch: Trials for each pass over the weights, where the method works entry by entry.
+        storage: Database of the search, which several processes may share: sqlite:///search.db or postgresql://….
+            Default: a file beside the output.
+        validation: Labelled data by task, to search on. Default: the labelled data of the sources, else half of what
+            is evaluated on.
     """
 
     PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -197,6 +204,7 @@ class MergeRecipe(Strict):
             "refine_rate", "refine_batch_size", "refine_precision",
         ),
         "Adapters": ("keep_adapter", "rank"),
+        "Search": ("search", "search_rows", "search_batch", "storage", "validation"),
         "Output": ("output", "dtype", "max_shard_size"),
     }  # fmt: skip
 
@@ -222,6 +230,11 @@ class MergeRecipe(Strict):
     max_shard_size: str = "5GB"
     trust_remote_code: bool = False
     evaluate: dict[str, Data] = Field(default_factory=dict)
+    search: int | None = Field(default=None, ge=1)
+    search_rows: int = Field(default=500, ge=2)
+    search_batch: int = Field(default=4, ge=1)
+    storage: Text | None = None
+    validation: dict[str, Data] = Field(default_factory=dict)
 
     @property
     def open(self) -> bool:

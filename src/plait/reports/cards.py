@@ -11,6 +11,7 @@ import yaml
 from plait.errors import printable
 from plait.reports.front import PIPELINES, Front, Origins, Scored, folder_name, licence_told, portable
 from plait.reports.record import BASE, Manifest
+from plait.reports.searched import searched
 
 MERGED_USE = """```python
 import plait
@@ -45,7 +46,7 @@ def merged_use(manifest: Manifest, name: str) -> str:
 def model_card(manifest: Manifest) -> str:
     """Returns the card as Markdown with the front matter that model hubs read."""
     origins = named_sources(manifest)
-    told = ("sources", "recipe", "scores", "refinement", "heads")
+    told = ("sources", "recipe", "scores", "refinement", "heads", "search")
     manifest = replace(manifest, **{part: portable(getattr(manifest, part)) for part in told})
     name = folder_name(manifest.recipe.get("output", "merged"))
     method = manifest.recipe.get("method", {})
@@ -60,6 +61,7 @@ def model_card(manifest: Manifest) -> str:
         "## Tasks",
         tasks_table(manifest),
         *([] if not manifest.scores else ["## Scores", scores_table(manifest.scores)]),
+        *([] if not manifest.search else ["## Search", searched(manifest.search, table)]),
         *([] if not manifest.refinement else ["## Refinement", refinement(manifest.refinement)]),
         *([] if not manifest.heads else ["## Heads", aligned(manifest.heads)]),
         "## Sources",

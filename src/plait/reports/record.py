@@ -63,6 +63,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     refinement: Mapping[str, Any] = field(default_factory=dict)
     heads: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
     job: str = ""
     kind: ClassVar[Kind] = "merged"
 
@@ -133,6 +134,7 @@ class _File(BaseModel):
     notes: tuple[str, ...] = ()
     refinement: dict[str, Any] = Field(default_factory=dict)
     heads: dict[str, Any] = Field(default_factory=dict)
+    search: dict[str, Any] = Field(default_factory=dict)
 
 
 class Record(BaseModel):

@@ -23,6 +23,8 @@ from plait.errors import OutputError, PlaitError, first_line, listed
 logger = logging.getLogger("plait")
 RECORD = "plait.json"
 """What every output says of itself, and of the job that made it."""
+STUDY = "search.db"
+"""The trials of a search, from which it can be gone on as well."""
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def _state(folder: Path, *, keep: bool, resume: bool) -> Iterator[Path]:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(folder.rglob("*.safetensors"))
+    return (folder / STUDY).is_file() or any(folder.rglob("*.safetensors"))
 
 
 def check_state(folder: Path, run: Mapping[str, Any]) -> None:

@@ -95,7 +95,8 @@ def _by_layer(job: Plan) -> dict[str, Any]:
 
 def identity(job: Plan) -> dict[str, Any]:
     """Returns what must be the same for a merge to be resumed."""
-    recipe = job.resolved().model_dump(mode="json", exclude={"output", "sources", "evaluate", "max_shard_size"})
+    unimportant = {"output", "sources", "evaluate", "max_shard_size", "search_batch", "storage", "validation"}
+    recipe = job.resolved().model_dump(mode="json", exclude=unimportant)
     return {
         **recipe,
         "weights": job.recipe.weights(),
@@ -107,4 +108,5 @@ def identity(job: Plan) -> dict[str, Any]:
         "base_digest": job.alignment.base.digest if job.alignment.base is not None else None,
         "texts": {name: texts.fingerprint for name, texts in job.inputs.texts.items()},
         "examples": {name: texts.fingerprint for name, texts in job.inputs.examples.items()},
+        "validation": {name: rows.fingerprint for name, rows in job.inputs.split.rows.items()},
     }

@@ -17,6 +17,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2603.02945",
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8), "spread": (0.0, 1e6), "level": (0.0, 1.0)},
+    search={"ridge": (1e-3, 10.0), "spread": (0.0, 2.0), "level": (0.0, 1.0)},
     elsewhere="average",
     when="Base at hand, no data, and actmerge falls short on a task.",
 )

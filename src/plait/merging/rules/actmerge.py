@@ -15,6 +15,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2604.01329",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8)},
+    search={"ridge": (1e-4, 10.0)},
     elsewhere="average",
     when="Base at hand: the most accurate method that needs no data.",
 )

@@ -14,6 +14,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2312.06795",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED},
     limits={"density": (0.0, 1.0), "outliers": (0.0, 1.0)},
+    search={"density": (0.05, 1.0), "outliers": (0.0, 0.05), "scale": (0.05, 2.0)},
     when="Base at hand, and outliers among the changes spoil other tasks.",
 )
 def breadcrumbs(

@@ -15,6 +15,7 @@ from plait.tensors import Coefficients, Grams, Parameter, Stack
     paper="arXiv:2605.13030",
     laws={Law.SYMMETRIC},
     limits={"ridge": (0.0, 10.0), "own": (0.0, 1.0)},
+    search={"ridge": (1e-3, 10.0), "own": (0.0, 1.0)},
     forward=True,
     when="Texts of every source, and time for one pass through each: close to a refinement in closed form.",
 )

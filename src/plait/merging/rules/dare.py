@@ -12,6 +12,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2311.03099",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED},
     limits={"drop": (0.0, 0.999)},
+    search={"drop": (0.0, 0.95), "scale": (0.1, 2.0)},
     when="Base at hand, and many sources whose changes are small and redundant.",
 )
 def dare(

@@ -18,6 +18,7 @@ CERTAIN = 0.999
     paper="arXiv:2406.11617",
     laws={Law.SYMMETRIC, Law.ROWWISE, Law.ANCHORED},
     limits={"drop": (0.0, CERTAIN), "epsilon": (0.0, 1.0)},
+    search={"drop": (0.0, 0.95), "scale": (0.1, 2.0)},
     when="Base at hand, as dare, where large changes should be kept more surely.",
 )
 def della(

@@ -13,6 +13,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2111.09832",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.BOUNDED, Law.ELEMENTWISE, Law.SCALE_FREE, Law.PROPAGATES},
     limits={"floor": (0.0, 1.0)},
+    search={"floor": (1e-8, 1.0)},
     when="Labelled data of every source, or importances that somebody shares in place of data.",
 )
 def fisher(

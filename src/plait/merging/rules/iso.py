@@ -15,6 +15,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2502.04959",
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"common": (0.0, 1.0)},
+    search={"common": (0.0, 1.0), "scale": (0.1, 3.0)},
     elsewhere="average",
     when="Base at hand, and many tasks of equal weight.",
 )

@@ -11,6 +11,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     "lines",
     paper="arXiv:2410.17146",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED, Law.PROPAGATES},
+    search={"alpha": (0.2, 2.0), "beta": (0.0, 2.0)},
     when="Base at hand, and lower layers should stay close to it.",
 )
 def lines(

@@ -18,6 +18,7 @@ from plait.tensors import Coefficients, Grams, Parameter, Stack
     paper="arXiv:2212.09849",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.PROPAGATES},
     limits={"alpha": (0.0, 1.0), "ridge": (0.0, 10.0)},
+    search={"alpha": (0.0, 1.0), "ridge": (1e-4, 10.0)},
     when="Unlabelled texts of every source and no base.",
 )
 def regmean(

@@ -14,6 +14,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2602.05536",
     laws={Law.SYMMETRIC, Law.ANCHORED},
     limits={"alpha": (0.0, 1e6)},
+    search={"alpha": (0.0, 4.0), "scale": (0.05, 1.5)},
     elsewhere="task_arithmetic",
     when="Base at hand, and tasks that pull the same way are counted twice.",
 )

@@ -10,6 +10,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     "task_arithmetic",
     paper="arXiv:2212.04089",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED, Law.PROPAGATES},
+    search={"scale": (0.05, 1.5)},
     when="Base at hand, as a baseline, or to set the strength of each source by hand.",
 )
 def task_arithmetic(

@@ -15,6 +15,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2306.01708",
     laws={Law.SYMMETRIC, Law.ELEMENTWISE, Law.ANCHORED},
     limits={"density": (0.0, 1.0)},
+    search={"density": (0.05, 1.0), "scale": (0.1, 3.0)},
     when="Base at hand, and the signs of changes disagree between sources.",
 )
 def ties(

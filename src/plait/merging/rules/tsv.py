@@ -13,6 +13,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     "tsv",
     paper="arXiv:2412.00081",
     laws={Law.SYMMETRIC, Law.ANCHORED},
+    search={"scale": (0.1, 3.0)},
     elsewhere="average",
     when="Base at hand, no data, and many tasks: a sturdy second choice after actmerge.",
 )

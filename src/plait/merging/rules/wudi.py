@@ -12,6 +12,7 @@ from plait.tensors import Coefficients, Parameter, Stack
     paper="arXiv:2503.08099",
     laws={Law.IDEMPOTENT, Law.SYMMETRIC, Law.ANCHORED},
     limits={"ridge": (1e-8, 1e8)},
+    search={"ridge": (1e-4, 10.0)},
     elsewhere="average",
     when="Base at hand, and tasks of very different strength that should count the same.",
 )

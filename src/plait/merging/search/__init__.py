@@ -1,0 +1,1 @@
+"""Options of a method and weights of sources, found on validation rows."""
