@@ -226,14 +226,14 @@ def trials_in(storage: str) -> list[Any]:
 
 def test_two_processes_share_a_study(place: Path, tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
-    both = [started(place, tmp_path / name, storage, 16) for name in ("one", "two")]
+    both = [started(place, tmp_path / name, storage, 10) for name in ("one", "two")]
     ends = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], ends
     owners = {trial.user_attrs["owner"] for trial in trials_in(storage)}
     assert len(owners) == 2
     one, two = (record(tmp_path / name)["search"] for name in ("one", "two"))
     assert one == two
-    assert one["trials"] == 16
+    assert one["trials"] == 10
     assert weights_file(tmp_path / "one") == weights_file(tmp_path / "two")
     parameters = [tuple(trial.params.items()) for trial in trials_in(storage)]
     assert len(set(parameters)) == len(parameters)
