@@ -256,6 +256,10 @@ def test_declarations(name: str) -> None:
     assert rule.summary.startswith("Returns")
     assert rule.facts["paper"]
     assert set(rule.facts.get("limits", {})) <= set(rule.options)
+    for name, (low, high) in rule.facts.get("search", {}).items():  # where a search may go is where the option may be
+        rule.check_values({name: low})
+        rule.check_values({name: high})
+        assert low <= rule.options[name].default <= high
     text = inspect.getdoc(rule.function) or ""
     assert all(f"{option}:" in text for option in rule.options), "an option nobody explains"
 

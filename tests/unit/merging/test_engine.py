@@ -559,3 +559,25 @@ def test_which_rules_are_not_cut() -> None:
     assert {n for n in RULES if "elsewhere" in RULES[n].facts} == of_a_matrix
     whole = {n for n in RULES if not laws(RULES[n]) & {Law.ELEMENTWISE, Law.ROWWISE}}
     assert whole == of_a_matrix | {"regmean", "calibrate", "slerp", "model_stock", "karcher"}
+
+
+@pytest.mark.parametrize("name", ["average", "task_arithmetic", "ties", "dare", "breadcrumbs", "regmean", "della"])
+def test_merges_of_one_pass_are_those_of_many(name: str, tmp_path: Path) -> None:
+    rule = RULES[name]
+    sources = [InMemory(str(seed), tensors(seed)) for seed in range(3)]
+    inputs: dict[str, Any] = {"base": InMemory("base", tensors(9))} if "base" in rule.inputs else {}
+    inputs |= {"grams": [grams(seed) for seed in range(3)]} if "grams" in rule.inputs else {}
+    varied = [option for option in ("scale", "density", "ridge", "drop") if option in rule.options]
+    jobs = [
+        prepare(sources, NAMES, rule, weights=weights, options=dict.fromkeys(varied, value), **inputs)
+        for value, weights in ((0.5, None), (0.3, [1.0, 0.5, 0.0]), (0.7, [2.0, 1.0, 1.0]))
+    ]
+    folders = [tmp_path / str(at) for at in range(6)]
+    for folder in folders:
+        folder.mkdir()
+    engine.write_alike(folders[:3], [jobs], threads=2)
+    for job, folder in zip(jobs, folders[3:], strict=True):
+        write_jobs(folder, [job])
+    files = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert files[:3] == files[3:]
+    assert len(set(files[:3])) == 3

@@ -25,7 +25,7 @@ from plait.merging.scores import by_name
 from plait.merging.search.space import WEIGHT, Axis, space_of, with_values
 from plait.merging.search.study import SCORES, Study, file_url, open_study, settled, summary, wait_for_others
 from plait.progress import task
-from plait.report.record import Task
+from plait.reports.record import Task
 from plait.training.state import job_key
 
 if TYPE_CHECKING:
