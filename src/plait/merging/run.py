@@ -17,13 +17,13 @@ from transformers import PretrainedConfig
 
 from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.checkpoint import Checkpoint
-from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizers import copy_tokenizer, keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.errors import RecipeError
 from plait.merging import chunks
 from plait.merging.adapters import run_adapters
 from plait.merging.chunks import InMemory
+from plait.merging.describing import describe_result, describe_task, summary_of
 from plait.merging.engine import combine, write_alike, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
 from plait.merging.forward import merge_forward
@@ -38,7 +38,7 @@ from plait.merging.scores import scores_of
 from plait.merging.search.run import search
 from plait.recipe import MergeRecipe
 from plait.reports.cards import model_card
-from plait.reports.record import BASE, Manifest, Task, origin_beside, versions
+from plait.reports.record import Manifest
 from plait.statistics.cache import PASSES, cached
 from plait.statistics.importance import Statistics
 from plait.training.state import check_state, finished_job, full_disk, is_finished, job_key, training_state
@@ -436,19 +436,6 @@ def write_merge(job: Plan, output: str | Path, *, overwrite: bool = False, resum
     return Merged(output)
 
 
-def summary_of(job: Plan) -> str:
-    """Returns what will be done, in a line for the user: much of it may be Plait's own choice."""
-    base = job.alignment.base
-    parts = [job.rule.name + (f" from the base {base.origin}" if base and "base" in job.rule.inputs else "")]
-    if job.recipe.align_heads not in (None, "none"):
-        parts.append(f"heads fitted by {job.recipe.align_heads} (--align-heads none for as they are)")
-    if job.recipe.search:
-        parts.insert(0, f"a search of {job.recipe.search} trials for")
-    if job.recipe.refine:
-        parts.append(f"up to {job.recipe.refine} passes of refinement (--refine 0 for none)")
-    return ", then ".join(parts)
-
-
 def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
     """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
     manifest.write(folder)
@@ -459,40 +446,6 @@ def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
         manifest = replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
         manifest.write(folder)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
-
-
-def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Mapping[str, str]) -> Manifest:
-    """Returns the manifest of a merge: tasks, sources with digests, the resolved recipe, versions."""
-    sources = {
-        s.name: {
-            "origin": origin_beside(s.origin, job.recipe.output),
-            "revision": s.revision,
-            "digest": digests[s.name],
-            "architecture": s.architecture,
-            **lineage(s.origin, s.folder, s.recorded_base),
-        }
-        for s in job.sources
-    }
-    if job.alignment.base is not None:
-        sources[BASE] = {
-            "origin": origin_beside(job.alignment.base.origin, job.recipe.output), "digest": job.alignment.base.digest,
-        }  # fmt: skip
-    return Manifest(
-        tasks={name: describe_task(job, name) for name in job.alignment.tasks},
-        sources=sources,
-        recipe=job.resolved().model_dump(exclude_none=True, exclude_unset=True, mode="json"),
-        versions=versions(),
-        statistics={name: found.facts for name, found in statistics.items()},
-        job=job_key(identity(job)),
-    )
-
-
-def describe_task(job: Plan, task: str) -> Task:
-    """Returns what the manifest says of one task."""
-    members = [job.sources[i] for i in job.alignment.tasks[task]]
-    first = members[0]
-    names = tuple(s.name for s in members)
-    return Task(task, first.carried_as, first.kind, first.problem_type, first.labels, names)
 
 
 def gather(job: Plan) -> dict[str, Statistics]:
