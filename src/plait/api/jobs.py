@@ -440,38 +440,16 @@ def merge(
     judged = {task: entry for task, entry in (evaluate or {}).items() if not is_file(entry)}
     searched = {task: entry for task, entry in (validation or {}).items() if not is_file(entry)}
     recipe, objects = merge_recipe(
-        sources,
-        out=out,
-        method=method,
-        data=data,
-        statistics=statistics,
-        base=base,
-        weights=weights,
-        tasks=tasks,
-        evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
-        merge_pooler=merge_pooler,
-        align_heads=align_heads,
-        align_ridge=align_ridge,
-        refine=refine,
-        refine_texts=refine_texts,
-        refine_on=refine_on,
-        refine_heads=refine_heads,
-        refine_dropout=refine_dropout,
-        refine_rate=refine_rate,
-        refine_batch_size=refine_batch_size,
-        refine_precision=refine_precision,
-        keep_adapter=keep_adapter,
-        rank=rank,
-        search=search,
-        search_rows=search_rows,
-        search_batch=search_batch,
-        storage=storage,
+        sources, out=out, method=method, data=data, statistics=statistics, base=base, weights=weights,
+        tasks=tasks, evaluate={task: entry for task, entry in (evaluate or {}).items() if task not in judged},
+        merge_pooler=merge_pooler, align_heads=align_heads, align_ridge=align_ridge, refine=refine,
+        refine_texts=refine_texts, refine_on=refine_on, refine_heads=refine_heads,
+        refine_dropout=refine_dropout, refine_rate=refine_rate, refine_batch_size=refine_batch_size,
+        refine_precision=refine_precision, keep_adapter=keep_adapter, rank=rank, search=search,
+        search_rows=search_rows, search_batch=search_batch, storage=storage,
         validation={task: entry for task, entry in (validation or {}).items() if task not in searched},
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        trust_remote_code=trust_remote_code,
-        options=options,
-    )
+        dtype=dtype, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code, options=options,
+    )  # fmt: skip
     return run_merge(
         recipe, data=objects, judged=judged, validation=searched, overwrite=overwrite, resume=resume
     )

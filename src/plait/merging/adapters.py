@@ -149,7 +149,8 @@ def _method(recipe: MergeRecipe, how: str) -> tuple[Entry[Any], MethodSpec]:
         )
     if how == "cat" and rule.name not in SUMS:
         raise RecipeError(f"--keep-adapter cat is the sum itself: method {rule.name} needs svd or knots")
-    asked = [n for n in ("refine", "align_heads", "evaluate", "search") if getattr(recipe, n) not in (None, 0, "none", {})]
+    beyond = ("refine", "align_heads", "evaluate", "search")
+    asked = [n for n in beyond if getattr(recipe, n) not in (None, 0, "none", {})]
     asked += ["data" for source in recipe.sources.values() if source.data or source.statistics][:1]
     if any(source.layer_weights for source in recipe.sources.values()):
         asked.append("layer_weights")

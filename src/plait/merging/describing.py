@@ -19,7 +19,7 @@ def summary_of(job: Plan) -> str:
     if job.recipe.align_heads not in (None, "none"):
         parts.append(f"heads fitted by {job.recipe.align_heads} (--align-heads none for as they are)")
     if job.recipe.search:
-        parts.insert(0, f"a search of {job.recipe.search} trials for")
+        parts[0] += f", its numbers searched in {job.recipe.search} trials"
     if job.recipe.refine:
         parts.append(f"up to {job.recipe.refine} passes of refinement (--refine 0 for none)")
     return ", then ".join(parts)

@@ -26,6 +26,7 @@ from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
 from plait.merging.places import check_order, check_places
 from plait.merging.rule import RULES
+from plait.merging.saved_statistics import checked
 from plait.merging.search.run import describe as describe_search
 from plait.merging.search.space import space_of
 from plait.merging.search.study import check_search
@@ -494,26 +495,3 @@ def check_labels(examples: Examples, source: Checkpoint) -> None:
     kind: Any = source.kind
     problem: Any = source.problem_type
     align_labels(examples, source.labels, kind=kind, problem_type=problem)
-
-
-def checked(
-    found: Statistics, path: str, source: Checkpoint, estimator: str, method: MethodSpec
-) -> Statistics:
-    """Returns statistics saved at `path` after checking that they are of this source and of the kind the method needs.
-
-    Raises:
-        RecipeError: another estimator.
-        DataError: statistics of other weights.
-    """
-    if found.estimator != estimator:
-        raise RecipeError(
-            f"{path} holds {found.estimator}, the method needs {estimator}: estimate them again"
-        )
-    digest = found.provenance.get("source")
-    if digest is not None and digest != source.digest:
-        raise DataError(f"{path} was estimated on other weights than {source.origin} (source {source.name})")
-    for name in {"labels", "per"} & method.model_fields_set:
-        wanted, given = getattr(method, name), found.provenance.get(name)
-        if estimator != "gram" and given is not None and given != wanted:
-            raise RecipeError(f"{path} was estimated with {name} {given}, the method asks for {wanted}")
-    return found

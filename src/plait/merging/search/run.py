@@ -36,6 +36,7 @@ logger = logging.getLogger("plait")
 
 Write = Callable[[Sequence["Plan"], Sequence[Path]], None]
 """Writes merges that differ in options and weights alone into a folder each, in one pass over the sources."""
+WEIGHED = {"weight", "layer_weights"}
 ROOM = 8e9
 """Bytes on disk that candidates of one pass may take together."""
 
@@ -248,7 +249,7 @@ def subject(job: Plan, axes: Sequence[Axis]) -> dict[str, Any]:
         "method": job.method.model_dump(mode="json"),
         "forward": job.forward,
         "axes": [[axis.name, axis.low, axis.high, axis.start] for axis in axes],
-        "weights": recipe.weights(),
+        "weights": {n: s.model_dump(mode="json", include=WEIGHED) for n, s in recipe.sources.items()},
         "tasks": recipe.tasks(),
         "dtype": recipe.dtype,
         "merge_pooler": recipe.merge_pooler,

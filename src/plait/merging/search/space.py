@@ -58,7 +58,8 @@ def space_of(job: Plan) -> tuple[Axis, ...]:
         for name, (low, high) in ranges.items()
     ]
     if "weights" in job.rule.inputs and len(job.sources) > 1:
-        free = [name for name, source in job.recipe.sources.items() if source.weight is None]
+        given_by_layer = {name for name, source in job.recipe.sources.items() if source.layer_weights}
+        free = [n for n, source in job.recipe.sources.items() if source.weight is None and n not in given_by_layer]
         axes += [Axis(f"{WEIGHT}{name}", *WEIGHTS, 1.0) for name in free]
     if not axes:
         raise RecipeError(
