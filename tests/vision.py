@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tests.models import _normal, _value
+from tests.models import _normal, _value, tiny_tokenizer
 
 FAMILIES = ("vit", "dinov2", "dinov2-swiglu", "clip_vision_model", "clip_text_model")
 CLASSES = ("cat", "dog", "eel")
@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {
 
 
 def tiny_vision(
-    family: str, *, seed: int = 0, head: bool = True, labels: int = 3, drift: float = 0.2
+    family: str, *, seed: int = 0, head: bool = True, labels: int = 3, drift: float = 0.2, vocabulary: int = 30
 ) -> PreTrainedModel:
     """Returns a model in eval mode; equal arguments give equal weights, and bodies of all seeds come from one base."""
     kind, _, gated = family.partition("-")
@@ -39,7 +39,7 @@ def tiny_vision(
         del settings["intermediate_size"]
     if kind == "clip_text_model":
         settings = {name: value for name, value in settings.items() if not name.startswith(("image", "patch"))}
-        settings |= {"vocab_size": 30, "max_position_embeddings": 12}
+        settings |= {"vocab_size": vocabulary, "max_position_embeddings": 12}
         settings |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     named = CLASSES[:labels]
     classes = {"id2label": dict(enumerate(named)), "label2id": {name: row for row, name in enumerate(named)}}
@@ -68,6 +68,17 @@ def save_vision(model: PreTrainedModel, folder: Path) -> str:
         "rescale_factor": 1 / 255, "size": {"height": 8, "width": 8},
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(told, indent=1))
+    return str(folder)
+
+
+def save_tower(family: str, folder: Path, seed: int, **options: Any) -> str:
+    """Returns the folder of a model with what it reads by: an image processor, or a tokenizer for CLIP's texts."""
+    if family != "clip_text_model":
+        return save_vision(tiny_vision(family, seed=seed, **options), folder)
+    tokenizer = tiny_tokenizer("bert")
+    model = tiny_vision(family, seed=seed, vocabulary=len(tokenizer), **options)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 

@@ -10,11 +10,13 @@ import pytest
 import plait
 from plait.encoders.decoder_families import DECODERS
 from plait.encoders.families import FAMILIES
+from plait.encoders.vision_families import VISION
 from plait.errors import PlaitError
 from plait.merging.abilities import WITHOUT_TABLE, Ability, abilities, families, table, works
 from plait.merging.rule import RULES
 from tests.languages import SIZES, is_seq2seq, save_language, write_texts
 from tests.models import save, texts, tiny
+from tests.vision import class_folders, save_tower
 
 LANGUAGE = {SIZES[name][0]: name for name in reversed(SIZES)} | {WITHOUT_TABLE: "opt"}
 QUICK = {"average", "ties", "tsv"}
@@ -35,6 +37,12 @@ class World:
                 n: write_texts(folder / f"{n}.jsonl", [f"{n} good film", "the film was great", "a sport"], targets)
                 for n in self.sources
             }
+        elif family in VISION:
+            self.base = save_tower(family, folder / "base", 0, drift=0.0, head=False)
+            self.sources = {n: save_tower(family, folder / n, i) for i, n in enumerate("ab", 1)}
+            images = str(class_folders(folder / "images", 3))
+            words = {n: texts(3, seed=i) for i, n in enumerate(self.sources)}
+            self.data = {n: words[n] if family == "clip_text_model" else images for n in self.sources}
         else:
             self.base = str(save(tiny(family, "body", drift=0.0), folder / "base"))
             self.sources = {n: str(save(tiny(family, seed=i), folder / n)) for i, n in enumerate("ab", 1)}
@@ -63,19 +71,19 @@ def tried(family: str, folder: Path, chosen: list[Ability]) -> None:
 
 
 def test_the_table_has_every_family_and_every_rule() -> None:
-    assert set(families()) >= {*FAMILIES, *DECODERS, WITHOUT_TABLE}
+    assert set(families()) >= {*FAMILIES, *DECODERS, *VISION, WITHOUT_TABLE}
     assert {ability.method for ability in abilities()} == set(RULES)
     assert all(len(row) == 1 + len(abilities()) for row in table())
     assert {row[0]: row[1] for row in table()}["mixtral"] == "–"
 
 
-@pytest.mark.parametrize("family", [f for f in (*FAMILIES, *DECODERS, WITHOUT_TABLE) if f not in ELSEWHERE])
+@pytest.mark.parametrize("family", [f for f in (*FAMILIES, *DECODERS, *VISION, WITHOUT_TABLE) if f not in ELSEWHERE])
 def test_ticks(family: str, tmp_path: Path) -> None:
     some = [a for a in abilities() if a.method in QUICK or {"grams", "importances"} & set(RULES[a.method].inputs)]
     tried(family, tmp_path, some)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*FAMILIES, *DECODERS, WITHOUT_TABLE])
+@pytest.mark.parametrize("family", [*FAMILIES, *DECODERS, *VISION, WITHOUT_TABLE])
 def test_all_ticks(family: str, tmp_path: Path) -> None:
     tried(family, tmp_path, list(abilities()))

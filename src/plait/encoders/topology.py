@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from plait.encoders.decoder_families import DECODERS, MIXTURES
 from plait.encoders.experts import fused_name
 from plait.encoders.families import FAMILIES, Family, Part
-from plait.encoders.vision_families import VISION, dinov2_neurons
+from plait.encoders.vision_families import GATED_DINOV2, VISION, dinov2_neurons
 from plait.errors import MergeError, did_you_mean, listed
 
 Node = Literal["head", "group", "neuron", "expert"]
@@ -236,7 +236,7 @@ TABLES: Mapping[str, Family] = {**FAMILIES, **DECODERS, **VISION}
 def topology(config: PretrainedConfig) -> Topology:
     """Returns the topology of a model's configuration."""
     gated = config.model_type == "dinov2" and config.use_swiglu_ffn
-    family = TABLES.get("dinov2-swiglu" if gated else config.model_type)
+    family = GATED_DINOV2 if gated else TABLES.get(config.model_type)
     if family is None:
         raise MergeError(
             f"no topology for models of type {config.model_type!r}{did_you_mean(config.model_type, TABLES)}, so their "

@@ -45,16 +45,6 @@ VISION: Mapping[str, Family] = {
         _PATCHES,
     ),
     "dinov2": Family("encoder.layer.{}", {**_DINOV2, "mlp.fc1": Part.FFN_IN, "mlp.fc2": Part.FFN_OUT}, _PATCHES),
-    "dinov2-swiglu": Family(
-        "encoder.layer.{}",
-        {
-            **_DINOV2,
-            "mlp.gate_proj": Part.FFN_IN,
-            "mlp.up_proj": Part.FFN_IN,
-            "mlp.down_proj": Part.FFN_OUT,
-        },
-        _PATCHES,
-    ),
     "clip_vision_model": Family(
         "encoder.layers.{}",
         _TOWER,
@@ -76,6 +66,16 @@ VISION: Mapping[str, Family] = {
         },
     ),
 }
+
+
+GATED_DINOV2 = Family(
+    "encoder.layer.{}",
+    {**_DINOV2, "mlp.gate_proj": Part.FFN_IN, "mlp.up_proj": Part.FFN_IN, "mlp.down_proj": Part.FFN_OUT},
+    _PATCHES,
+)
+"""DINOv2 with SwiGLU: the giant. Its statistics can be taken; its files keep gate and up in one tensor."""
+HEADLESS = frozenset({"clip_vision_model"})
+"""Image models without a head, which have no likelihood."""
 
 
 def dinov2_neurons(hidden: int, ratio: float, *, gated: bool) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from plait.encoders.decoder_families import DECODERS, MIXTURES
 from plait.encoders.families import Family
 from plait.encoders.topology import TABLES
+from plait.encoders.vision_families import HEADLESS
 from plait.merging.rule import RULES
 
 WITHOUT_TABLE = "any other"
@@ -44,6 +45,8 @@ def families() -> tuple[str, ...]:
 def works(ability: Ability, model_type: str) -> bool:
     """Returns whether a way of merging works for a family."""
     family = TABLES.get(model_type)
+    if ability.importance and model_type in HEADLESS:
+        return False
     if ability.importance in ("mask_nodes", "block_traces"):
         return family is not None and not (ability.importance == "mask_nodes" and model_type in MIXTURES)
     if ability.method == "calibrate":
