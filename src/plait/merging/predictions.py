@@ -77,8 +77,9 @@ def of_images(merged: Merged, task: str | None, images: Any, batch_size: int) ->
     alone = isinstance(images, str | Path | Picture) or not isinstance(images, Iterable)
     given = [images] if alone else list(images)
     pictures = [picture(one) for one in given]
-    if not pictures or (odd := next((i for i, one in enumerate(pictures) if one is None), None)) is not None:
-        said = f"image {odd} is {given[odd]!r:.60}" if pictures else "no image to predict on"
+    odd = [f"image {at} is {given[at]!r:.60}" for at, one in enumerate(pictures) if one is None]
+    if odd or not pictures:
+        said = odd[0] if odd else "no image to predict on"
         raise DataError(f"{said}: expected files such as cat.png, or PIL images")
     names = answerable(merged, task, paired=False)
     table = encode(Examples(tuple(pictures), kind="image_classification"), merged.tokenizer, labels=False)
