@@ -1,4 +1,4 @@
-"""What works for each family, from the table alone; the documentation shows it and a test tries every tick."""
+"""What works for each family, from the table; apart, as the documentation shows it and a test tries every tick."""
 
 from __future__ import annotations
 
