@@ -17,8 +17,8 @@ def check_harness(tasks: Sequence[str]) -> None:
     """Raises `RecipeError` where tasks are asked for and lm-evaluation-harness is not installed."""
     if tasks and find_spec("lm_eval") is None:
         raise RecipeError(
-            f"tasks {', '.join(tasks)} come from lm-evaluation-harness, which is not installed: pip install 'plait[harness]', "
-            "or give --data FILE for perplexity"
+            f"tasks {', '.join(tasks)} come from lm-evaluation-harness, which is not installed: "
+            "pip install 'plait[harness]', or give --data FILE for perplexity"
         )
 
 
