@@ -163,7 +163,7 @@ def front(points: Sequence[Point], label: str, cost: str, width: float = NARROW)
         axes.step(
             [x for x, _ in steps], [y for _, y in steps], where="post", color=SOFT, linewidth=1, zorder=0
         )
-        for point in points:
+        for point in sorted(points, key=lambda p: p.strong):  # the recommended one on top of its equals
             axes.errorbar(
                 point.cost, point.value, yerr=arms(point.value, point.interval), elinewidth=1, **look(point)
             )
