@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-OPTIONAL = {"gguf", "matplotlib", "lm_eval"}
+PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+OPTIONAL = {"gguf", "lm_eval", "optuna"}
 WIDER = {"torch"}
 """Whose lower bound is below what the tests run on."""
 

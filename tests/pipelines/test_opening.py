@@ -51,7 +51,8 @@ def test_every_task_opens_by_itself(family: str, shards: str, tmp_path: Path) ->
     merged = plait.merge(made, method="average", out=tmp_path / "m", max_shard_size=shards)
     for head in heads:
         plain = plait.export(merged, tmp_path / f"plain-{head}", task=head)
-        assert torch.equal(logits(_AUTO[head], merged.path / "tasks" / head), logits(_AUTO[head], plain))
+        apart, whole = logits(_AUTO[head], merged.path / "tasks" / head), logits(_AUTO[head], plain)
+        torch.testing.assert_close(apart, whole, rtol=0, atol=1e-6)  # files align weights differently in memory
     AutoModel.from_pretrained(merged.path)
 
 

@@ -1,4 +1,4 @@
-"""Pages of what lies on disk: a comparison again from its JSON, and any result from its record."""
+"""Pages of what lies on disk, apart from the jobs: a comparison again from its JSON, any result from its record."""
 
 from __future__ import annotations
 
