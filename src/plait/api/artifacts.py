@@ -30,6 +30,7 @@ from plait.label_names import told
 from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenizer_place
 from plait.merging.merged import Merged, plain_state
 from plait.merging.scores import pair_scores, scores_of
+from plait.processes import one_job, rank
 from plait.progress import noted
 from plait.reports.cards import exported_card
 from plait.reports.record import ARTICLES, Kind, kind_of, report_of
@@ -96,6 +97,7 @@ def load(folder: str | Path) -> Any:
 
 
 @noted
+@one_job()
 def evaluate(
     model: str | Path | Merged | SavedEnsemble | Student,
     data: Any = None,
@@ -175,7 +177,7 @@ def evaluate(
     else:
         raise RecipeError(f"{model} holds {ARTICLES[opened.artifact]}, which answers nothing: expected a model")
     found = found.with_intervals(resamples=resamples, seed=seed)
-    if predictions is not None:
+    if predictions is not None and not rank():
         write_table(Path(predictions), found.predictions())
     return found
 

@@ -34,6 +34,7 @@ from plait.merging.merged import Merged
 from plait.merging.plan import check_output as check_merge_output
 from plait.merging.plan import plan as plan_merge
 from plait.merging.run import run_merge
+from plait.processes import one_job, rank
 from plait.progress import noted
 from plait.recipe import (
     AmalgamateRecipe,
@@ -145,6 +146,7 @@ def finetune(base: str | Path, data: Any, out: str | Path, **options: Any) -> di
 
 
 @noted
+@one_job()
 def estimate(
     model: str | Path | PreTrainedModel,
     data: Any,
@@ -189,7 +191,7 @@ def estimate(
         model, data, importance, examples, out, overwrite=overwrite, labels=labels, per=per, passes=passes, seed=seed,
         batch_size=batch_size, max_length=max_length,
     )  # fmt: skip
-    with nullcontext() if out is None else one_writer(out):
+    with nullcontext() if out is None or rank() else one_writer(out):
         if isinstance(model, str | Path):
             source = open_checkpoint(model, revision=revision, trust_remote_code=trust_remote_code)
             found = cached(source, chosen, entry.name, settings)
@@ -205,7 +207,7 @@ def estimate(
             if model.dtype.itemsize < torch.float32.itemsize:
                 model = cast("PreTrainedModel", copy.deepcopy(model).float())
             found = estimated(model, tokenizer, chosen, entry.name, settings, provenance)
-        if out is not None:
+        if out is not None and not rank():
             found.save(out)
     return found
 
@@ -263,6 +265,7 @@ def amalgamate(
 
 
 @noted
+@one_job()
 def posteriors(
     teachers: Mapping[str, Any] | Sequence[str | Path],
     *,

@@ -8,6 +8,7 @@ import sys
 
 from plait.cli.ending import Stopped, drop_output, open_streams, stoppable
 from plait.errors import PlaitError, as_line
+from plait.processes import SaidByFirstError, speaks
 
 INTERRUPTED = 130
 RESUMABLE = ("amalgamate", "ensemble", "finetune", "merge", "run")
@@ -23,10 +24,12 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     import typer
 
     open_streams()
-    configure_logging(quiet="--quiet" in arguments or "-q" in arguments)
+    configure_logging(quiet="--quiet" in arguments or "-q" in arguments or not speaks())
     try:
         result = _result(arguments)
         sys.stdout.flush()
+    except SaidByFirstError:
+        return 2
     except PlaitError as error:
         return max(complain(line) for line in getattr(error, "lines", (str(error),)))
     except typer.Exit as stop:

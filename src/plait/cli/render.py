@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plait.errors import printable
+from plait.processes import speaks
 
 
 def as_json(content: Any) -> None:
     """Prints plain data as JSON; where the output is not in UTF-8, with escapes for what it may lack."""
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(numbers(content), indent=2, ensure_ascii=ascii_only, default=str, allow_nan=False)
-    sys.stdout.write(printable(text) + "\n")
+    line(text)
 
 
 def numbers(content: Any) -> Any:
@@ -28,12 +29,15 @@ def numbers(content: Any) -> Any:
 
 
 def line(text: str) -> None:
-    """Prints one line."""
-    sys.stdout.write(printable(text) + "\n")
+    """Prints one line; of processes that work together, the first does."""
+    if speaks():
+        sys.stdout.write(printable(text) + "\n")
 
 
 def table(rows: Sequence[Mapping[str, str]], title: str | None = None, right: Sequence[str] = ()) -> None:
     """Prints rows as a table; columns in `right` are aligned there."""
+    if not speaks():
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

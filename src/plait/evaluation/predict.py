@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from plait import progress
+from plait import processes, progress
 from plait.checkpoints.answering import answering, check_answers
 from plait.data import Encoded, Examples, collate, encode, plan
 from plait.encoders.modes import accelerated, evaluating
@@ -62,7 +62,7 @@ def run(
 ) -> dict[str, list[Tensor]]:
     """Returns what `forward` gives for each feature, in the features' order."""
     found: dict[str, dict[int, Tensor]] = {}
-    for rows in plan(encoded, batch_size):
+    for rows in processes.mine(plan(encoded, batch_size)):
         found_there = (encoded.features[row] for row in rows)
         features = [{name: value for name, value in one.items() if name in INPUTS} for one in found_there]
         inputs = collate(features, encoded.padding)
@@ -70,7 +70,9 @@ def run(
             for row, values in zip(rows, table.float().cpu(), strict=True):
                 found.setdefault(name, {})[row] = _cut(values, row, encoded)
         tick(len(rows))
-    return {name: [by_row[row] for row in range(len(encoded))] for name, by_row in found.items()}
+    parts = processes.everyones(found)
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: processes.in_order([part.get(name, {}) for part in parts]) for name in names}
 
 
 def _cut(values: Tensor, row: int, encoded: Encoded) -> Tensor:

@@ -27,6 +27,7 @@ from plait.data.reading import read
 from plait.encoders.embedding import Embedder
 from plait.encoders.heads import head_kind, head_labels, head_problem, language_kind
 from plait.errors import DataError, MergeError, OutputError, RecipeError, SourceError, listed
+from plait.processes import from_first, rank
 from plait.registry import Entry, canonical
 from plait.statistics.backward import Objective
 from plait.statistics.cache_space import cache_folder, keep_within_limit, size_limit
@@ -78,7 +79,7 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
     size_limit()  # refuses what is no size
     provenance = provenance_of(source, examples, estimator, settings)
     file = cache_file(provenance)
-    if (kept := from_cache(file)) is not None:
+    if (kept := from_first(from_cache(file) if rank() == 0 else None)) is not None:
         logger.info("%s: reusing %s of %d examples", source.name, estimator, len(examples))
         return kept
     # Half precision would round small gradients to nothing.
@@ -90,6 +91,8 @@ def cached(source: Checkpoint, examples: Examples, estimator: str, settings: Map
         model = source.model(language=source.objective is not None, dtype=torch.float32)
     check_finite(model, source.name)
     found = estimated(model, source.tokenizer(), examples, estimator, settings, provenance)
+    if rank():
+        return found
     try:
         found.save(file)
         keep_within_limit()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plait import processes
 from plait.checkpoints.answering import answering
 from plait.encoders.heads import language_kind
 from plait.errors import DataError
@@ -58,12 +59,16 @@ def estimate_statistics(
     examples = 0
     with prepared(model), skip_zero_gradients(model), closing(entry.function(model, objective)) as running:
         whole = map(partial(with_decoder_inputs, model), track(batches, f"estimating {entry.name}", total))
-        for batch in read_batches(whole, model.device, seed):
-            with answering(model):
-                running.see(batch)
+        # All processes draw the seeds of all texts, and each computes some of the batches.
+        for number, batch in enumerate(read_batches(whole, model.device, seed)):
+            if number % processes.count() == processes.rank():
+                with answering(model):
+                    running.see(batch)
             examples += batch.count
         if not examples:
             raise DataError("no examples to estimate from: the data is empty")
+        if processes.count() > 1:
+            running.pool()
         # Published programs add over batches; an ordinary Fisher is a mean over examples.
         tensors = running.result(examples if per == "example" else 1)
     facts = {"labels": labels, "per": per, "passes": passes, "seed": seed, "examples": examples}

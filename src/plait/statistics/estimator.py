@@ -19,6 +19,9 @@ class Estimator(Protocol):
     def see(self, batch: Batch) -> None:
         """Adds a batch."""
 
+    def pool(self) -> None:
+        """Adds up the sums of all processes that share the job; called once, before `result`."""
+
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the statistic, by body-relative name where it belongs to a parameter of the body."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.output import one_writer
 from plait.data import Texts
+from plait.errors import RecipeError
+from plait.processes import count, from_first, rank
 from plait.teachers.early_stopping import in_rounds
 from plait.teachers.files import check_place, check_room, size_of
 from plait.teachers.record import FILE, Record, TextFacts, check_same, read_record
@@ -55,7 +58,7 @@ def score_texts(
     check_teachers(teachers, logits_only=logits_only)
     check_mc_dropout(teachers, settings)
     check_place(folder, FILE)
-    with one_writer(folder, patience=PATIENCE):
+    with one_writer(folder, patience=PATIENCE) if rank() == 0 else nullcontext():
         return _scored(folder, texts, teachers, settings, overwrite=overwrite)
 
 
@@ -65,14 +68,22 @@ def _scored(
     """Returns the store in a folder that nobody else writes."""
     wanted = tuple(teacher_of(checkpoint) for checkpoint in teachers)
     facts = text_facts(texts)
-    if (folder / FILE).is_file() and not overwrite:
+    record = None
+    if rank():
+        pass  # the first process alone knows the folder, which may lie on its own disk
+    elif (folder / FILE).is_file() and not overwrite:
         record = _continued(folder, facts, wanted, settings)
     else:
         record = Record(settings, min(texts.chunk, SHARD), facts, wanted)
         _clear(folder, _bytes(record, teachers))
+    record = from_first(record)
+    assert record is not None
     run = Run(folder, record, replace(record.settings, batch_size=settings.batch_size), texts, teachers)
-    run.start()
+    if rank() == 0:
+        run.start()
     if len(record.settings.rounds) > 1:
+        if count() > 1:
+            raise RecipeError("--stop decides after each round of passes: run it in one process")
         in_rounds(run)
     else:
         run.one_by_one()

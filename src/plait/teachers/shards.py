@@ -12,7 +12,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from plait import progress
+from plait import processes, progress
 from plait.boundary import reading
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.data import Examples, Texts
@@ -32,6 +32,17 @@ class ShardTask:
     number: int
     examples: Examples
     key: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a teacher found of one shard, and what it cost."""
+
+    number: int
+    key: str
+    limit: int
+    forwards: float
+    tensors: dict[str, Tensor]
 
 
 Work = Callable[[Scorer, ShardTask, progress.Tick], None]
@@ -89,11 +100,34 @@ class Run:
     def one_by_one(self) -> None:
         """Scores with each teacher, to the end, what it has not scored yet."""
         for checkpoint, teacher in zip(self.checkpoints, self.teachers, strict=True):
-            pending = [
-                n for n in range(self.record.shards) if not self.has(self.file(teacher, n), teacher, n)
-            ]
-            self.visit(checkpoint, pending, "scoring with", self._score)
-            self.finish(teacher)
+            pending = processes.from_first(self._pending(teacher) if processes.rank() == 0 else [])
+            if processes.count() > 1:
+                self._side_by_side(checkpoint, teacher, pending)
+            else:
+                self.visit(checkpoint, pending, "scoring with", self._score)
+            if processes.rank() == 0:
+                self.finish(teacher)
+
+    def _pending(self, teacher: Teacher) -> list[int]:
+        return [n for n in range(self.record.shards) if not self.has(self.file(teacher, n), teacher, n)]
+
+    def _side_by_side(self, checkpoint: Checkpoint, teacher: Teacher, pending: Sequence[int]) -> None:
+        """Scores some shards in several processes; the first writes what all have found, a shard of each at a time."""
+        def score(scorer: Scorer, piece: ShardTask, tick: progress.Tick) -> None:
+            tensors = scorer.score(piece.examples, Turn(piece.number, passes=self.settings.passes), tick)
+            scored = Scored(piece.number, piece.key, scorer.limit, scorer.meter.forwards, tensors)
+            self._gather(teacher, scored)
+
+        own = processes.mine(pending)
+        self.visit(checkpoint, own, "scoring with", score)
+        if len(own) < -(-len(pending) // processes.count()):
+            self._gather(teacher, None)  # the others have one more
+
+    def _gather(self, teacher: Teacher, scored: Scored | None) -> None:
+        for one in processes.for_first(scored):
+            if one is not None:
+                file = self.file(teacher, one.number)
+                self.write(file, teacher, one.key, one.limit, one.forwards, one.tensors)
 
     def visit(self, checkpoint: Checkpoint, pending: Sequence[int], what: str, work: Work) -> None:
         """Calls `work` with a teacher in memory for each of some shards; loads no model when there are none."""
@@ -185,6 +219,8 @@ class Run:
     def _keep_hashes(self, number: int, hashes: Tensor) -> str:
         """Returns the hash of a shard's texts, which are kept, and compared with those kept before."""
         file, key = texts_file(self.folder, number), xxhash.xxh3_128_hexdigest(hashes.numpy().data)
+        if processes.rank():
+            return key
         if not file.exists():
             write_shard(file, {"hashes": hashes}, {"texts": key})
         elif read_facts(file).get("texts") != key:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from plait.encoders.topology import Axis, Place, topology
+from plait.processes import summed
 from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
@@ -51,6 +52,11 @@ class BlockTraces:
     def see(self, batch: Batch) -> None:
         """Adds a batch."""
         self._gradients.see(batch)
+
+    def pool(self) -> None:
+        """Adds up the sums of all processes."""
+        for total in self._totals.values():
+            total.copy_(summed(total))
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the mean of the diagonal inside each block, spread over the block's entries."""

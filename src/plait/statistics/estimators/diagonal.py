@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from plait.processes import summed
 from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
@@ -35,6 +36,11 @@ class Diagonal:
     def see(self, batch: Batch) -> None:
         """Adds a batch."""
         self._gradients.see(batch)
+
+    def pool(self) -> None:
+        """Adds up the sums of all processes."""
+        for total in self._totals.values():
+            total.copy_(summed(total))
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the sums divided by the number of examples."""

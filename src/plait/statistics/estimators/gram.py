@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from plait.encoders.heads import language_kind
 from plait.errors import MergeError
+from plait.processes import summed
 from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS, body_name
@@ -38,6 +39,11 @@ class _Sum:
         self.total = gram.clone() if self.total is None else self.total.add_(gram)
         self.rows += rows
 
+    def pool(self, width: int) -> None:
+        self.rows = float(summed(torch.tensor(self.rows, dtype=torch.float64)))
+        if self.rows:
+            self.total = summed(torch.zeros(width, width) if self.total is None else self.total)
+
     def mean(self) -> Tensor | None:
         return None if self.total is None else self.total / self.rows
 
@@ -48,6 +54,7 @@ class Gram:
 
     model: PreTrainedModel
     _sums: dict[str, _Sum] = field(default_factory=dict)
+    _paths: dict[str, str] = field(default_factory=dict)
     _handles: list[Any] = field(default_factory=list)
     _batch: Batch | None = None
     # Query, key and value are given the very same tensor, one after the other: its product is taken once.
@@ -62,6 +69,7 @@ class Gram:
             if isinstance(module, nn.Linear | Conv1D) and owners.get(id(module.weight)) == f"{name}.weight":
                 key = body_name(self.model, f"{name}.weight")
                 self._sums[key] = _Sum()
+                self._paths[key] = name
                 self._handles.append(module.register_forward_pre_hook(self._hook(key)))
         last = self.model.get_output_embeddings() if language_kind(self.model) else None
         if last is not None:
@@ -107,6 +115,12 @@ class Gram:
         with torch.no_grad(), suppress(_EnoughError):
             self.model(**self._batch.inputs)
         self._last = None
+
+    def pool(self) -> None:
+        """Adds up the sums of all processes; one that has seen no batch adds nothing."""
+        for name, running in self._sums.items():
+            module = self.model.get_submodule(self._paths[name])
+            running.pool(module.nx if isinstance(module, Conv1D) else module.in_features)
 
     def result(self, examples: int) -> Mapping[str, Tensor]:  # noqa: ARG002 (rows are counted instead)
         """Returns XᵀX / rows by the name of the weight; layers that see the same inputs share one tensor."""

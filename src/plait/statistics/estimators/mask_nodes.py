@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plait.encoders.topology import check_nodes, topology
+from plait.processes import summed
 from plait.statistics.backward import Objective, backward_passes
 from plait.statistics.batch import Batch
 from plait.statistics.estimator import ESTIMATORS
@@ -96,6 +97,13 @@ class MaskNodes:
             for nodes in (*self._heads, *self._neurons):
                 nodes.finish_pass(whole=whole)
         self._leaves.clear()
+
+    def pool(self) -> None:
+        """Adds up the sums of all processes."""
+        for nodes in (*self._heads, *self._neurons):
+            nodes.total = summed(nodes.total)
+        for nodes in self._heads:
+            nodes.shared = summed(nodes.shared)
 
     def result(self, examples: int) -> Mapping[str, Tensor]:
         """Returns the mean squares: `heads` [L, h], `neurons` [L, I], and `groups` [L, g] of shared keys and values."""
