@@ -87,6 +87,7 @@ def _scored(
         in_rounds(run)
     else:
         run.one_by_one()
+    run.record = from_first(run.record)
     return Store(folder, run.record, tuple(run.teachers))
 
 
