@@ -70,7 +70,7 @@ def one_job() -> Iterator[None]:
 
 
 def _failures(error: Exception | None) -> list[tuple[str, bool]]:
-    """Returns the messages of the processes that have failed, and whether a user can mend it, once all have come here."""
+    """Returns what the processes that have failed say, and whether a user can mend it, once all have come here."""
     import torch.distributed as dist
 
     told: list[Any] = [None] * count()

@@ -53,7 +53,8 @@ def launched(arguments: list[str], count: int, *, cache: Path) -> list[subproces
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = prepare(tmp_path_factory.mktemp("processes"))
-    (folder / "texts.txt").write_text("\n".join(texts(1100)) + "\n", encoding="utf-8")  # three shards, one of them small
+    # Three shards, one of them small.
+    (folder / "texts.txt").write_text("\n".join(texts(1100)) + "\n", encoding="utf-8")
     return folder
 
 

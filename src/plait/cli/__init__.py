@@ -28,10 +28,8 @@ def invoke(arguments: list[str]) -> int:  # noqa: PLR0911 - one return a kind of
     try:
         result = _result(arguments)
         sys.stdout.flush()
-    except SaidByFirstError:
-        return 2
     except PlaitError as error:
-        return max(complain(line) for line in getattr(error, "lines", (str(error),)))
+        return refuse(error)
     except typer.Exit as stop:
         return (
             complain(interruption(arguments), INTERRUPTED)
@@ -86,6 +84,14 @@ def interruption(arguments: list[str], how: str = "interrupted") -> str:
     if not set(RESUMABLE) & set(arguments[:1]):
         return said
     return f"{said}; where a state was saved beside it, the same command with --resume goes on"
+
+
+def refuse(error: PlaitError) -> int:
+    """Prints what the user can mend, a line each; nothing where another process prints it."""
+    if not isinstance(error, SaidByFirstError):
+        for line in getattr(error, "lines", (str(error),)):
+            complain(line)
+    return 2
 
 
 def complain(message: str, code: int = 2) -> int:
