@@ -120,7 +120,8 @@ class Gram:
         """Adds up the sums of all processes; one that has seen no batch adds nothing."""
         for name, running in self._sums.items():
             module = self.model.get_submodule(self._paths[name])
-            running.pool(module.nx if isinstance(module, Conv1D) else module.in_features)
+            weight = self.model.get_parameter(f"{self._paths[name]}.weight")
+            running.pool(weight.shape[0 if isinstance(module, Conv1D) else 1])
 
     def result(self, examples: int) -> Mapping[str, Tensor]:  # noqa: ARG002 (rows are counted instead)
         """Returns XᵀX / rows by the name of the weight; layers that see the same inputs share one tensor."""
