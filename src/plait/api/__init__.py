@@ -10,31 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from plait.api.artifacts import evaluate, export, load, open_artifact
-    from plait.api.catalog import methods
+    from plait.api.catalog import methods, schema
+    from plait.api.checking import check
     from plait.api.conversion import convert
     from plait.api.inspection import inspect
-    from plait.api.jobs import (
-        amalgamate,
-        check,
-        compare,
-        ensemble,
-        estimate,
-        finetune,
-        merge,
-        posteriors,
-        run,
-    )
+    from plait.api.jobs import amalgamate, compare, ensemble, estimate, finetune, merge, posteriors, run
     from plait.api.pages import report
-    from plait.api.recipe_schema import schema
 
 PLACES = {
     "artifacts": ("evaluate", "export", "load", "open_artifact"),
-    "catalog": ("methods",),
+    "catalog": ("methods", "schema"),
+    "checking": ("check",),
     "conversion": ("convert",),
     "inspection": ("inspect",),
-    "jobs": ("amalgamate", "check", "compare", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
+    "jobs": ("amalgamate", "compare", "ensemble", "estimate", "finetune", "merge", "posteriors", "run"),
     "pages": ("report",),
-    "recipe_schema": ("schema",),
 }
 __all__ = [
     "amalgamate",

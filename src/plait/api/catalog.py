@@ -1,60 +1,12 @@
-"""Which methods there are, what each needs and takes, and when to use it: read off signatures and docstrings."""
+"""Which methods there are, and the schema of recipes: answered without torch where no code has changed since."""
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from plait.amalgamation.choices import DEFAULTS
-from plait.amalgamation.gate import GATES
-from plait.amalgamation.gate_selection import JOINT
-from plait.amalgamation.objective import OBJECTIVES
-from plait.ensembles.consistency import CONSISTENCIES
-from plait.ensembles.method import METHODS, Choice
-from plait.ensembles.objective import PerturbationChoice
-from plait.ensembles.perturbation import PERTURBATIONS
+from plait.api.answer_cache import answer
 from plait.errors import RecipeError, did_you_mean
-from plait.merging.rule import RULES
-from plait.recipe import AmalgamateRecipe, EnsembleRecipe, MergeRecipe, MethodSpec
-from plait.recipe.ensemble import TEACHING
-from plait.registry import Entry, Registry, canonical
-from plait.statistics.estimator import ESTIMATORS
-
-KINDS: dict[str, Registry[Any]] = {
-    "method": RULES,
-    "importance": ESTIMATORS,
-    "gate": GATES,
-    "joint gate": JOINT,
-    "objective": OBJECTIVES,
-    "ensemble": METHODS,
-    "perturbation": PERTURBATIONS,
-    "consistency": CONSISTENCIES,
-}
-"""All that a recipe can name, by what it is called; merging methods go by their name alone."""
-
-
-def merging_defaults() -> dict[str, str]:
-    """Returns the merging methods that a merge without one takes, and when."""
-    recipe = MergeRecipe.model_validate({"sources": {"a": "a"}, "output": "o"})
-    cases = {"with a base": ({}, True), "with data of every source and no base": ({"a": 1}, False), "else": ({}, False)}
-    return {recipe.resolved_method(data, base=base).name: when for when, (data, base) in cases.items()}
-
-
-def defaults() -> dict[str, dict[str, str]]:
-    """Returns the defaults of each kind, and when they are: as recipes and plans have them."""
-    objective, method = (
-        model.model_fields[name].default.name
-        for model, name in ((AmalgamateRecipe, "objective"), (EnsembleRecipe, "method"))
-    )
-    return {
-        "method": merging_defaults(),
-        "importance": {MethodSpec.model_fields["importance"].default: "in a merge"},
-        "joint gate": {DEFAULTS["gate"]: "always"},
-        "objective": {objective: "always"},
-        "ensemble": {method: "always", TEACHING: "with texts to teach on"},
-        "perturbation": {PerturbationChoice().name: "where members share an encoder"},
-        "consistency": {Choice().consistency: "always"},
-    }
+from plait.registry import canonical
 
 
 def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
@@ -65,39 +17,33 @@ def methods(name: str | None = None) -> dict[str, dict[str, Any]]:
     Raises:
         RecipeError: no such name (did you mean).
     """
-    every = {
-        (known if kind == "method" else f"{kind} {known}"): (kind, registry[known])
-        for kind, registry in KINDS.items()
-        for known in registry
-    }
-    if name is not None:
-        wanted = canonical(name)
-        known = {entry.name for _, entry in every.values()}
-        every = {key: (kind, e) for key, (kind, e) in every.items() if wanted in {e.name, canonical(key)}}
-        if not every:
-            raise RecipeError(f"unknown method {name!r}{did_you_mean(name, known)}")
-    chosen = defaults()
-    return {
-        key: {"kind": kind, **describe_method(entry), "default": chosen.get(kind, {}).get(entry.name)}
-        for key, (kind, entry) in every.items()
-    }
+    every = answer("methods", _methods)
+    if name is None:
+        return every
+    wanted = canonical(name)
+    names = {key: key.removeprefix(f"{about['kind']} ") for key, about in every.items()}
+    found = {key: about for key, about in every.items() if wanted in {names[key], canonical(key)}}
+    if not found:
+        raise RecipeError(f"unknown method {name!r}{did_you_mean(name, names.values())}")
+    return found
 
 
-def describe_method(entry: Entry[Any]) -> dict[str, Any]:
-    """Returns one method as plain data, read off its signature and docstring."""
-    needs = {"importances": "data", "grams": "data", "base": "base", "labels": "labels"}
-    wanted = {needs[name] for name in entry.inputs if name in needs} | set(entry.facts.get("needs", ()))
-    wanted |= {"passes"} if entry.facts.get("passes") else set()
-    wanted |= {kept} if (kept := entry.facts.get("keep", "none")) != "none" else set()
-    return {
-        "summary": entry.summary,
-        "when": entry.when,
-        "needs": sorted(wanted),
-        "options": {
-            o.name: {"type": o.type, "default": o.default, "limits": o.bounds, "meaning": o.meaning}
-            for o in entry.options.values()
-        },
-        "paper": entry.paper,
-        "laws": sorted(str(getattr(law, "value", law)) for law in entry.facts.get("laws", ())),
-        "documentation": inspect.getdoc(entry.function) or "",
-    }
+def schema() -> dict[str, Any]:
+    """Returns one JSON schema (2020-12) of all recipes, told apart by `combine`.
+
+    It names every method that is installed, those of plug-ins too, with the type, limits, default and meaning of each
+    option. `plait schema > plait.schema.json` writes it for editors.
+    """
+    return answer("schema", _schema)
+
+
+def _methods() -> dict[str, dict[str, Any]]:
+    from plait.api.registries import every_method
+
+    return every_method()
+
+
+def _schema() -> dict[str, Any]:
+    from plait.api.recipe_schema import recipe_schema
+
+    return recipe_schema()

@@ -1,10 +1,11 @@
-"""What lies at a path; apart because the record of a merge is read without torch, and seconds count here."""
+"""What lies at a path; apart because what was asked before is answered without torch, and seconds count here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from plait.api.answer_cache import answer
 from plait.reports.record import kind_of, read_manifest
 
 
@@ -19,11 +20,18 @@ def inspect(
     kind = kind_of(path)
     if kind == "merged":
         return inspect_merged(Path(path).expanduser())
-    from plait.api.artifacts import INSPECTORS, inspect_checkpoint
+    here = Path(path).expanduser()
 
-    if kind in INSPECTORS:
-        return INSPECTORS[kind](Path(path).expanduser())
-    return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
+    def look() -> dict[str, Any]:
+        from plait.api.artifacts import INSPECTORS, inspect_checkpoint
+
+        if kind in INSPECTORS:
+            return INSPECTORS[kind](here)
+        return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
+
+    if trust_remote_code or revision is not None or not here.exists():  # a Hub id, or code that does as it pleases
+        return look()
+    return answer("inspect", look, about=here)
 
 
 def inspect_merged(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Plait does, one function a job: merge, amalgamate, ensemble, finetune, estimate, posteriors, run, check."""
+"""What Plait does, one function a job: merge, amalgamate, ensemble, finetune, estimate, posteriors, run."""
 
 from __future__ import annotations
 
@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from plait.amalgamation.plan import check_output as check_amalgamation_output
-from plait.amalgamation.plan import plan as plan_amalgamation
 from plait.amalgamation.run import run_amalgamation, scoring_of
 from plait.amalgamation.student import Student
 from plait.amalgamation.texts import with_columns
+from plait.api.checking import Given, as_recipe
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.checkpoints.output import one_writer
-from plait.comparison.files import check_folder
 from plait.comparison.material import InMemory
-from plait.comparison.plan import planned
 from plait.comparison.result import Comparison
 from plait.comparison.run import run_comparison
-from plait.ensembles.plan import check_output as check_ensemble_output
-from plait.ensembles.plan import plan as plan_ensemble
 from plait.ensembles.run import run_ensemble
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError
-from plait.merging.adapters import plan_adapters
-from plait.merging.cost import cost_of
 from plait.merging.merged import Merged
-from plait.merging.plan import check_output as check_merge_output
-from plait.merging.plan import plan as plan_merge
 from plait.merging.run import run_merge
 from plait.processes import one_job, rank
 from plait.progress import noted
@@ -40,10 +31,6 @@ from plait.recipe import (
     AmalgamateRecipe,
     CompareRecipe,
     EnsembleRecipe,
-    MergeRecipe,
-    Recipe,
-    parse_recipe,
-    read_recipe,
 )
 from plait.recipe.arguments import (
     amalgamation_recipe,
@@ -61,48 +48,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger("plait")
-
-Given = str | Path | Mapping[str, Any] | Recipe
-
-
-def as_recipe(recipe: Given, output: str | Path | None = None) -> Recipe:
-    """Returns a recipe from a YAML file (ours or mergekit's), a mapping or a recipe; `output` instead of its own."""
-    found: Recipe
-    if isinstance(recipe, MergeRecipe | AmalgamateRecipe | EnsembleRecipe | CompareRecipe):
-        found = recipe
-    else:
-        found = read_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
-    return found if output is None else found.model_copy(update={"output": str(output)})
-
-
-def check(recipe: Given, *, overwrite: bool = True, output: str | Path | None = None) -> dict[str, Any]:
-    """Returns what a recipe would do, after every check that needs no weights.
-
-    Args:
-        recipe: a YAML file (ours or mergekit's), a mapping or a parsed recipe.
-        output: the folder to write instead of the recipe's.
-        overwrite: whether an output that exists is no problem.
-
-    Raises:
-        PlaitError: anything that would stop the run before its first computation.
-    """
-    found = as_recipe(recipe, output)
-    if isinstance(found, AmalgamateRecipe):
-        check_amalgamation_output(found, overwrite=overwrite)
-        return plan_amalgamation(found).describe()
-    if isinstance(found, EnsembleRecipe):
-        check_ensemble_output(found, overwrite=overwrite)
-        return plan_ensemble(found).describe()
-    if isinstance(found, CompareRecipe):
-        check_folder(found, overwrite=overwrite)
-        return planned(found).describe()
-    if not overwrite:
-        check_merge_output(found, overwrite=False)
-    if found.keep_adapter:
-        return plan_adapters(found).describe()
-    job = plan_merge(found)
-    return {**job.describe(), **cost_of(job)}
-
 
 @noted
 def run(

@@ -1,4 +1,4 @@
-"""One JSON schema of all recipes, for editors and other programs: every method with its options."""
+"""One JSON schema of all recipes, for editors and other programs: methods with their options; imports all of Plait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from plait.amalgamation.gate import GATES
 from plait.amalgamation.gate_selection import JOINT
 from plait.amalgamation.objective import OBJECTIVES
-from plait.api.catalog import merging_defaults
+from plait.api.registries import merging_defaults
 from plait.ensembles.consistency import CONSISTENCIES
 from plait.ensembles.method import METHODS
 from plait.ensembles.perturbation import PERTURBATIONS
@@ -46,12 +46,8 @@ ANY_RULE = ("examples", "batch_size", "max_length", "seed")
 """Settings of `method` that go with every merging method: refinement reads texts too."""
 
 
-def schema() -> Schema:
-    """Returns one JSON schema (2020-12) of all recipes, told apart by `combine`.
-
-    It names every method that is installed, those of plug-ins too, with the type, limits, default and meaning of each
-    option. `plait schema > plait.schema.json` writes it for editors.
-    """
+def recipe_schema() -> Schema:
+    """Returns the schema of all recipes, with what the registries hold now."""
     recipes: list[tuple[type[BaseModel], Any]] = [(model, "validation") for model in COMBINES.values()]
     found: Schema = models_json_schema(recipes, ref_template="#/$defs/{model}")[1]["$defs"]
     settings = method_settings(MethodSpec.model_json_schema()["properties"])

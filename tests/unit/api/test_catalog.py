@@ -7,7 +7,7 @@ import json
 import pytest
 
 import plait
-from plait.api.catalog import KINDS, defaults
+from plait.api.registries import KINDS, defaults
 from plait.cli import invoke
 
 

@@ -9,7 +9,7 @@ from itertools import chain
 import pytest
 
 import plait
-from plait.api.catalog import KINDS
+from plait.api.registries import KINDS
 from plait.registry import Registry
 
 
