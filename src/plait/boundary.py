@@ -30,6 +30,7 @@ WHOLE = 2**63
 UNLIMITED = int(1e30)
 """What transformers writes as the length limit of a tokenizer that has none."""
 M = TypeVar("M", bound="BaseModel")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -92,6 +93,19 @@ def parse_json(
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         check_plain(found)
     return found
+
+
+def load_json(path: Path, kind: type[T], *, error: type[PlaitError] = SourceError, advice: str = "") -> T:
+    """Returns what a JSON file of ours holds, which is of one kind, such as `dict`.
+
+    Raises:
+        PlaitError: of the class `error`: one that is too large, damaged, or of another kind.
+    """
+    content = parse_json(read_text(path, error=error), path, error=error, advice=advice)
+    if not isinstance(content, kind):
+        why = f"(it holds a {type(content).__name__}, expected a {kind.__name__})"
+        raise error(_sentence(path, "is damaged", why, advice))
+    return content
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from plait.amalgamation.rounds import TrainedStudent, evaluator_of, train_in_rou
 from plait.amalgamation.student import Student, write_student
 from plait.amalgamation.targets import routing_columns
 from plait.amalgamation.texts import open_corpus, store_record, warn_of_places, with_columns
+from plait.boundary import load_json
 from plait.checkpoints.checkpoint import Checkpoint
 from plait.checkpoints.lineage import lineage
 from plait.checkpoints.output import write_whole
@@ -30,7 +31,7 @@ from plait.checkpoints.places import check_apart
 from plait.checkpoints.writer import writing
 from plait.data.texts import Texts
 from plait.data.writing import write_table
-from plait.errors import DataError, RecipeError, did_you_mean, first_line, listed
+from plait.errors import DataError, RecipeError, did_you_mean, listed
 from plait.hub import locate
 from plait.recipe import AmalgamateRecipe
 from plait.recipe.arguments import amalgamation_recipe, is_file
@@ -261,10 +262,7 @@ def score(
 
 
 def _noted(note: Path) -> frozenset[str]:
-    try:
-        return frozenset(json.loads(note.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{note} is damaged ({first_line(error)}): start again without resume") from error
+    return frozenset(map(str, load_json(note, list, error=DataError, advice="start again without resume")))
 
 
 def _note(note: Path | None, digests: frozenset[str]) -> frozenset[str]:

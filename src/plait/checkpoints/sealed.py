@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from plait.boundary import load_json, parse_json
 from plait.checkpoints.output import sync_file, sync_folder, whole_file, write_whole
-from plait.errors import first_line
+from plait.errors import PlaitError, first_line
 from plait.tensors import checksum
 
 logger = logging.getLogger("plait")
@@ -45,14 +46,14 @@ def read_sealed(file: Path) -> tuple[dict[str, Tensor], Any] | None:
         return None
     try:
         with safe_open(file, framework="pt") as handle:
-            record = json.loads((handle.metadata() or {})[METADATA])
+            record = parse_json((handle.metadata() or {})[METADATA], file)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
         whole = record["checksum"] == checksum(tensors)
         told = record["facts"]
         if whole and record["facts_checksum"] == xxhash.xxh3_128_hexdigest(told.encode()):
             return tensors, json.loads(told)
         why = "its content is not what was written"
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, PlaitError) as error:
         why = first_line(error)
     logger.warning("%s is damaged (%s): what it holds is computed again", file, why)
     return None
@@ -76,14 +77,14 @@ def sealed_facts(folder: Path) -> dict[str, Any]:
         ValueError: it was not, or it is not any more what it was then; says which file.
     """
     try:
-        found = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        content = found["record"]
-        if found["checksum"] != _of_text(content):
+        if not (folder / SEAL).exists():
+            raise ValueError(f"it has no {SEAL}: a run was stopped while it was saved")
+        sealed = load_json(folder / SEAL, dict)
+        content = sealed["record"]
+        if sealed["checksum"] != _of_text(content):
             raise ValueError(f"{SEAL} is not what was written")
-        record = json.loads(content)
-    except FileNotFoundError:
-        raise ValueError(f"it has no {SEAL}: a run was stopped while it was saved") from None
-    except (OSError, UnicodeError, KeyError, TypeError, AttributeError) as error:
+        record = parse_json(content, folder / SEAL)
+    except (OSError, KeyError, TypeError, AttributeError, PlaitError) as error:
         raise ValueError(f"{SEAL} cannot be read: {first_line(error)}") from None
     for name, wanted in record["files"].items():
         path = folder / name

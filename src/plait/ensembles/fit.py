@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -23,7 +22,7 @@ from plait.ensembles.method import Build
 from plait.ensembles.modeling import Ensemble, EnsembleOutput
 from plait.ensembles.objective import Ensembling, perturbing
 from plait.errors import PlaitError
-from plait.training.state import first, last_state, together
+from plait.training.state import first, last_state, together, trainer_state
 from plait.training.trainer import Evaluator, Schedule, TrainingData, train
 
 Make = Callable[[int, int], Ensemble]
@@ -152,7 +151,7 @@ def epochs_done(state: Path) -> int:
     found = last_state(state)
     if found is None:
         return 0
-    return math.ceil(float(json.loads((Path(found) / "trainer_state.json").read_text())["epoch"]))
+    return math.ceil(float(trainer_state(Path(found))["epoch"]))
 
 
 def epochs_of(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:

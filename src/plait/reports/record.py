@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from plait.autoclasses import ENSEMBLE
-from plait.boundary import parse_json, read_text, usable_name, validated
+from plait.boundary import parse_json, read_text, reading, usable_name, validated
 from plait.errors import RecipeError, SourceError, listed
 
 FILE = "plait.json"
@@ -368,10 +368,10 @@ def _model_type(config: Path) -> str | None:
     if not config.is_file():
         return None
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # whoever opens it says so
+        with reading(config, "not readable as JSON"):  # not ours: it may hold what our JSON does not
+            return str(json.loads(read_text(config)).get("model_type") or "")
+    except SourceError:  # whoever opens it says so
         return ""
-    return str(content.get("model_type") or "") if isinstance(content, dict) else ""
 
 
 _REFUSED: Mapping[Kind, str] = {

@@ -15,6 +15,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from plait.boundary import load_json, read_text, reading
 from plait.checkpoints.output import one_writer, write_whole
 from plait.checkpoints.sealed import SEAL, sealed_facts
 from plait.encoders.modes import FULL
@@ -74,18 +75,13 @@ def check_state(folder: Path, run: Mapping[str, Any]) -> None:
     if not first():
         return
     record = folder / "run.json"
-    try:
-        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else dict(run)
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise PlaitError(
-            f"{record}: is damaged ({first_line(error)}); start again without resume"
-        ) from error
+    before = dict(run)
+    if record.is_file():
+        before = load_json(record, dict, error=PlaitError, advice="start again without resume")
     if changed := [
-        f"{name} was {found.get(name)}, is {run.get(name)}"
-        for name in dict.fromkeys((*run, *found))
-        if found.get(name) != run.get(name)
+        f"{name} was {before.get(name)}, is {run.get(name)}"
+        for name in dict.fromkeys((*run, *before))
+        if before.get(name) != run.get(name)
     ]:
         raise PlaitError(
             f"{folder} was left by another run ({listed(changed)}); repeat its options, or start again without resume"
@@ -102,10 +98,9 @@ def job_key(run: Mapping[str, Any]) -> str:
 def finished_job(out: str | Path) -> str | None:
     """Returns the key of the job whose whole result lies at a place; None where there is none."""
     try:
-        found = json.loads((Path(out) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        key = load_json(Path(out) / RECORD, dict).get("job")
+    except PlaitError:
         return None
-    key = found.get("job") if isinstance(found, dict) else None
     return key if isinstance(key, str) and key else None
 
 
@@ -145,18 +140,28 @@ def _is_whole(state: Path) -> bool:
     """Says whether a state, and the best one that it speaks of, are what was saved; warns of damage."""
     try:
         sealed_facts(state)
-        told = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
-        if best := told.get("best_model_checkpoint"):
+        if best := trainer_state(state).get("best_model_checkpoint"):
             if Path(best).parent.resolve() != state.parent.resolve():
                 raise ValueError(f"its best epoch lies at {best}: the folder was moved")
             if Path(best).name != state.name:
                 sealed_facts(Path(best))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, PlaitError) as error:
         if state.is_dir() and not (state / SEAL).exists():
             return False  # a run was stopped while it was saved: nothing is wrong with that
         logger.warning("%s cannot be gone on from (%s): an earlier state is taken, or none", state, first_line(error))
         return False
     return True
+
+
+def trainer_state(state: Path) -> dict[str, Any]:
+    """Returns what the Trainer wrote of a saved state; unlike JSON, it may hold NaN.
+
+    Raises:
+        PlaitError: it is damaged.
+    """
+    file = state / "trainer_state.json"
+    with reading(file, "is damaged", error=PlaitError):
+        return dict(json.loads(read_text(file, error=PlaitError)))
 
 
 def check_accelerate() -> None:
