@@ -110,3 +110,27 @@ def test_scores_in_memory_are_recorded_under_the_final_name(sources: Paths, tmp_
     merged = plait.merge(sources, method="average", evaluate=judged, out=tmp_path / "m")
     assert merged.manifest.scores["model"] == str(tmp_path / "m")
     assert merged.manifest.scores["tasks"]["type"]["examples"] == 4
+
+
+def test_a_finished_merge_is_scored_when_that_is_asked_for_later(
+    sources: Paths, data: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m"
+    two = [f"{name}={sources[name]}" for name in ("mood", "type")]
+    command = ["merge", *two, "--method", "average", "-o", str(out)]
+    assert invoke(command) == 0
+    weights = (out / "model.safetensors").stat().st_mtime_ns
+    assert plait.load(out).manifest.scores == {}
+    scoring = [*command, "--evaluate", f"mood={data['mood']}", "--resume"]
+    assert invoke(scoring) == 0
+    record = json.loads((out / "plait.json").read_text())
+    wanted = plait.evaluate(out, {"mood": data["mood"]}, resamples=0).tasks["mood"].metrics
+    assert record["scores"]["tasks"]["mood"]["metrics"] == pytest.approx(dict(wanted))
+    assert record["recipe"]["evaluate"]
+    assert "accuracy" in (out / "README.md").read_text()
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    capsys.readouterr()
+    assert invoke(scoring) == 0
+    assert "there is nothing to resume" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
+    assert (out / "model.safetensors").stat().st_mtime_ns == weights

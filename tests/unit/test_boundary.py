@@ -10,7 +10,7 @@ from plait import boundary
 from plait.boundary import load_json
 from plait.checkpoints.sealed import SEAL, sealed_facts
 from plait.errors import DataError, SourceError
-from plait.report.record import kind_of
+from plait.reports.record import kind_of
 from plait.training.state import finished_job, last_state, trainer_state
 
 

@@ -1,4 +1,4 @@
-"""Which methods there are, and the schema of recipes: answered without torch where no code has changed since."""
+"""Methods and the schema of recipes; apart because what was asked before is answered without torch."""
 
 from __future__ import annotations
 

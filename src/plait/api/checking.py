@@ -50,7 +50,7 @@ def check(recipe: Given, *, overwrite: bool = True, output: str | Path | None = 
         from plait.ensembles import plan as ensembles
 
         ensembles.check_output(found, overwrite=overwrite)
-        return ensembles.plan(found).describe()
+        return ensembles.plan(found, dry=True).describe()
     if isinstance(found, CompareRecipe):
         from plait.comparison.files import check_folder
         from plait.comparison.plan import planned
@@ -69,5 +69,5 @@ def _check_merge(recipe: MergeRecipe, *, overwrite: bool) -> dict[str, Any]:
         merging.check_output(recipe, overwrite=False)
     if recipe.keep_adapter:
         return plan_adapters(recipe).describe()
-    job = merging.plan(recipe)
+    job = merging.plan(recipe, dry=True)
     return {**job.describe(), **cost_of(job)}

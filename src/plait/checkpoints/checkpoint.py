@@ -51,6 +51,8 @@ class Checkpoint:
     `left_out` names stored tensors that are part of neither. An adapter has a `base_folder`, that of the model which it
     changes. An `assembled` model is not what transformers would load from the folder: its tensors are read one by one.
     One whose rows have been matched with those of others has an `original`, and the `union_tokenizer` of all.
+    `order_known` says that its labels, though placeholders, have the order of others for which it says so too: their
+    answers on data have shown it.
     """
 
     artifact: ClassVar = "checkpoint"
@@ -77,6 +79,7 @@ class Checkpoint:
     assembled: bool = False
     original: Checkpoint | None = None
     union_tokenizer: Opened | None = None
+    order_known: bool = False
     _files: TensorFiles = field(default_factory=TensorFiles, repr=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False)
 

@@ -317,7 +317,9 @@ def unproved_order(first: Checkpoint, other: Checkpoint) -> list[str]:
     Placeholders prove nothing. Heads that began as one do: their rows are still alike.
     """
     mine, theirs = first.labels or (), other.labels or ()
-    if not mine or not placeholders(mine) or not placeholders(theirs) or _rows_alike(first, other):
+    if not mine or not placeholders(mine) or not placeholders(theirs) or (first.order_known and other.order_known):
+        return []
+    if _rows_alike(first, other):
         return []
     return [
         f"{first.name} and {other.name} both call their labels {', '.join(mine)}, which does not say that they have "

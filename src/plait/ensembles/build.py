@@ -218,7 +218,8 @@ def _differences(one: tuple[str, Checkpoint], two: tuple[str, Checkpoint]) -> It
     elif unproved_order(first, other):
         yield (
             f"{mine_is} and {theirs_is} both call their labels {', '.join(first.labels or ())}, which does not "
-            "say that they have them in one order; write the real names into id2label of both"
+            "say that they have them in one order; write the real names into id2label of both, or give labelled "
+            "data (--data, --validation) on which the two are mostly right"
         )
 
 

@@ -23,6 +23,7 @@ from plait.ensembles.perturbation import PERTURBATIONS, Place
 from plait.ensembles.perturbations.dropout import dropouts
 from plait.errors import DataError, MergeError, RecipeError, SourceError, did_you_mean, listed
 from plait.evaluation import primary_metric
+from plait.evaluation.head_order import in_one_order
 from plait.recipe import EnsembleRecipe
 from plait.registry import either
 from plait.training.heads import head_for
@@ -104,11 +105,18 @@ def check_rates(model: Any, name: str) -> None:
         )
 
 
-def open_sources(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
-    """Returns the base, or the models that become members, opened, and a tokenizer that fits them found."""
+def open_sources(recipe: EnsembleRecipe, labelled: Sequence[Any], *, dry: bool) -> tuple[Checkpoint, ...]:
+    """Returns the base, or the models that become members, opened, and a tokenizer that fits them found.
+
+    Args:
+        recipe: which models.
+        labelled: data that may tell the order of placeholder labels.
+        dry: whether no model is run for that.
+    """
     wanted = [Wanted(model, revision=recipe.revision) for model in recipe.starts]
     found = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     if recipe.sources is not None:
+        found = in_one_order(found, labelled, dry=dry)
         check_sources(found)
     if problems := tokenizer_problems(found):
         if recipe.sources is None:

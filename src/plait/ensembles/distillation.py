@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.checkpoints.checkpoint import Checkpoint, Wanted, open_checkpoint, open_models
+from plait.checkpoints.compatibility import unproved_order
 from plait.checkpoints.lineage import lineage
 from plait.checkpoints.tokenizer_differences import tokenizer_problems
 from plait.checkpoints.tokenizers import misfit
@@ -26,6 +27,7 @@ from plait.ensembles.method import Choice, Terms
 from plait.ensembles.modeling import Ensemble, task_loss
 from plait.ensembles.objective import INPUTS, PerturbationChoice, unwrapped
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
+from plait.evaluation.head_order import in_one_order
 from plait.label_names import placeholders
 from plait.recipe import DataSpec, EnsembleRecipe
 from plait.reports.record import origin_beside, path_beside
@@ -45,13 +47,18 @@ logger = logging.getLogger("plait")
 Open = Callable[..., Checkpoint]
 
 
-def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
+def open_teachers(recipe: EnsembleRecipe, labelled: Sequence[Any], *, dry: bool) -> tuple[Checkpoint, ...]:
     """Returns the models after `from`, opened, each under a name of its own; they may differ in all but their labels.
+
+    Args:
+        recipe: which models.
+        labelled: data that may tell the order of placeholder labels.
+        dry: whether no model is run for that.
 
     Raises:
         RecipeError: ensembles or merged checkpoints, which are several models.
         SourceError: models that cannot teach, all of them named.
-        MergeError: models of other problems than the first.
+        MergeError: models of other problems than the first, or whose placeholder labels may have other orders.
     """
     wanted = [Wanted(origin, revision=recipe.revision) for origin in recipe.sources or ()]
     found: list[Checkpoint] = []
@@ -69,7 +76,21 @@ def open_teachers(recipe: EnsembleRecipe) -> tuple[Checkpoint, ...]:
     if len(set(kinds.values())) > 1:
         said = listed(f"{name}: {kind}" for name, kind in kinds.items())
         raise MergeError(f"these models answer different questions ({said}); expected one problem type")
-    return tuple(found)
+    teachers = in_one_order(found, labelled, dry=dry)
+    check_order(teachers)
+    return teachers
+
+
+def check_order(teachers: Sequence[Checkpoint]) -> None:
+    """Raises `MergeError` for placeholder labels that may have another order than the first teacher's."""
+    first, names = teachers[0], teachers[0].labels or ()
+    doubtful = [t.name for t in teachers[1:] if set(t.labels or ()) == set(names) and unproved_order(first, t)]
+    if doubtful:
+        raise MergeError(
+            f"{first.name} and {listed(doubtful)} all call their labels {', '.join(names)}, which does not say that "
+            "they have them in one order; write the real names into id2label, or give labelled data (--data, "
+            "--validation) on which they are mostly right"
+        )
 
 
 def _free(name: str, taken: set[str]) -> str:

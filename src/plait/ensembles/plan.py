@@ -173,7 +173,7 @@ def check_output(recipe: EnsembleRecipe, *, overwrite: bool, beside: bool | None
 
 
 def plan(
-    recipe: EnsembleRecipe, data: Any = None, validation: Any = None, texts: Any = None
+    recipe: EnsembleRecipe, data: Any = None, validation: Any = None, texts: Any = None, *, dry: bool = False
 ) -> EnsemblePlan:
     """Returns the validated plan of an ensemble; reads headers, configs and data, no weights.
 
@@ -182,6 +182,7 @@ def plan(
         data: labelled data in memory, instead of the recipe's file.
         validation: the same to choose the epoch by.
         texts: texts without labels, instead of the recipe's files.
+        dry: whether nothing is to be made by it, so that no model is run.
 
     Raises:
         RecipeError: an unknown method, perturbation, regulariser or option, or options that contradict each other.
@@ -195,13 +196,14 @@ def plan(
         recipe = recipe.model_copy(update={"epochs": 0.0})
     noise = noise_of(recipe)
     check_schedule(recipe, choice)
+    labelled = [recipe.validation if validation is None else validation, recipe.data if data is None else data]
     teachers: tuple[Checkpoint, ...] = ()
     if choice.taught and recipe.sources is not None:
-        teachers = open_teachers(recipe)
+        teachers = open_teachers(recipe, labelled, dry=dry)
         first = teachers[0] if choice.from_soup else open_start(recipe, teachers)
         sources: tuple[Checkpoint, ...] = (first,)
     else:
-        sources = open_sources(recipe)
+        sources = open_sources(recipe, labelled, dry=dry)
     opened = open_unlabelled(recipe, texts)
     examples = None if teachers and recipe.data is data is None else training_data(recipe, data)
     head = head_of(recipe, teachers or sources, examples)

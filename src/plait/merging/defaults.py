@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from plait.checkpoints.compatibility import Rows, align
+from plait.checkpoints.compatibility import Rows, align, group_tasks
 from plait.checkpoints.processors import reads_images
 from plait.checkpoints.vocabulary import fitted
 from plait.errors import PlaitError, RecipeError
+from plait.evaluation.head_order import orders_on_data
 from plait.merging.rule import RULES
 from plait.recipe import MergeRecipe, MethodSpec
 from plait.statistics.importance import Statistics
@@ -125,3 +126,25 @@ def usable_base(
         logger.warning("the recorded base %s is not used: %s", found, error)
         return None
     return base
+
+
+def label_orders(
+    recipe: MergeRecipe,
+    sources: tuple[Checkpoint, ...],
+    data: Mapping[str, Any],
+    judged: Mapping[str, Any],
+    *,
+    dry: bool,
+) -> dict[str, Rows]:
+    """Returns the order of placeholder labels by source, found on what a task is scored on, else on sources' data."""
+    tasks = {
+        task: [sources[i] for i in members] for task, members in group_tasks(sources, recipe.tasks()).items()
+    }
+    entries = {
+        task: [
+            judged.get(task, recipe.evaluate.get(task)),
+            *(data.get(source.name, recipe.sources[source.name].data) for source in members),
+        ]
+        for task, members in tasks.items()
+    }
+    return orders_on_data(tasks, entries, dry=dry)

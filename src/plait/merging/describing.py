@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from plait.checkpoints.lineage import lineage
 from plait.merging.plan import Plan
@@ -44,11 +45,16 @@ def describe_result(job: Plan, statistics: Mapping[str, Statistics], digests: Ma
     return Manifest(
         tasks={name: describe_task(job, name) for name in job.alignment.tasks},
         sources=sources,
-        recipe=job.resolved().model_dump(exclude_none=True, exclude_unset=True, mode="json"),
+        recipe=recorded(job),
         versions=versions(),
         statistics={name: found.facts for name, found in statistics.items()},
         job=job_key(identity(job)),
     )
+
+
+def recorded(job: Plan) -> dict[str, Any]:
+    """Returns the recipe as the manifest keeps it."""
+    return job.resolved().model_dump(exclude_none=True, exclude_unset=True, mode="json")
 
 
 def describe_task(job: Plan, task: str) -> Task:

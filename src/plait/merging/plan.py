@@ -20,8 +20,7 @@ from plait.data.reading import read
 from plait.encoders.topology import Topology, topology_of
 from plait.errors import DataError, MergeError, RecipeError, did_you_mean, listed
 from plait.evaluation.embedding import scored_pairs
-from plait.merging.defaults import method_of, refinement_of, usable_base
-from plait.merging.head_order import orders_on_data
+from plait.merging.defaults import label_orders, method_of, refinement_of, usable_base
 from plait.merging.hints import check_some, hint_at_tasks, without_data
 from plait.merging.job import check_options
 from plait.merging.places import check_order, check_places
@@ -33,6 +32,7 @@ from plait.merging.search.study import check_search
 from plait.merging.search.validation import Split, split_rows, tasks_of
 from plait.recipe import ESTIMATION, DataSpec, MergeRecipe, MethodSpec
 from plait.registry import Entry
+from plait.statistics.cache_space import size_limit
 from plait.statistics.embedding import as_objective
 from plait.statistics.estimator import ESTIMATORS
 from plait.statistics.importance import NORMALIZATIONS, Statistics, load_statistics
@@ -215,9 +215,10 @@ def check_texts(recipe: MergeRecipe, data: Mapping[str, Any]) -> None:
 def check_data(
     recipe: MergeRecipe, rule: Entry[Any], data: Mapping[str, Any], *, forward: bool = False
 ) -> None:
-    """Raises `RecipeError` when data is missing where the method needs it."""
+    """Raises `RecipeError` when data is missing where the method needs it, or `PLAIT_CACHE_LIMIT` is no size."""
     if not {"importances", "grams"} & set(rule.inputs):
         return
+    size_limit()  # statistics are kept
     bare = [n for n, s in recipe.sources.items() if not (s.data or s.statistics or n in data)]
     textless = [n for n, s in recipe.sources.items() if s.statistics and not (s.data or n in data)]
     if forward and textless:
@@ -271,6 +272,7 @@ def plan(
     *,
     opened: tuple[Checkpoint, ...] | None = None,
     validation: Mapping[str, Any] | None = None,
+    dry: bool = False,
 ) -> Plan:
     """Returns the validated plan of a merge; reads headers, configs, tokenizers and data, no weights.
 
@@ -280,6 +282,7 @@ def plan(
         judged: the same by task, to score on.
         opened: the sources, where somebody has opened them already.
         validation: by task what is in memory to search on.
+        dry: whether nothing is to be merged by it, so that no model is run.
 
     Raises:
         RecipeError: an unknown or unusable method, option, task or weight.
@@ -291,7 +294,7 @@ def plan(
     if opened is not None:
         check_sources(opened)
     sources = open_sources(recipe) if recipe.open and opened is None else opened
-    orders = orders_on_data(recipe, sources, objects, judged or {}) if sources is not None else None
+    orders = label_orders(recipe, sources, objects, judged or {}, dry=dry) if sources is not None else None
     base = usable_base(recipe, sources, orders) if recipe.open and sources is not None else None
     saved: Saved = cache(load_statistics)
     method = method_of(recipe, objects, saved, base=base is not None)
@@ -313,7 +316,7 @@ def plan(
     elif base is None and "base" in rule.inputs:
         base = recorded_base(sources, rule.name, trust_remote_code=recipe.trust_remote_code)
     base = fitted(base, sources)
-    orders = orders_on_data(recipe, sources, objects, judged or {}) if orders is None else orders
+    orders = label_orders(recipe, sources, objects, judged or {}, dry=dry) if orders is None else orders
     alignment = align(sources, base=base, tasks=recipe.tasks(), merge_pooler=recipe.merge_pooler, orders=orders)
     hint_at_tasks(sources, recipe.tasks())
     check_places(sources[0], alignment, estimator_of(rule, method))

@@ -17,13 +17,14 @@ from transformers import PretrainedConfig
 
 from plait.checkpoints.beside import MODULES, carry
 from plait.checkpoints.checkpoint import Checkpoint
+from plait.checkpoints.output import write_whole
 from plait.checkpoints.tokenizers import copy_tokenizer, keep_tokenizer, limits
 from plait.checkpoints.writer import atomic_folder, save_tensors, writing
 from plait.errors import RecipeError
 from plait.merging import chunks
 from plait.merging.adapters import run_adapters
 from plait.merging.chunks import InMemory
-from plait.merging.describing import describe_result, describe_task, summary_of
+from plait.merging.describing import describe_result, describe_task, recorded, summary_of
 from plait.merging.engine import combine, write_alike, write_jobs
 from plait.merging.folders import HEAD, TASKS, complete, copy_generation
 from plait.merging.forward import merge_forward
@@ -38,7 +39,7 @@ from plait.merging.scores import scores_of
 from plait.merging.search.run import search
 from plait.recipe import MergeRecipe
 from plait.reports.cards import model_card
-from plait.reports.record import Manifest
+from plait.reports.record import FILE, Manifest
 from plait.statistics.cache import PASSES, cached
 from plait.statistics.importance import Statistics
 from plait.training.state import check_state, finished_job, full_disk, is_finished, job_key, training_state
@@ -403,6 +404,7 @@ def run_merge(
     with writing(recipe.output, overwrite=overwrite or ended):
         job = plan(recipe, data, judged, validation=validation)
         if ended and is_finished(recipe.output, identity(job)):
+            score_finished(job, Path(recipe.output))
             return Merged(recipe.output)
         check_output(recipe, overwrite=overwrite)
         return write_merge(job, recipe.output, overwrite=overwrite, resume=resume)
@@ -440,12 +442,30 @@ def finish(job: Plan, manifest: Manifest, folder: Path) -> None:
     """Writes manifest and card into the unfinished output, and scores it where there is data for that."""
     manifest.write(folder)
     if job.inputs.judged:
-        opened = {source.name: source for source in job.sources}
-        trust = job.recipe.trust_remote_code
-        found = scores_of(Merged(folder), job.inputs.judged, trust_remote_code=trust, opened=opened)
-        manifest = replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
+        manifest = scored(job, manifest, folder)
         manifest.write(folder)
     (folder / "README.md").write_text(model_card(manifest), encoding="utf-8")
+
+
+def score_finished(job: Plan, folder: Path) -> None:
+    """Scores an output that was finished before, where that is asked for and not yet done; its record says so."""
+    before = Merged(folder).manifest
+    recipe = {**before.recipe, "evaluate": recorded(job).get("evaluate", {})}
+    known = {task: found["examples"] for task, found in before.scores.get("tasks", {}).items()}
+    asked = {task: len(examples) for task, examples in job.inputs.judged.items()}
+    if not asked or (known == asked and before.recipe.get("evaluate", {}) == recipe["evaluate"]):
+        return
+    manifest = scored(job, replace(before, recipe=recipe), folder)
+    write_whole(folder / "README.md", model_card(manifest).encode())
+    write_whole(folder / FILE, manifest.text().encode())
+
+
+def scored(job: Plan, manifest: Manifest, folder: Path) -> Manifest:
+    """Returns a manifest with the scores of a merge beside those of its sources."""
+    opened = {source.name: source for source in job.sources}
+    trust = job.recipe.trust_remote_code
+    found = scores_of(Merged(folder), job.inputs.judged, trust_remote_code=trust, opened=opened)
+    return replace(manifest, scores={**found.to_dict(), "model": job.recipe.output})
 
 
 def gather(job: Plan) -> dict[str, Statistics]:

@@ -71,6 +71,10 @@ class Manifest:
         """Writes the manifest into a folder."""
         _write(folder, "merged", asdict(self))
 
+    def text(self) -> str:
+        """Returns the text of the file."""
+        return _text("merged", asdict(self))
+
 
 def _plain(name: str) -> str:
     if not re.fullmatch(r"\w[\w.+@-]*", name):
@@ -237,9 +241,11 @@ def write_record(folder: Path, kind: Kind, report: Mapping[str, Any]) -> None:
 
 
 def _write(folder: Path, kind: Kind, content: Mapping[str, Any]) -> None:
-    named = {"format": FORMAT, **content, "kind": kind}
-    text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
-    (folder / FILE).write_text(text, encoding="utf-8")
+    (folder / FILE).write_text(_text(kind, content), encoding="utf-8")
+
+
+def _text(kind: Kind, content: Mapping[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, **content, "kind": kind}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_record(folder: str | Path) -> Manifest | Record | None:

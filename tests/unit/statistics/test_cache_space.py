@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 import plait
+from plait.api import check
 from plait.cli import invoke
 from plait.errors import RecipeError
 from plait.statistics import cache
 from plait.statistics.cache_space import LIMIT, bytes_of, cache_folder, keep_within_limit, kept, trim
+from tests.conftest import write_rows
 
 
 @pytest.fixture
@@ -65,6 +67,10 @@ def test_a_limit_that_is_no_size_is_said_before_any_work(
     data = {"text": ["a", "b"], "label": [0, 1]}
     with pytest.raises(RecipeError, match=said):
         plait.merge(two, method="fisher", data=dict.fromkeys(two, data), out=tmp_path / "merged")
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": 0}, {"text": "b", "label": 1}])
+    recipe = {"method": "fisher", "sources": {n: {"model": m, "data": str(file)} for n, m in two.items()}}
+    with pytest.raises(RecipeError, match=said):
+        check({**recipe, "output": str(tmp_path / "merged")})
     with pytest.raises(RecipeError, match=said):
         plait.estimate(sources["mood"], data)
     with pytest.raises(RecipeError, match=said):

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import plait
+from plait.api import check
 from plait.checkpoints.checkpoint import open_checkpoint
 from plait.data import Examples
 from plait.errors import MergeError
-from plait.evaluation import predict_logits
+from plait.evaluation import predict, predict_logits
 from tests.models import save, texts, tiny
 from tests.unit.checkpoints.test_checkpoint import rewrite
 
@@ -85,3 +86,48 @@ def test_what_data_do_not_tell_is_refused(tmp_path: Path, case: str) -> None:
     rows = {"text": TEXTS[:count], **({} if labels is None else {"label": labels})}
     with pytest.raises(MergeError, match="--labels a=…,… --labels b=…,…"):
         plait.merge(made, method="average", tasks={"a": "t", "b": "t"}, data={"a": rows}, out=tmp_path / "m")
+
+
+def test_a_dry_run_asks_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = pair(tmp_path)
+    rows = "".join(json.dumps({"text": text, "label": 0}) + "\n" for text in TEXTS)
+    (tmp_path / "rows.jsonl").write_text(rows)
+    monkeypatch.setattr(predict, "predict_logits", lambda *_: pytest.fail("a model was run"))
+    merge: dict[str, Any] = {"method": "average", "output": str(tmp_path / "m")}
+    merge["sources"] = {name: {"model": model, "task": "t"} for name, model in made.items()}
+    ensemble = {"combine": "ensemble", "from": list(made.values()), "epochs": 0, "output": str(tmp_path / "e")}
+    with caplog.at_level(logging.INFO, logger="plait"):
+        check({**merge, "evaluate": {"t": str(tmp_path / "rows.jsonl")}})
+        check({**ensemble, "data": str(tmp_path / "rows.jsonl")})
+    said = f"whether b has its labels in the order of a will be found on {tmp_path / 'rows.jsonl'}"
+    assert caplog.text.count(said) == 2
+    for recipe in (merge, ensemble):
+        with pytest.raises(MergeError, match="does not say that they have them in one order"):
+            check(recipe)
+
+
+@pytest.mark.parametrize("method", [None, "soup", "distilled"])
+def test_members_and_teachers_are_put_into_one_order(tmp_path: Path, method: str | None) -> None:
+    made = pair(tmp_path)
+    truth = answers(made["a"]).argmax(-1).tolist()
+    rows = {"text": TEXTS, "label": truth}
+    more = {} if method is None else {"method": method}
+    steps = {"epochs": 1, "learning_rate": 0.0, "student_epochs": 1} if method == "distilled" else {"epochs": 0}
+    saved = plait.ensemble(sources=list(made.values()), data=rows, out=tmp_path / "e", **more, **steps)
+    found = plait.evaluate(saved, rows, resamples=0)
+    wanted = found.tasks["model"]
+    assert saved.labels == ("LABEL_0", "LABEL_1")
+    if method != "distilled":
+        assert wanted.metrics["accuracy"] == 1
+        assert [told for told in wanted.sources.values() if told["accuracy"] < 1] == []
+
+
+@pytest.mark.parametrize("method", [None, "distilled"])
+def test_members_and_teachers_in_doubt_are_refused(tmp_path: Path, method: str | None) -> None:
+    made = pair(tmp_path)
+    rows = {"text": TEXTS, "label": [row % 2 for row in range(120)]}
+    more = {} if method is None else {"method": method}
+    with pytest.raises(MergeError, match=r"(both|all) call their labels LABEL_0, LABEL_1, which"):
+        plait.ensemble(sources=list(made.values()), data=rows, out=tmp_path / "e", epochs=1, **more)

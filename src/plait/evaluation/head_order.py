@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plait.checkpoints.checkpoint import Checkpoint
-from plait.checkpoints.compatibility import Rows, group_tasks, unproved_order
+from plait.checkpoints.compatibility import Rows, titles, unproved_order
 from plait.data import Examples, align_labels
 from plait.data.examples import ONE_ANSWER
 from plait.data.reading import read
 from plait.errors import DataError
-from plait.recipe import MergeRecipe
 
 logger = logging.getLogger("plait")
 TEXTS = 256
@@ -28,24 +28,57 @@ SURE = 3.0
 
 
 def orders_on_data(
-    recipe: MergeRecipe, sources: Sequence[Checkpoint], data: Mapping[str, Any], judged: Mapping[str, Any]
+    tasks: Mapping[str, Sequence[Checkpoint]], data: Mapping[str, Sequence[Any]], *, dry: bool = False
 ) -> dict[str, Rows]:
     """Returns by source the rows that put its head in the order of its task's first source, where data prove it.
 
     Sources whose labels have names, and tasks without labelled data, are left out.
+
+    Args:
+        tasks: the sources of each task.
+        data: by task what may hold its labelled texts; the first that does is asked.
+        dry: whether models are not to be run: where data would be asked, it says so, and takes the order as it stands.
     """
-    found: dict[str, Rows] = {}
-    for task, members in group_tasks(sources, recipe.tasks()).items():
-        first, *others = (sources[i] for i in members)
-        if not any(_in_question(first, other) for other in others):
-            continue
-        examples = _labelled(recipe, task, [first, *others], data, judged)
+    orders: dict[str, Rows] = {}
+    for task, (first, *others) in tasks.items():
+        doubtful = [other for other in others if _in_question(first, other)]
+        examples = _labelled(data[task]) if doubtful else None
         if examples is None:
             continue
+        if dry:
+            logger.info(
+                "task %s: whether %s has its labels in the order of %s will be found on %s",
+                *(task, " and ".join(other.name for other in doubtful), first.name, examples.source),
+            )
+            orders |= {other.name: None for other in doubtful}
+            continue
         truth = _codes(examples, first)
-        orders = {source.name: _order(source, examples, truth) for source in (first, *others)}
-        found |= _relative(task, first, others, orders)
-    return found
+        found = {source.name: _order(source, examples, truth) for source in (first, *others)}
+        orders |= _relative(task, first, others, found)
+    return orders
+
+
+def in_one_order(
+    sources: Sequence[Checkpoint], data: Sequence[Any], *, dry: bool = False
+) -> tuple[Checkpoint, ...]:
+    """Returns checkpoints of one task, placeholder labels of the others called as the first one's where data prove it.
+
+    What is not proved stays as it is, for `unproved_order` to refuse.
+    """
+    called = [replace(source, name=title) for source, title in zip(sources, titles(sources), strict=True)]
+    orders = orders_on_data({"of all": called}, {"of all": data}, dry=dry)
+    first = sources[0]
+    if not orders or first.labels is None:
+        return tuple(sources)
+    proved = [replace(first, order_known=True)]
+    for source, title in zip(sources[1:], titles(sources)[1:], strict=True):
+        if title not in orders:
+            proved.append(source)
+            continue
+        rows = orders[title] or range(len(first.labels))
+        labels = tuple(label for _, label in sorted(zip(rows, first.labels, strict=True)))
+        proved.append(replace(source, labels=labels, order_known=True))
+    return tuple(proved)
 
 
 def _in_question(first: Checkpoint, other: Checkpoint) -> bool:
@@ -55,12 +88,8 @@ def _in_question(first: Checkpoint, other: Checkpoint) -> bool:
     return plain and alike and bool(unproved_order(first, other))
 
 
-def _labelled(
-    recipe: MergeRecipe, task: str, members: list[Checkpoint], data: Mapping[str, Any], judged: Mapping[str, Any]
-) -> Examples | None:
-    """Returns labelled texts of a task: those to score on, else those of its first source that has any."""
-    entries = [judged.get(task, recipe.evaluate.get(task))]
-    entries += [data.get(source.name, recipe.sources[source.name].data) for source in members]
+def _labelled(entries: Sequence[Any]) -> Examples | None:
+    """Returns labelled texts: the first of what there is that has labels of whole texts."""
     for entry in entries:
         if entry is None or isinstance(entry, Iterator):  # what can be read only once is left to the merge
             continue
@@ -85,7 +114,7 @@ def _order(source: Checkpoint, examples: Examples, truth: NDArray[np.int64]) -> 
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import confusion_matrix
 
-    from plait.evaluation import predict_logits
+    from plait.evaluation.predict import predict_logits
 
     rows = len(source.labels or ())
     if int(truth.max()) >= rows:
