@@ -13,31 +13,8 @@ from plait.amalgamation.choices import Choices
 from plait.amalgamation.label_space import union
 from plait.amalgamation.targets import soft_targets
 from plait.cli import invoke
-from tests.models import save, texts, tiny
-
-Paths = dict[str, str]
-QUICK: dict[str, Any] = {"epochs": 1, "max_length": 32}
-NAMES = {"news": ("World", "Business"), "sports": ("Sports", "Tech")}
-
-
-def named(model: Any, names: tuple[str, ...]) -> Any:
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: at for at, name in enumerate(names)}
-    return model
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, (name, labels) in enumerate(NAMES.items(), 1):
-        save(named(tiny("bert", "sequence", seed=seed, labels=2), labels), folder / name)
-    save(tiny("bert", "body"), folder / "base")
-    return folder
-
-
-@pytest.fixture
-def teachers(place: Path) -> Paths:
-    return {name: str(place / name) for name in NAMES}
+from tests.models import texts
+from tests.two_teachers import NAMES, QUICK, Paths
 
 
 @pytest.mark.parametrize("value", ["temperature=[", "temperature=@x"])

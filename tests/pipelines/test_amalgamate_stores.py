@@ -17,32 +17,9 @@ from plait.teachers import open_store
 from plait.teachers.mc_dropout import Scorer
 from plait.teachers.record import read_record
 from plait.teachers.scoring import SHARD
-from tests.models import save, texts, tiny, tiny_tokenizer
+from tests.models import texts, tiny, tiny_tokenizer
 from tests.stopping import stopped_at
-
-Paths = dict[str, str]
-QUICK: dict[str, Any] = {"epochs": 1, "max_length": 32}
-NAMES = {"news": ("World", "Business"), "sports": ("Sports", "Tech")}
-
-
-def named(model: Any, names: tuple[str, ...]) -> Any:
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: at for at, name in enumerate(names)}
-    return model
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, (name, labels) in enumerate(NAMES.items(), 1):
-        save(named(tiny("bert", "sequence", seed=seed, labels=2), labels), folder / name)
-    save(tiny("bert", "body"), folder / "base")
-    return folder
-
-
-@pytest.fixture
-def teachers(place: Path) -> Paths:
-    return {name: str(place / name) for name in NAMES}
+from tests.two_teachers import NAMES, QUICK, Paths, named
 
 
 def test_shards_are_small_enough_to_resume_at(teachers: Paths, tmp_path: Path) -> None:

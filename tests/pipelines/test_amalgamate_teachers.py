@@ -18,22 +18,13 @@ from transformers import (
 import plait
 from plait.errors import SourceError
 from tests.models import save, texts, tiny, tiny_tokenizer
-
-Paths = dict[str, str]
-QUICK: dict[str, Any] = {"epochs": 1, "max_length": 32}
-NAMES = {"news": ("World", "Business"), "sports": ("Sports", "Tech")}
+from tests.two_teachers import NAMES, QUICK, Paths, named
 
 
 def saved(model: Any, folder: Path) -> str:
     model.save_pretrained(folder)
     tiny_tokenizer("bert").save_pretrained(folder)
     return str(folder)
-
-
-def named(model: Any, names: tuple[str, ...]) -> Any:
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: at for at, name in enumerate(names)}
-    return model
 
 
 def decoder(seed: int, names: tuple[str, ...], *, padding: int | None = 0) -> Any:
@@ -52,11 +43,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(decoder(3, NAMES["news"], padding=None), folder / "endless")
     save(tiny("bert", "body"), folder / "base")
     return folder
-
-
-@pytest.fixture
-def teachers(place: Path) -> Paths:
-    return {name: str(place / name) for name in NAMES}
 
 
 @pytest.mark.parametrize("objective", ["muka", "cfl", "dfa"])
