@@ -12,32 +12,27 @@ from typing import Any
 from plait.amalgamation.baselines import teacher_scores
 from plait.amalgamation.student import Student
 from plait.api.language import Given, evaluate_language, harness_tasks, is_language
-from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint, quiet_loading
+from plait.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from plait.checkpoints.embedders import embedder_of, is_embedder
-from plait.checkpoints.places import check_apart
-from plait.checkpoints.tokenizers import copy_tokenizer
-from plait.checkpoints.writer import atomic_folder
 from plait.comparison.result import Comparison
 from plait.data.writing import check_table, write_table
 from plait.ensembles.evaluation import saved_scores
-from plait.ensembles.export import export_ensemble, export_plain
+from plait.ensembles.export import export_saved
 from plait.ensembles.saved import SavedEnsemble
 from plait.errors import RecipeError, SourceError, listed
 from plait.evaluation import outcome_of, outcome_scores
 from plait.evaluation.outcome import RESAMPLES
 from plait.evaluation.scores import Evaluation, TaskScores, of_tasks, primary_of
 from plait.label_names import told
-from plait.merging.folders import TASKS, copy_generation, copy_modules, tokenizer_place
-from plait.merging.merged import Merged, plain_state
+from plait.merging.export import export_task
+from plait.merging.merged import Merged
 from plait.merging.scores import pair_scores, scores_of
 from plait.processes import one_job, rank
 from plait.progress import noted
-from plait.reports.cards import exported_card
 from plait.reports.record import ARTICLES, Kind, kind_of, report_of
 from plait.statistics.importance import Statistics, load_statistics
 from plait.teachers import Store, open_store
 from plait.teachers.record import read_record
-from plait.training.state import full_disk
 
 logger = logging.getLogger("plait")
 
@@ -285,36 +280,7 @@ def export(
         raise RecipeError(f"--member {member}: {merged} is no ensemble")
     if not isinstance(source, Merged):
         raise SourceError(f"{merged} is not a merged checkpoint but {ARTICLES[source.artifact]}")
-    if task is None and len(source.tasks) != 1:
-        raise RecipeError(
-            f"{source.folder} has several tasks: choose one with --task ({', '.join(source.tasks)})"
-        )
-    name = task or source.tasks[0]
-    model = source.task(name)
-    check_apart(Path(out), source.folder)
-    with full_disk(Path(out)), atomic_folder(Path(out), overwrite=overwrite) as folder:
-        with quiet_loading():
-            model.save_pretrained(folder, state_dict=plain_state(model))
-            copy_generation(source.folder / TASKS / name, folder)
-        if source.about(name).kind == "body":
-            copy_modules(source.folder, folder)
-        copy_tokenizer(tokenizer_place(source.folder, name), folder)
-        card = exported_card(source.manifest, task or source.tasks[0], Path(out).name)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    return Path(out)
-
-
-def export_saved(
-    saved: SavedEnsemble, out: Path, task: str | None, member: int | None, *, overwrite: bool
-) -> Path:
-    """Returns the folder written: an ensemble as one ordinary checkpoint."""
-    if saved.plain:
-        if task is not None or member:
-            raise RecipeError(f"{saved.folder} is one ordinary model: leave --task and --member out")
-        return export_plain(saved, out, overwrite=overwrite)
-    if task is not None:
-        raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
-    return export_ensemble(saved, out, member, overwrite=overwrite)
+    return export_task(source, Path(out), task, overwrite=overwrite)
 
 
 def inspect_statistics(file: Path) -> dict[str, Any]:

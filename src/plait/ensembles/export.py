@@ -18,6 +18,24 @@ from plait.training.state import full_disk
 logger = logging.getLogger("plait")
 
 
+def export_saved(
+    saved: SavedEnsemble, out: Path, task: str | None, member: int | None, *, overwrite: bool
+) -> Path:
+    """Returns the folder written: an ensemble, or the one model that came of it, as one ordinary checkpoint.
+
+    Raises:
+        RecipeError: a task, a member of what is one model, or no such member.
+        OutputError: the output exists, or cannot be written.
+    """
+    if saved.plain:
+        if task is not None or member:
+            raise RecipeError(f"{saved.folder} is one ordinary model: leave --task and --member out")
+        return export_plain(saved, out, overwrite=overwrite)
+    if task is not None:
+        raise RecipeError(f"--task {task}: {saved.folder} is an ensemble for one task: leave it out")
+    return export_ensemble(saved, out, member, overwrite=overwrite)
+
+
 def export_ensemble(saved: SavedEnsemble, out: Path, member: int | None, *, overwrite: bool) -> Path:
     """Returns the folder written: all members folded into one ordinary checkpoint, or one of them.
 
