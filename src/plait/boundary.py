@@ -29,6 +29,8 @@ WHOLE = 2**63
 """Whole numbers below it fit where tensors keep theirs."""
 UNLIMITED = int(1e30)
 """What transformers writes as the length limit of a tokenizer that has none."""
+UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(IB|B)?\s*", re.IGNORECASE)
 M = TypeVar("M", bound="BaseModel")
 T = TypeVar("T")
 
@@ -93,6 +95,19 @@ def parse_json(
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
         check_plain(found)
     return found
+
+
+def byte_count(text: str | int) -> int | None:
+    """Returns the bytes of a size such as `5GB`, `200 MB`, `1GiB` or `1.5K`; None for what is no size.
+
+    huggingface_hub's `parse_size_to_int` knows neither plain numbers nor GiB, and takes `-1GB` and `nanGB`.
+    """
+    found = SIZE.fullmatch(str(text))
+    if found is None:
+        return None
+    number, unit, suffix = found.groups()
+    base = 1024 if (suffix or "").upper() == "IB" else 1000
+    return int(float(number) * base ** UNITS[unit.upper()])
 
 
 def load_json(path: Path, kind: type[T], *, error: type[PlaitError] = SourceError, advice: str = "") -> T:

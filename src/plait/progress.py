@@ -11,11 +11,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from contextlib import contextmanager, nullcontext
+from typing import ParamSpec, TypeVar
 
 from plait.errors import printable
 
@@ -47,9 +44,11 @@ class Notes(logging.StreamHandler):  # type: ignore[type-arg]
         self.setFormatter(Printable("%(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one message."""
+        """Writes one message, above the bars that there are."""
         self.stream = sys.stderr
-        super().emit(record)
+        bars = sys.modules.get("tqdm") if sys.stderr.isatty() else None
+        with bars.tqdm.external_write_mode(file=sys.stderr) if bars else nullcontext():
+            super().emit(record)
 
 
 def set_verbosity(level: str | int) -> None:
@@ -116,13 +115,13 @@ def task(what: str, total: int | None = None) -> Iterator[Tick]:
     if not logger.isEnabledFor(logging.INFO):
         yield nothing
         return
-    from rich.console import Console
-
     start = time.monotonic()
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with _late_bar(console, what, total) as tick:
-            yield tick
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        looks = {"desc": printable(what), "leave": False, "dynamic_ncols": True}
+        with tqdm(total=total, delay=DELAY, file=sys.stderr, **looks) as bar:
+            yield bar.update
     else:
         yield _lines(what, total)
     if (elapsed := time.monotonic() - start) > DELAY:
@@ -156,44 +155,6 @@ def spoken(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _late_bar(console: Console, what: str, total: int | None) -> Iterator[Tick]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    handle = bar.add_task(what, total=total)
-    start = time.monotonic()
-    shown = False
-
-    def tick(amount: int = 1) -> None:
-        nonlocal shown
-        bar.advance(handle, amount)
-        if not shown and time.monotonic() - start > DELAY:
-            bar.start()
-            shown = True
-
-    try:
-        yield tick
-    finally:
-        if shown:
-            bar.stop()
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:

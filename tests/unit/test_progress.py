@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import pytest
 
@@ -32,16 +33,25 @@ def test_quick_or_quiet_work_says_nothing(
     assert caplog.records == []
 
 
-def test_bar_appears_late_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("delay", [0.0, 60.0])
+def test_a_bar_appears_late_on_a_terminal_and_goes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], delay: float
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(progress, "DELAY", 0.0)
-    logging.getLogger("plait").setLevel(logging.INFO)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "DELAY", delay)
+    progress.send_to(Notes(), logging.INFO)
     with progress.task("barring", 2) as tick:
         tick(1)
+        logging.getLogger("plait").info("a note")
         tick(1)
-    assert "barring" in capfd.readouterr().err
+    shown = capfd.readouterr().err
+    assert "a note\n" in shown
+    if delay:
+        assert "done in" not in shown
+        return
+    assert "barring:   0%" in shown
+    assert "0/2 [" in shown
+    assert "barring: done in" in shown.splitlines()[-1]  # the bar is wiped away before
 
 
 def test_long_work_off_a_terminal_says_so_now_and_then(

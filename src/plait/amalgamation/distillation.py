@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from plait.amalgamation import adapters
 from plait.amalgamation.objective import ObjectiveEntry
+from plait.encoders.modes import unwrapped
 from plait.encoders.replay import encoder_of, read_by_head
 from plait.errors import SourceError
 from plait.training.corpus import Corpus
@@ -211,7 +212,7 @@ class Distillation:
             "target": batch.get("target"),
             "weight": batch.get("weight"),
             "columns": [torch.tensor(places) for places in self.columns],
-            "adapters": getattr(_inner(model), ADAPTERS, None),
+            "adapters": getattr(unwrapped(model), ADAPTERS, None),
             **{name: _numbered(batch, name) for name in self.entry.inputs if name.startswith("teacher_")},
         }
         return self.entry.function(**{name: given[name] for name in self.entry.inputs}, **self.options)
@@ -219,7 +220,7 @@ class Distillation:
     def _student(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns the student's logits, and its features and layers where the objective wants them."""
         layers = "student_layers" in self.entry.inputs
-        with _watched(_inner(model).get_submodule(self.classifier)) as seen:
+        with _watched(unwrapped(model).get_submodule(self.classifier)) as seen:
             output = model(**inputs, output_hidden_states=layers)
         found = {
             "student_logits": output.logits,
@@ -228,12 +229,6 @@ class Distillation:
         if layers:
             found["student_layers"] = pooled(output.hidden_states, inputs["attention_mask"])
         return found
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Returns the student itself: with several processes it comes wrapped."""
-    wrapped = getattr(model, "module", None)
-    return wrapped if isinstance(wrapped, nn.Module) else model
 
 
 def pooled(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:

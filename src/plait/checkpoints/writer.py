@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.boundary import byte_count
 from plait.checkpoints.output import new_folder, one_writer, put_in_place, remove, umask
 from plait.errors import OutputError, RecipeError
 
@@ -22,7 +22,6 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MODEL_FILES = ("plait.json", "config.json", "adapter_config.json")
 """What a folder must hold one of to be replaced."""
 SPARE = 16 * 2**20
@@ -58,17 +57,19 @@ def parse_size(text: int | str) -> int:
     Raises:
         RecipeError: not a size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
-    if size < 1:
+    size = byte_count(text)
+    if not size:
         raise RecipeError(
             f"max_shard_size {text!r} is not a size (expected bytes, or words such as 5GB or 200MB)"
         )
-    return int(size)
+    return size
 
 
 def split(slots: Sequence[Slot], limit: int) -> list[list[Slot]]:
     """Returns the slots in shards of at most `limit` bytes, in order; a larger tensor has a shard of its own.
+
+    `huggingface_hub.split_state_dict_into_shards_factory` gives the same but where a tensor is larger than `limit`:
+    there it goes on filling the shard before it, and shards are no longer runs of the order in which tensors are made.
 
     Within a shard wide dtypes come first, so that every tensor lies at a multiple of its item size.
     """

@@ -149,3 +149,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the model itself where several processes train one each."""
+    from accelerate.utils import extract_model_from_parallel
+
+    inner: nn.Module = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner

@@ -20,12 +20,13 @@ from plait.checkpoints.tokenizers import misfit
 from plait.data import Examples, ProblemType, open_texts
 from plait.data.labels import IGNORED
 from plait.data.texts import Texts, keep_texts
+from plait.encoders.modes import unwrapped
 from plait.ensembles.build import check_sources
 from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.folding import one_member
 from plait.ensembles.method import Choice, Terms
 from plait.ensembles.modeling import Ensemble, task_loss
-from plait.ensembles.objective import INPUTS, PerturbationChoice, unwrapped
+from plait.ensembles.objective import INPUTS, PerturbationChoice
 from plait.errors import DataError, MergeError, PlaitError, RecipeError, SourceError, listed
 from plait.evaluation.head_order import in_one_order
 from plait.label_names import placeholders

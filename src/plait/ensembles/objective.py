@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from plait.data import ProblemType
 from plait.data.labels import IGNORED
 from plait.encoders.layers import Inputs
+from plait.encoders.modes import unwrapped
 from plait.ensembles.divergences import SINGLE, at_least_float32
 from plait.ensembles.method import Choice, Terms
 from plait.ensembles.modeling import task_loss
@@ -148,12 +149,6 @@ def _blank(model: nn.Module, inputs: Inputs, droppable: Tensor, unknown: int) ->
     with torch.no_grad():
         found: Tensor = embed({**inputs, "input_ids": blanked(inputs["input_ids"], droppable, unknown)})
     return found
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Returns the model itself where several processes train one each."""
-    inner = getattr(model, "module", None)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 @contextmanager

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.boundary import byte_count
 from plait.errors import OutputError, RecipeError
 from plait.hub import cache_home
 
 LIMIT = "PLAIT_CACHE_LIMIT"
 """The environment variable that holds the size kept statistics may have; none by default."""
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def cache_folder() -> Path:
@@ -48,10 +47,10 @@ def bytes_of(size: str | int) -> int:
     Raises:
         RecipeError: something else.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
-    if found is None:
+    count = byte_count(size)
+    if count is None:
         raise RecipeError(f"size {size!r}: expected a number with a unit, such as 500MB or 2GB")
-    return int(float(found.group(1)) * UNITS[found.group(2).upper()])
+    return count
 
 
 def trim(limit: str | int) -> list[Kept]:

@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub.serialization._base import parse_size_to_int
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -92,6 +96,25 @@ def test_sizes(text: int | str, size: int) -> None:
 def test_no_sizes(text: int | str) -> None:
     with pytest.raises(RecipeError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["5GB", "200MB", "1.5kb", "2TB", " 7 MB"])
+def test_sizes_are_those_of_the_hub(text: str) -> None:
+    assert parse_size(text) == parse_size_to_int(text)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=20),
+    limit=st.integers(40, 100),
+)
+def test_shards_are_those_of_the_hub_where_every_tensor_fits(sizes: list[int], limit: int) -> None:
+    slots = [Slot(f"w{at}", torch.uint8, (size,)) for at, size in enumerate(sizes)]
+    plan = split_state_dict_into_shards_factory(
+        {slot.name: slot for slot in slots}, get_storage_size=lambda slot: slot.size, max_shard_size=limit,
+        filename_pattern="model{suffix}.safetensors",
+    )  # fmt: skip
+    found = [[slot.name for slot in shard] for shard in writer.split(slots, limit)]
+    assert found == list(plan.filename_to_tensors.values())
 
 
 class Usage(NamedTuple):
