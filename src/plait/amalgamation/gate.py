@@ -59,8 +59,8 @@ Layers = Float[Tensor, "n l d"]
 """One vector per text, for the embeddings and each layer."""
 Response = Float[Tensor, "n l"]
 """One number per text and layer."""
-Starts = Int[Tensor, " n+1"]
-"""Where each text begins, and where the last one ends."""
+Starts = Int[Tensor, " places"]
+"""Where each text begins, and where the last one ends: one place more than texts."""
 
 
 def certainty(entropies: PerText, labels: int) -> PerText:

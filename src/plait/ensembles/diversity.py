@@ -14,7 +14,7 @@ from torch import Tensor
 from plait.data import ProblemType
 from plait.ensembles.consistency import ensemble
 from plait.ensembles.divergences import SINGLE, divergence, entropy, means, read
-from plait.ensembles.shapes import Counted, Mask, MemberLogits, PerRow, Values
+from plait.ensembles.shapes import Counted, CountedValues, Mask, MemberLogits, PerCounted
 from plait.errors import DataError
 
 
@@ -24,19 +24,19 @@ def rows(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None 
     return z.flatten(1, -2) if mask is None else z[:, mask.bool()]
 
 
-def mean_logits(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> Values:
+def mean_logits(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> CountedValues:
     """Returns z̄ [N, C], what the ensemble predicts: softmax(z̄) is the geometric mean of the members."""
     return rows(logits, problem, mask).mean(0)
 
 
 def mean_probabilities(
     logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None
-) -> Values:
+) -> CountedValues:
     """Returns (1/M) Σ_j μ(z_j) [N, C], the arithmetic mean of what the members predict."""
     return means(rows(logits, problem, mask), problem).mean(0)
 
 
-def gain(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> PerRow:
+def gain(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> PerCounted:
     """Returns D = (1/M) Σ_j KL(softmax(z̄) ‖ p_j) ≥ 0 per row: the members' mean loss less the ensemble's.
 
     The loss is −log p(y), summed over labels where there are several. For a regression it is ½(z − y)², and D half
@@ -48,7 +48,7 @@ def gain(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None 
 
 def mutual_information(
     logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None
-) -> PerRow:
+) -> PerCounted:
     """Returns I = H(p̄) − (1/M) Σ_j H(p_j) ≥ 0 per row, in nats: what knowing the member would tell of the label.
 
     The disagreement of BALD (Houlsby et al. 2011, arXiv:1112.5745, eq. 2) with members in place of the posterior;
@@ -59,7 +59,7 @@ def mutual_information(
     return (entropy(p.mean(0), problem) - entropy(p, problem).mean(0)).clamp(min=0)
 
 
-def disagreement(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> PerRow:
+def disagreement(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask | None = None) -> PerCounted:
     """Returns per row the share of pairs of members that decide differently; of labels too, where several."""
     z = rows(logits, problem, mask)
     choices = z > 0 if problem == "multi_label_classification" else z.argmax(-1, keepdim=True)
@@ -69,7 +69,7 @@ def disagreement(logits: MemberLogits, problem: ProblemType = SINGLE, mask: Mask
 
 def true_probability_variance(
     logits: MemberLogits, labels: Tensor, problem: ProblemType = SINGLE, mask: Mask | None = None
-) -> PerRow:
+) -> PerCounted:
     """Returns per row the population variance over members of the probability of the true label (mean over labels)."""
     p, truth = _with_labels(logits, labels, problem, mask)
     p = means(p, problem)
@@ -120,7 +120,7 @@ def diversity(
 
 def _with_labels(
     logits: MemberLogits, labels: Tensor, problem: ProblemType, mask: Mask | None
-) -> tuple[MemberLogits, Tensor]:
+) -> tuple[Counted, Tensor]:
     """Returns the rows that count with their labels, flattened alike."""
     if problem == "regression":
         raise DataError("a regression has no true class; expected class or yes-or-no labels")

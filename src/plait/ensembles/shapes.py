@@ -21,3 +21,7 @@ Mask = Bool[Tensor, "*rows"] | Int[Tensor, "*rows"]
 """True, or 1 as tokenizers write it, where something counts."""
 Counted = Float[Tensor, "M N K"]
 """Logits of all members for the rows that count; a regression has its last axis here, K = 1."""
+CountedValues = Float[Tensor, "N K"]
+"""Logits or probabilities for the rows that count."""
+PerCounted = Float[Tensor, " N"]
+"""One number per row that counts."""

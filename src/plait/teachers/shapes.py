@@ -27,11 +27,11 @@ Hashes = Int[Tensor, "n 2"]
 """xxh3-128 of each text as two integers."""
 Features = Float[Tensor, "n d"]
 """The classifier's input."""
-Layers = Float[Tensor, "n L+1 d"]
+Layers = Float[Tensor, "n l d"]
 """Per text the mean of each hidden state, embeddings first."""
 Tokens = Int[Tensor, " m"]
 """Tokens of all texts in a row."""
-Starts = Int[Tensor, " n+1"]
+Starts = Int[Tensor, " places"]
 """Where each text begins, and where the last one ends."""
 Places = Float[Tensor, " V"]
 """One number per entry of a vocabulary."""
