@@ -82,24 +82,24 @@ def check_gate(choices: Choices) -> None:
 def deciding(recipe: AmalgamateRecipe) -> dict[str, Any]:
     """Returns what the recipe says about the gate, without what it leaves to Plait."""
     gate = None if recipe.gate is None else recipe.gate.name
-    told = {
+    settings = {
         "gate": gate,
         "temperature": recipe.temperature,
         "target": recipe.target,
         "margin": recipe.margin,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _say_what_is_idle(recipe: AmalgamateRecipe) -> None:
     """Warns of what an objective without a gate does not look at: a comparison may give all objectives one line."""
-    told = [*deciding(recipe), *(["posterior"] if recipe.posterior != "single" else [])]
-    told += [name for name in ("rounds", "agreement", "base") if getattr(recipe, name)]
-    told += ["calibrate"] if recipe.calibrate in {"standardize", "auto"} else []
-    if told:
+    idle = [*deciding(recipe), *(["posterior"] if recipe.posterior != "single" else [])]
+    idle += [name for name in ("rounds", "agreement", "base") if getattr(recipe, name)]
+    idle += ["calibrate"] if recipe.calibrate in {"standardize", "auto"} else []
+    if idle:
         logger.warning(
             "objective %s has no gate, it takes all teachers on every text: %s without effect",
-            *(recipe.objective.name, f"{', '.join(told)} {'is' if len(told) == 1 else 'are'}"),
+            *(recipe.objective.name, f"{', '.join(idle)} {'is' if len(idle) == 1 else 'are'}"),
         )
 
 
@@ -128,9 +128,9 @@ def _without_effect(recipe: AmalgamateRecipe, choices: Choices) -> Iterator[str]
 
 def for_space(choices: Choices, recipe: AmalgamateRecipe, space: LabelSpace) -> Choices:
     """Returns the choices with what the labels decide: teachers that share one agree on a target by it."""
-    shared = sum(len(set(own)) for own in space.columns) > len(space)
-    told = recipe.target is not None or not choices.gated or not choices.joint
-    return choices if told or not shared else replace(choices, target="consensus")
+    shared = sum(len(set(places)) for places in space.columns) > len(space)
+    decided = recipe.target is not None or not choices.gated or not choices.joint
+    return choices if decided or not shared else replace(choices, target="consensus")
 
 
 def rounds_of(recipe: AmalgamateRecipe, choices: Choices) -> int:
@@ -146,18 +146,18 @@ def settings_of(recipe: AmalgamateRecipe, choices: Choices, texts: Texts, known:
     What the recipe does not say is taken from the store where there is one of these texts, finished or not; so are the
     seed of its dropout masks (the recipe's decides the training), and all about passes where nothing needs them.
     """
-    told = recipe.model_fields_set
+    named = recipe.model_fields_set
     values: dict[str, Any] = {
         "passes": PASSES if choices.needs_passes else 0, "max_length": recipe.max_length, "seed": recipe.seed,
         "last_layers": None, "dropout": None, "stop": "never",
     }  # fmt: skip
-    given = {name: getattr(recipe, name) for name in SCORING if name in told}
-    values |= {name: value for name, value in given.items() if value is not None}
+    asked = {name: getattr(recipe, name) for name in SCORING if name in named}
+    values |= {name: value for name, value in asked.items() if value is not None}
     if known is not None and of_these(known.texts, texts):
-        found = known.settings
-        usable = bool(found.passes) or not choices.needs_passes
-        free = [name for name in SCORING if usable and (given.get(name) is None or _idle(name, choices))]
-        values |= {name: getattr(found, name) for name in [*free, "seed"]}
+        stored = known.settings
+        usable = bool(stored.passes) or not choices.needs_passes
+        free = [name for name in SCORING if usable and (asked.get(name) is None or _idle(name, choices))]
+        values |= {name: getattr(stored, name) for name in [*free, "seed"]}
     return Settings(**values, keep=choices.keep)
 
 

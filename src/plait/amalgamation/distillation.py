@@ -74,12 +74,12 @@ def train_student(
 
         def judged(network: torch.nn.Module) -> dict[str, float]:
             before = meter.rows
-            found = dict((judge or own)(network))
+            scores = dict((judge or by_agreement)(network))
             # What labelled texts cost is no cost of the texts that teach.
             meter.rows = before if judge is not None else meter.rows
-            return found
+            return scores
 
-        own = partial(agreement, corpus=pupil.corpus.choose(held), batch_size=schedule.batch_size)
+        by_agreement = partial(agreement, corpus=pupil.corpus.choose(held), batch_size=schedule.batch_size)
         judging = judge is not None or len(held) > 0
         log = train(
             model,
@@ -134,15 +134,15 @@ def answers(model: Any, corpus: Corpus, batch_size: int) -> Tensor:
     """Returns the model's distribution over the labels on each example, in their order, [n, C]."""
     device, modes = next(model.parameters()).device, {m: m.training for m in model.modules()}
     model.eval()
-    found: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor] = {}
     with torch.inference_mode():
         for rows in corpus.batches(batch_size):
             inputs = corpus.inputs([corpus[row] for row in rows])
             logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits
-            found.update(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
+            by_row.update(zip(rows, logits.float().softmax(-1).cpu(), strict=True))
     for module, mode in modes.items():
         module.training = mode
-    return torch.stack([found[row] for row in range(len(corpus))])
+    return torch.stack([by_row[row] for row in range(len(corpus))])
 
 
 def agreement(model: Any, corpus: Corpus, batch_size: int) -> dict[str, float]:
@@ -207,7 +207,7 @@ class Distillation:
     def __call__(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the objective's terms."""
         inputs = {name: tensor for name, tensor in batch.items() if name in INPUTS}
-        given: dict[str, Any] = {
+        inputs_of_terms: dict[str, Any] = {
             **self._student(model, inputs),
             "target": batch.get("target"),
             "weight": batch.get("weight"),
@@ -215,20 +215,20 @@ class Distillation:
             "adapters": getattr(unwrapped(model), ADAPTERS, None),
             **{name: _numbered(batch, name) for name in self.entry.inputs if name.startswith("teacher_")},
         }
-        return self.entry.function(**{name: given[name] for name in self.entry.inputs}, **self.options)
+        return self.entry.function(**{name: inputs_of_terms[name] for name in self.entry.inputs}, **self.options)
 
     def _student(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns the student's logits, and its features and layers where the objective wants them."""
         layers = "student_layers" in self.entry.inputs
         with _watched(unwrapped(model).get_submodule(self.classifier)) as seen:
             output = model(**inputs, output_hidden_states=layers)
-        found = {
+        outputs = {
             "student_logits": output.logits,
             "student_features": read_by_head(seen[0], inputs["attention_mask"]),
         }
         if layers:
-            found["student_layers"] = pooled(output.hidden_states, inputs["attention_mask"])
-        return found
+            outputs["student_layers"] = pooled(output.hidden_states, inputs["attention_mask"])
+        return outputs
 
 
 def pooled(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -251,10 +251,10 @@ def _watched(module: nn.Module) -> Iterator[list[Tensor]]:
 
 def _numbered(batch: Batch, name: str) -> list[Tensor]:
     """Returns the entries `name.0`, `name.1`, … of a batch."""
-    found: list[Tensor] = []
-    while f"{name}.{len(found)}" in batch:
-        found.append(batch[f"{name}.{len(found)}"].float())
-    return found
+    entries: list[Tensor] = []
+    while f"{name}.{len(entries)}" in batch:
+        entries.append(batch[f"{name}.{len(entries)}"].float())
+    return entries
 
 
 @contextmanager
@@ -286,12 +286,12 @@ def classifier_path(model: Any) -> str:
     """Returns the path of the Linear whose rows are the labels: the head's last one as wide as the labels are many."""
     count = model.config.num_labels
     body = {id(module) for module in model.base_model.modules()} if model.base_model is not model else set()
-    found = [
+    paths = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == count and id(module) not in body
     ]
-    if not found:
+    if not paths:
         raise SourceError(f"{type(model).__name__}: no Linear with {count} outputs in its head")
-    path: str = found[-1]
+    path: str = paths[-1]
     return path

@@ -73,7 +73,7 @@ def gate_inputs(
         DataError: Something of it is not there; says what to do.
     """
     ran = bool((posterior.passes > 0).all())
-    own = evidence.teachers[at] if evidence.teachers else {}
+    remembered = evidence.teachers[at] if evidence.teachers else {}
     every: dict[str, Any] = {
         "logits": logits,
         "mean": posterior.mean if ran else None,
@@ -84,7 +84,7 @@ def gate_inputs(
         "known": known,
         "base": evidence.base,
         "near": evidence.near if asks_neighbours(entry, options) else torch.zeros(len(logits), 0, dtype=torch.long),
-        **{name: own.get(name) for name in ("drift", "tokens", "starts", "response")},
+        **{name: remembered.get(name) for name in ("drift", "tokens", "starts", "response")},
     }
     lacking = [name for name in entry.inputs if every[name] is None]
     if lacking:
@@ -136,14 +136,14 @@ def bases_of(recipe: AmalgamateRecipe, teachers: Sequence[Checkpoint], start: St
     """
     trust = recipe.trust_remote_code
     if recipe.base is not None:
-        told = open_checkpoint(recipe.base, name="base", trust_remote_code=trust)
-        return Bases(told, tuple(_recorded(t, trust) or told for t in teachers))
+        named = open_checkpoint(recipe.base, name="base", trust_remote_code=trust)
+        return Bases(named, tuple(_recorded(t, trust) or named for t in teachers))
     recorded = tuple(_recorded(t, trust) for t in teachers)
     begun = None if start.origin == MERGED else _opened(start.origin, trust, start.revision)
     bare = begun if begun is not None and begun.kind == "body" else None
     digests = {b.digest for b in recorded if b is not None}
     shared = recorded[0] if len(digests) == 1 and None not in recorded else None
-    return Bases(bare or shared, tuple(found or bare for found in recorded))
+    return Bases(bare or shared, tuple(one or bare for one in recorded))
 
 
 def _recorded(teacher: Checkpoint, trust: bool) -> Checkpoint | None:
@@ -203,12 +203,12 @@ def gather(  # noqa: PLR0917 - all that evidence is made of
     if not choices.gated:
         return Gathered(Evidence())
     wanted = _wanted(choices)
-    found = Gathered(Evidence())
+    gathered = Gathered(Evidence())
     if {"base", "near"} & wanted and bases.base is not None:
-        found = _of_base(bases.base, store, texts, max_length, near="near" in wanted)
+        gathered = _of_base(bases.base, store, texts, max_length, near="near" in wanted)
     if OWN & wanted and bases.whole and _tried(partial(_all_kin, bases, teachers), choices, "vocabulary and update"):
-        found = _of_teachers(found, wanted, choices, bases, teachers, store, texts, max_length)
-    return found
+        gathered = _of_teachers(gathered, wanted, choices, bases, teachers, store, texts, max_length)
+    return gathered
 
 
 def _all_kin(bases: Bases, teachers: Sequence[Checkpoint]) -> None:
@@ -250,8 +250,8 @@ def _of_teachers(  # noqa: PLR0917 - all that evidence is made of
     if "response" in wanted:
         _tried(updates, choices, "update")
     complete = set.intersection(*(set(row) for row in rows))
-    kept = tuple({name: row[name] for name in complete} for row in rows)
-    return Gathered(replace(found.evidence, teachers=kept), found.passes + passes, found.now + now)
+    remembered = tuple({name: row[name] for name in complete} for row in rows)
+    return Gathered(replace(found.evidence, teachers=remembered), found.passes + passes, found.now + now)
 
 
 def _tried(work: Callable[[], None], choices: Choices, gate: str) -> bool:

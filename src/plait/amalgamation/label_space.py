@@ -64,23 +64,23 @@ def union(labels: Mapping[str, Sequence[str]], rename: Rename | None = None) -> 
         RecipeError: When a renamed teacher or label is unknown, a new name is empty, or fewer than two labels remain.
     """
     renamed = _renamed(labels, rename or {})
-    given = {
+    names_of = {
         teacher: [renamed.get((teacher, name), name) for name in names] for teacher, names in labels.items()
     }
     for teacher in _anonymous(labels, renamed):
-        given[teacher] = [renamed.get((teacher, name), f"{teacher}.{name}") for name in labels[teacher]]
-    order = {name: at for at, name in enumerate(dict.fromkeys(n for names in given.values() for n in names))}
+        names_of[teacher] = [renamed.get((teacher, name), f"{teacher}.{name}") for name in labels[teacher]]
+    order = {name: at for at, name in enumerate(dict.fromkeys(n for names in names_of.values() for n in names))}
     if len(order) < 2:
         raise RecipeError(
             f"the teachers have {len(order)} label together ({listed(order) or 'none'}); a student needs at least 2"
         )
-    _warn_of_twins(labels, given)
-    columns = tuple(tuple(order[name] for name in names) for names in given.values())
+    _warn_of_twins(labels, names_of)
+    columns = tuple(tuple(order[name] for name in names) for names in names_of.values())
     return LabelSpace(tuple(order), columns, tuple(labels), tuple(map(tuple, labels.values())))
 
 
 def _renamed(labels: Mapping[str, Sequence[str]], rename: Rename) -> dict[Own, str]:
-    found, problems = {}, []
+    renamed, problems = {}, []
     known = {f"{teacher}.{name}": (teacher, name) for teacher, names in labels.items() for name in names}
     for key, new in rename.items():
         if not new.strip():
@@ -88,10 +88,10 @@ def _renamed(labels: Mapping[str, Sequence[str]], rename: Rename) -> dict[Own, s
         elif key not in known:
             problems.append(_unknown(key, labels, known))
         else:
-            found[known[key]] = new.strip()
+            renamed[known[key]] = new.strip()
     if problems:
         raise RecipeError(f"rename: {listed(problems)}")
-    return found
+    return renamed
 
 
 def _unknown(key: str, labels: Mapping[str, Sequence[str]], known: Mapping[str, Own]) -> str:
@@ -108,33 +108,33 @@ def _unknown(key: str, labels: Mapping[str, Sequence[str]], known: Mapping[str, 
 
 def _anonymous(labels: Mapping[str, Sequence[str]], renamed: Mapping[Own, str]) -> list[str]:
     """Returns the teachers whose placeholders would be taken for each other's; says so."""
-    found = [
+    nameless = [
         teacher
         for teacher, names in labels.items()
         if placeholders(names) and any((teacher, name) not in renamed for name in names)
     ]
-    if len(found) == 1:
+    if len(nameless) == 1:
         logger.info(
             "%s does not name its labels: name them with --rename %s.%s=NAME",
-            found[0],
-            found[0],
-            labels[found[0]][0],
+            nameless[0],
+            nameless[0],
+            labels[nameless[0]][0],
         )
-    if len(found) < 2:
+    if len(nameless) < 2:
         return []
     logger.warning(
         "%s do not name their labels: they are taken for different ones, named %s.%s and so on; "
         "name them with --rename %s.%s=NAME",
-        " and ".join(found), found[0], labels[found[0]][0], found[0], labels[found[0]][0],
+        " and ".join(nameless), nameless[0], labels[nameless[0]][0], nameless[0], labels[nameless[0]][0],
     )  # fmt: skip
-    return found
+    return nameless
 
 
 def _warn_of_twins(labels: Mapping[str, Sequence[str]], given: Mapping[str, Sequence[str]]) -> None:
-    for (one, first), (other, second, own) in _twins(labels, given):
+    for (one, first), (other, second, its_word) in _twins(labels, given):
         logger.warning(
             "%s's %r and %s's %r are taken for two labels; if they are one: --rename %s",
-            one, first, other, second, f"'{other}.{own}={first}'",
+            one, first, other, second, f"'{other}.{its_word}={first}'",
         )  # fmt: skip
 
 
@@ -146,12 +146,12 @@ def _twins(
     for one, other in combinations(given, 2):
         spelled = {_spelled(name): name for name in given[one]}
         both = {*given[one]} & {*given[other]}
-        for second, own in zip(given[other], labels[other], strict=True):
+        for second, its_word in zip(given[other], labels[other], strict=True):
             first = spelled.get(_spelled(second), second)
             pair = frozenset((first, second))
             if len(pair) == 2 and pair not in seen and not pair & both:
                 seen.add(pair)
-                yield (one, first), (other, second, own)
+                yield (one, first), (other, second, its_word)
 
 
 def _spelled(name: str) -> str:
@@ -193,14 +193,14 @@ def disagreement(posteriors: Sequence[Tensor], space: LabelSpace, teachers: Sequ
 
 def _own(space: LabelSpace, teacher: int, label: int) -> str:
     """Returns what the teacher itself calls a label of the union."""
-    own = space.own[teacher] if space.own else ()
-    return own[space.columns[teacher].index(label)] if own else space.names[label]
+    words = space.own[teacher] if space.own else ()
+    return words[space.columns[teacher].index(label)] if words else space.names[label]
 
 
 def _column(posterior: Tensor, space: LabelSpace, teacher: int, label: int) -> Tensor:
     """Returns what a teacher gives one label of the union, on all texts."""
-    own = [at for at, place in enumerate(space.columns[teacher]) if place == label]
-    return posterior[:, own].float().sum(1)
+    places = [at for at, place in enumerate(space.columns[teacher]) if place == label]
+    return posterior[:, places].float().sum(1)
 
 
 def _shared(space: LabelSpace) -> Iterator[tuple[int, int, int]]:
@@ -211,8 +211,8 @@ def _shared(space: LabelSpace) -> Iterator[tuple[int, int, int]]:
 
 
 def _agreement(first: Tensor, second: Tensor) -> float:
-    found = [k for k in (_seconded(first, second), _seconded(second, first)) if k is not None]
-    return sum(found) / len(found) if found else 1.0
+    kappas = [k for k in (_seconded(first, second), _seconded(second, first)) if k is not None]
+    return sum(kappas) / len(kappas) if kappas else 1.0
 
 
 def _seconded(sure: Tensor, other: Tensor) -> float | None:
@@ -221,8 +221,8 @@ def _seconded(sure: Tensor, other: Tensor) -> float | None:
     if len(chosen) < FEWEST or max(float(sure.double().mean()), float(other.double().mean())) > USUAL:
         return None
     surest = chosen[sure[chosen].argsort(descending=True, stable=True)[: (len(chosen) + 1) // 2]]
-    own = _risen(sure, surest)
-    return None if own < LEAST_RISE else _risen(other, surest) / own
+    rise = _risen(sure, surest)
+    return None if rise < LEAST_RISE else _risen(other, surest) / rise
 
 
 def _risen(given: Tensor, rows: Tensor) -> float:

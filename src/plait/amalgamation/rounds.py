@@ -103,17 +103,17 @@ def train_in_rounds(job: AmalgamationPlan, material: TrainingInputs, state: Path
     rounds: list[dict[str, Any]] = []
     spent = 0.0
     for number in range(job.rounds):
-        given = targets_of(job, material, mass)
-        rounds.append(routing_report(given, job.choices, material.truth))
-        mass, forwards = correction(job, material, given, state / f"round-{number + 1}", resume=resume)
+        taught = targets_of(job, material, mass)
+        rounds.append(routing_report(taught, job.choices, material.truth))
+        mass, forwards = correction(job, material, taught, state / f"round-{number + 1}", resume=resume)
         spent += forwards
-    given = targets_of(job, material, mass)
+    taught = targets_of(job, material, mass)
     place = state / f"round-{job.rounds + 1}" if job.rounds else state
     with seeded(job.recipe.seed):
-        pupil, tokenizer = open_student_model(job, material.corpus, given)
+        pupil, tokenizer = open_student_model(job, material.corpus, taught)
         learned = train_once(job, pupil, tokenizer, place, resume=resume)
-    rounds.append(routing_report(given, job.choices, material.truth))
-    return TrainedStudent(pupil, tokenizer, learned, spent + learned.forwards, given, rounds)
+    rounds.append(routing_report(taught, job.choices, material.truth))
+    return TrainedStudent(pupil, tokenizer, learned, spent + learned.forwards, taught, rounds)
 
 
 def targets_of(job: AmalgamationPlan, material: TrainingInputs, mass: Tensor | None) -> SoftTargets:
@@ -132,25 +132,25 @@ def correction(
     what it was taught on the texts that it was taught on.
     """
     file = place / "mass.safetensors"
-    if resume and (kept := read_sealed(file)) is not None:
-        return kept[0]["mass"], float(kept[1]["forwards"])
+    if resume and (sealed := read_sealed(file)) is not None:
+        return sealed[0]["mass"], float(sealed[1]["forwards"])
     order = np.random.default_rng(job.recipe.seed).permutation(len(given.target))
     halves = [np.sort(order[at::HALVES]) for at in range(HALVES)]
-    found = torch.zeros(len(given.target) + material.evidence.extra, len(job.space))
+    distributions = torch.zeros(len(given.target) + material.evidence.extra, len(job.space))
     spent = 0.0
     for at, asked in enumerate(halves):
         with seeded(job.recipe.seed):
             pupil, tokenizer = open_student_model(job, material.corpus, given)
             others = np.sort(np.concatenate([h for other, h in enumerate(halves) if other != at]))
-            told = replace(pupil, corpus=pupil.corpus.choose(others))
+            half_pupil = replace(pupil, corpus=pupil.corpus.choose(others))
             schedule, inside = schedule_of(job.recipe), place / f"half-{at + 1}"
-            learned = train_student(told, inside, schedule=schedule, held=others[:0], resume=resume)
-        found[asked] = answers(pupil.model, pupil.corpus.choose(asked), job.recipe.batch_size)
+            learned = train_student(half_pupil, inside, schedule=schedule, held=others[:0], resume=resume)
+        distributions[asked] = answers(pupil.model, pupil.corpus.choose(asked), job.recipe.batch_size)
         if material.evidence.extra and job.validation is not None:
-            told_of = predict_logits(pupil.model, tokenizer, job.validation, max_length=job.recipe.max_length)
-            found[len(given.target) :] += torch.stack(told_of).softmax(-1) / HALVES
+            logits = predict_logits(pupil.model, tokenizer, job.validation, max_length=job.recipe.max_length)
+            distributions[len(given.target) :] += torch.stack(logits).softmax(-1) / HALVES
         spent += learned.forwards + len(asked)
-    mass = mass_of(found, job)
+    mass = mass_of(distributions, job)
     write_sealed(file, {"mass": mass}, {"forwards": spent})
     for half in range(HALVES):
         shutil.rmtree(place / f"half-{half + 1}", ignore_errors=True)
@@ -239,10 +239,10 @@ def training_inputs(job: AmalgamationPlan, store: Store, truth: Tensor | None) -
     Raises:
         RecipeError: too few labelled texts for a gate to learn from.
     """
-    found = gather(job.choices, job.bases, job.teachers, store, job.texts, job.recipe.max_length)
+    gathered = gather(job.choices, job.bases, job.teachers, store, job.texts, job.recipe.max_length)
     posteriors = [store.posterior(t.name) for t in job.teachers]
     if job.choices.gate != "fitted":
-        return TrainingInputs(posteriors, found.evidence, truth), found
+        return TrainingInputs(posteriors, gathered.evidence, truth), gathered
     assert job.validation is not None
     if len(job.validation) < FEWEST:
         raise RecipeError(f"gate fitted: {len(job.validation)} labelled texts; give {FEWEST} or more, or --gate auto")
@@ -251,7 +251,7 @@ def training_inputs(job: AmalgamationPlan, store: Store, truth: Tensor | None) -
     more = gather(job.choices, job.bases, job.teachers, beside, texts, job.recipe.max_length)
     both = [joined(p, beside.posterior(t.name)) for p, t in zip(posteriors, job.teachers, strict=True)]
     known = known_of(job.validation, job.space)
-    return TrainingInputs(both, together(found.evidence, more.evidence, known), truth), found
+    return TrainingInputs(both, together(gathered.evidence, more.evidence, known), truth), gathered
 
 
 def score_labelled(job: AmalgamationPlan, store: Store, texts: Texts) -> Store:
@@ -287,11 +287,11 @@ def together(one: Evidence, other: Evidence, known: Tensor) -> Evidence:
     near = None if one.near is None or base is None else nearest(base)
     teachers = []
     for first, second in zip(one.teachers, other.teachers, strict=True):
-        own = {name: value for name, value in first.items() if name == "drift"}
+        both = {name: value for name, value in first.items() if name == "drift"}
         if "tokens" in first and "tokens" in second:
-            own["tokens"] = torch.cat([first["tokens"], second["tokens"]])
-            own["starts"] = torch.cat([first["starts"], second["starts"][1:] + first["starts"][-1]])
+            both["tokens"] = torch.cat([first["tokens"], second["tokens"]])
+            both["starts"] = torch.cat([first["starts"], second["starts"][1:] + first["starts"][-1]])
         if "response" in first and "response" in second:
-            own["response"] = torch.cat([first["response"], second["response"]])
-        teachers.append(own)
+            both["response"] = torch.cat([first["response"], second["response"]])
+        teachers.append(both)
     return replace(one, base=base, near=near, teachers=tuple(teachers), labelled=known)

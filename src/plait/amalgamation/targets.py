@@ -81,18 +81,18 @@ def consensus(posteriors: Sequence[Tensor], routing: Routing, space: LabelSpace)
     Found by minorisation (as for paired comparisons): q(c) ← Σ_i p_i(c) / Σ_{i: c ∈ L_i} 1/q(L_i), which never makes
     the sum of divergences larger.
     """
-    given = [space.pad(at, p.double()) for at, p in enumerate(posteriors)]
-    known = torch.stack([space.known(at) for at in range(len(given))]).double()
-    total = torch.stack(given).sum(0)
+    padded = [space.pad(at, p.double()) for at, p in enumerate(posteriors)]
+    known = torch.stack([space.known(at) for at in range(len(padded))]).double()
+    total = torch.stack(padded).sum(0)
     groups = _groups(known)
-    found = (total / (total @ groups)).clamp(min=LEAST)
+    q = (total / (total @ groups)).clamp(min=LEAST)
     for _ in range(MOST_STEPS):
-        shares = (found @ known.T).clamp(min=LEAST)
-        before, found = found, (total / (shares.reciprocal() @ known)).clamp(min=LEAST)
-        found = found / (found @ groups)
-        if float((found - before).abs().max()) < CLOSE:
+        shares = (q @ known.T).clamp(min=LEAST)
+        before, q = q, (total / (shares.reciprocal() @ known)).clamp(min=LEAST)
+        q = q / (q @ groups)
+        if float((q - before).abs().max()) < CLOSE:
             break
-    weighted = found * (routing.weights.double() @ known)
+    weighted = q * (routing.weights.double() @ known)
     result: Tensor = (weighted / weighted.sum(-1, keepdim=True)).float()
     return result
 
@@ -175,13 +175,13 @@ def soft_targets(
     routing = verdict.routing
     # The objective's T is that of teachers and student alike.
     distilled = float(choices.options.get("temperature", 1.0)) if choices.gated else 1.0
-    given = [
+    distributions = [
         probabilities(p.logits, p.mean, posterior=choices.posterior, temperature=t * distilled)[:count]
         for p, t in zip(posteriors, temperatures, strict=True)
     ]
-    for warning in disagreement(given, space, space.teachers):
+    for warning in disagreement(distributions, space, space.teachers):
         logger.warning("%s", warning)
-    target = TARGETS[choices.target](given, routing, space)
+    target = TARGETS[choices.target](distributions, routing, space)
     weight = routing.margin if choices.margin else torch.ones(len(target))
     if choices.agreement and verdict.members:
         weight = weight * agreeing(verdict)
@@ -205,12 +205,12 @@ def tables(posteriors: Sequence[Posterior], taught: SoftTargets, entry: Objectiv
 
     What belongs to several teachers is named with the teacher's number behind (`teacher_logits.0`).
     """
-    found = {"target": taught.target, "weight": taught.weight}
+    columns = {"target": taught.target, "weight": taught.weight}
     for at, posterior in enumerate(posteriors):
         for name, values in _of_teacher(posterior, taught.temperatures[at]).items():
             if name in entry.inputs and values is not None:
-                found[f"{name}.{at}"] = values
-    return found
+                columns[f"{name}.{at}"] = values
+    return columns
 
 
 def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | None]:
@@ -224,27 +224,27 @@ def _of_teacher(posterior: Posterior, temperature: float) -> dict[str, Tensor | 
 def by_label(taught: SoftTargets) -> dict[str, dict[str, int]]:
     """Returns per label, as the targets have it, how many texts each teacher taught; none where nobody taught any."""
     space, labels = taught.space, taught.target.argmax(-1)
-    found = {}
+    counts = {}
     for at, name in enumerate(space.names):
         chosen = taught.routing.choice[labels == at].tolist()
-        found[name] = {t: chosen.count(n) for n, t in enumerate(space.teachers) if n in chosen}
-    return found
+        counts[name] = {t: chosen.count(n) for n, t in enumerate(space.teachers) if n in chosen}
+    return counts
 
 
 def routing_columns(taught: SoftTargets, texts: Iterable[Examples]) -> dict[str, list[Any]]:
     """Returns per text who taught it what, by which margin, and the weight of every teacher, in columns."""
     chunks = list(texts)
     space, routing = taught.space, taught.routing
-    found: dict[str, list[Any]] = {"row": list(range(len(routing.choice)))}
-    found["text"] = [text for chunk in chunks for text in chunk.texts]
+    columns: dict[str, list[Any]] = {"row": list(range(len(routing.choice)))}
+    columns["text"] = [text for chunk in chunks for text in chunk.texts]
     if chunks and chunks[0].pairs is not None:
-        found["text_pair"] = [pair for chunk in chunks for pair in chunk.pairs or ()]
-    found["teacher"] = [space.teachers[at] for at in routing.choice.tolist()]
-    found["label"] = [space.names[at] for at in taught.target.argmax(-1).tolist()]
-    found["margin"] = [round(value, 6) for value in routing.margin.tolist()]
+        columns["text_pair"] = [pair for chunk in chunks for pair in chunk.pairs or ()]
+    columns["teacher"] = [space.teachers[at] for at in routing.choice.tolist()]
+    columns["label"] = [space.names[at] for at in taught.target.argmax(-1).tolist()]
+    columns["margin"] = [round(value, 6) for value in routing.margin.tolist()]
     for at, name in enumerate(space.teachers):
-        found[f"weight_{name}"] = [round(value, 6) for value in routing.weights[:, at].tolist()]
-    return found
+        columns[f"weight_{name}"] = [round(value, 6) for value in routing.weights[:, at].tolist()]
+    return columns
 
 
 def routing_report(taught: SoftTargets, choices: Choices, truth: Tensor | None = None) -> dict[str, Any]:
@@ -255,16 +255,16 @@ def routing_report(taught: SoftTargets, choices: Choices, truth: Tensor | None =
     """
     space = taught.space
     known = torch.stack([space.known(at) for at in range(len(space.teachers))])
-    found = summary(taught.routing, space.teachers, truth, known)
+    report = summary(taught.routing, space.teachers, truth, known)
     if not choices.gated:
-        weights = {name: {"mean_weight": about["mean_weight"]} for name, about in found["teachers"].items()}
-        found = {"texts": found["texts"], "teachers": weights}
+        weights = {name: {"mean_weight": about["mean_weight"]} for name, about in report["teachers"].items()}
+        report = {"texts": report["texts"], "teachers": weights}
     else:
-        found["labels"] = by_label(taught)
+        report["labels"] = by_label(taught)
     if taught.verdict is not None and taught.verdict.members:
-        found["panel"] = describe_panel(taught.verdict, space, truth, known)
+        report["panel"] = describe_panel(taught.verdict, space, truth, known)
     if any(t != 1 for t in taught.temperatures):
-        found["temperatures"] = {
+        report["temperatures"] = {
             name: round(t, 4) for name, t in zip(space.teachers, taught.temperatures, strict=True)
         }
-    return found
+    return report

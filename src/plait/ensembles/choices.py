@@ -114,24 +114,24 @@ def open_sources(recipe: EnsembleRecipe, labelled: Sequence[Any], *, dry: bool) 
         dry: whether no model is run for that.
     """
     wanted = [Wanted(model, revision=recipe.revision) for model in recipe.starts]
-    found = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
+    sources = open_models(wanted, trust_remote_code=recipe.trust_remote_code)
     if recipe.sources is not None:
-        found = in_one_order(found, labelled, dry=dry)
-        check_sources(found)
-    if problems := tokenizer_problems(found):
+        sources = in_one_order(sources, labelled, dry=dry)
+        check_sources(sources)
+    if problems := tokenizer_problems(sources):
         if recipe.sources is None:
             raise SourceError(f"{recipe.base}: {listed(problems)}")
         raise MergeError(f"these checkpoints cannot be members of one ensemble: {listed(problems)}")
-    if not any(has_tokenizer(source.tokenizer_folder) for source in found):
-        found[0].tokenizer()  # says so
-    return found
+    if not any(has_tokenizer(source.tokenizer_folder) for source in sources):
+        sources[0].tokenizer()  # says so
+    return sources
 
 
 def training_data(recipe: EnsembleRecipe, data: Any) -> Examples | None:
     """Returns what to train on; None where existing models are put together and not trained."""
-    given = recipe.data if data is None else data
-    if given is not None:
-        return read(given, limit=recipe.limit, seed=recipe.seed)
+    source = recipe.data if data is None else data
+    if source is not None:
+        return read(source, limit=recipe.limit, seed=recipe.seed)
     if recipe.sources is not None and recipe.epochs == 0:
         return None
     raise DataError("no data given: an ensemble needs --data FILE with texts and labels to train on")
@@ -159,12 +159,12 @@ def problem_of(recipe: EnsembleRecipe, sources: tuple[Checkpoint, ...]) -> Any:
     Raises:
         RecipeError: something else is asked for.
     """
-    asked, found = recipe.problem_type, sources[0].problem_type
-    if asked in (None, found):
-        return found
-    told = sources[0].kind != "sequence_classification" or any(s.config.problem_type for s in sources)
-    if told or "regression" in (asked, found):
-        what = found or "token_classification"
+    asked, configured = recipe.problem_type, sources[0].problem_type
+    if asked in (None, configured):
+        return configured
+    decided = sources[0].kind != "sequence_classification" or any(s.config.problem_type for s in sources)
+    if decided or "regression" in (asked, configured):
+        what = configured or "token_classification"
         raise RecipeError(
             f"problem_type is {asked}; the heads of {listed(s.origin for s in sources)} are for {what}: leave it out"
         )
@@ -180,10 +180,10 @@ def members_of(recipe: EnsembleRecipe, choice: Choice) -> int:
         return count
     if choice.lone and not choice.passes:
         return 1
-    found = MEMBERS if recipe.members is None else recipe.members
-    if found < 1:
-        raise RecipeError(f"members is {found}; expected 1 or more")
-    return found
+    count_wanted = MEMBERS if recipe.members is None else recipe.members
+    if count_wanted < 1:
+        raise RecipeError(f"members is {count_wanted}; expected 1 or more")
+    return count_wanted
 
 
 def config_of(recipe: EnsembleRecipe, first: Checkpoint, head: Head, members: int) -> EnsembleConfig:
@@ -232,8 +232,8 @@ def choice_of(recipe: EnsembleRecipe, *, texts: bool = False) -> Choice:
     """
     named = recipe.method
     shares = {"shared_layers": None if recipe.shared_layers == "all" else recipe.shared_layers}
-    given = {"consistency": recipe.consistency, "alpha": recipe.alpha, "members": recipe.members}
-    refuse_unused(named.name, given)
+    settings = {"consistency": recipe.consistency, "alpha": recipe.alpha, "members": recipe.members}
+    refuse_unused(named.name, settings)
     regulariser = recipe.consistency
     choice = Choice(
         named.name,
@@ -259,19 +259,19 @@ def refuse_stray(
             f"both of base and from is given; expected one of them: method {choice.name} has no student to start from "
             "a base"
         )
-    given: dict[str, Any] = {}
+    of_shared: dict[str, Any] = {}
     if choice.build is not Build.SHARED or choice.lone:
         takes = choice.taught or choice.build is Build.SOUP
-        given = {"from": None if takes else recipe.sources, "replicate_at": recipe.replicate_at, **shares}
-    stray = [name for name, value in given.items() if value is not None]
+        of_shared = {"from": None if takes else recipe.sources, "replicate_at": recipe.replicate_at, **shares}
+    stray = [name for name, value in of_shared.items() if value is not None]
     others = Build.SHARED
     if not choice.taught:
-        kept = recipe.keep_members and choice.build is not Build.SOUP
-        told = {
+        keeps = recipe.keep_members and choice.build is not Build.SOUP
+        of_taught = {
             "text": recipe.text or texts or None, "store": recipe.store, "student_epochs": recipe.student_epochs,
-            "keep_members": kept or None,
+            "keep_members": keeps or None,
         }  # fmt: skip
-        teaching = [name for name, value in told.items() if value is not None]
+        teaching = [name for name, value in of_taught.items() if value is not None]
         stray, others = [*stray, *teaching], Build.TAUGHT if teaching else others
     if stray:
         raise RecipeError(

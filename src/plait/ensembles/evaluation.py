@@ -58,21 +58,21 @@ def saved_scores(
     aligned = align_labels(examples, saved.labels, kind=kind, problem_type=saved.problem)
     ask: Any = partial(saved_logits, saved, batch_size=batch_size, max_length=max_length)
     logits = ask(aligned)
-    found = scores(logits, aligned, kind, saved.problem)
+    task_scores = scores(logits, aligned, kind, saved.problem)
     together = [row.mean(0) for row in logits]
     outcome = Outcome(aligned, together, names=saved.labels, problem=saved.problem)
     doubted = {} if strange is None else out_of_scope_scores(logits, ask(strange.unlabelled()))
     if saved.plain:
-        told: Any = {"batch_size": batch_size, "max_length": max_length}
-        taught = teacher_scores(saved, aligned, **told) if members else {}
+        settings: Any = {"batch_size": batch_size, "max_length": max_length}
+        taught = teacher_scores(saved, aligned, **settings) if members else {}
         return TaskScores(
-            {**found.sources["member 0"], **doubted}, found.primary, found.examples, taught,
+            {**task_scores.sources["member 0"], **doubted}, task_scores.primary, task_scores.examples, taught,
             selective(*labelled_rows(logits, aligned), saved.problem).points(), outcome,
         )  # fmt: skip
     return replace(
-        found,
-        metrics={**found.metrics, **doubted},
-        sources=found.sources if members else {},
+        task_scores,
+        metrics={**task_scores.metrics, **doubted},
+        sources=task_scores.sources if members else {},
         curve=selective(*labelled_rows(logits, aligned), saved.problem).points(),
         outcome=outcome,
     )
@@ -82,12 +82,12 @@ def teacher_scores(
     saved: SavedEnsemble, examples: Examples, *, batch_size: int, max_length: int | None
 ) -> dict[str, dict[str, float]]:
     """Returns the scores of the members that taught a model, where they were kept, and of their mean probabilities."""
-    found = member_answers(
+    tables = member_answers(
         saved.folder, examples, saved.labels, batch_size=batch_size, max_length=max_length
     )
-    if len(found) > 1:
-        found[TOGETHER] = as_logits(torch.stack(list(found.values())), saved.problem)
-    return {name: scored(list(rows), examples, saved.problem) for name, rows in found.items()}
+    if len(tables) > 1:
+        tables[TOGETHER] = as_logits(torch.stack(list(tables.values())), saved.problem)
+    return {name: scored(list(rows), examples, saved.problem) for name, rows in tables.items()}
 
 
 def scores(logits: Logits, examples: Examples, kind: Kind, problem: ProblemType) -> TaskScores:
@@ -104,11 +104,11 @@ def scores(logits: Logits, examples: Examples, kind: Kind, problem: ProblemType)
 
 def scored(logits: Logits, examples: Examples, problem: ProblemType) -> dict[str, float]:
     """Returns the task's metrics of one answer per example, and how far its probabilities can be trusted."""
-    found = score(logits, examples, problem)
+    metrics = score(logits, examples, problem)
     if problem == "regression":
-        return found
+        return metrics
     table, labels = labelled_rows([row.unsqueeze(0) for row in logits], examples)
-    return {**found, **uncertainty_scores(means(table[0].double(), problem), labels, problem)}
+    return {**metrics, **uncertainty_scores(means(table[0].double(), problem), labels, problem)}
 
 
 def uncertainty_scores(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, float]:
@@ -121,8 +121,8 @@ def uncertainty_scores(probabilities: Tensor, labels: Tensor, problem: ProblemTy
 
 def answered(probabilities: Tensor, labels: Tensor, problem: ProblemType) -> tuple[Any, Any]:
     """Returns arrays of class probabilities and classes; several labels are as many questions."""
-    given = probabilities.numpy(), labels.numpy()
-    return yes_or_no(*given) if problem == "multi_label_classification" else given
+    arrays = probabilities.numpy(), labels.numpy()
+    return yes_or_no(*arrays) if problem == "multi_label_classification" else arrays
 
 
 def selective(table: Tensor, labels: Tensor, problem: ProblemType) -> Curve:
@@ -142,11 +142,11 @@ def mixture(table: Tensor, labels: Tensor, problem: ProblemType) -> dict[str, fl
     if problem == "regression":
         return {}
     chances = mean_probabilities(table, problem)
-    found = uncertainty_scores(chances, labels, problem)
-    kept = {f"mean_probability_{name}": found[name] for name in ("nll", "calibration_error")}
+    every = uncertainty_scores(chances, labels, problem)
+    metrics = {f"mean_probability_{name}": every[name] for name in ("nll", "calibration_error")}
     if problem == "single_label_classification":
-        kept["mean_probability_accuracy"] = float((chances.argmax(-1) == labels).double().mean())
-    return kept
+        metrics["mean_probability_accuracy"] = float((chances.argmax(-1) == labels).double().mean())
+    return metrics
 
 
 def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -158,8 +158,8 @@ def labelled_rows(logits: Logits, examples: Examples) -> tuple[Tensor, Tensor]:
         )
     table = torch.cat(list(logits), 1)
     tags = torch.tensor([tag for row in labels for tag in row])
-    kept = (tags != IGNORED) & ~table[0].isneginf().all(-1)
-    return table[:, kept], tags[kept]
+    counts = (tags != IGNORED) & ~table[0].isneginf().all(-1)
+    return table[:, counts], tags[counts]
 
 
 def check_out_of_scope(saved: SavedEnsemble, strange: Examples) -> None:
@@ -175,5 +175,5 @@ def out_of_scope_scores(inside: Logits, outside: Logits) -> dict[str, float]:
     """Returns how well doubt tells texts that belong to no class from those that do."""
     table = torch.stack([*inside, *outside], 1)
     flags = [False] * len(inside) + [True] * len(outside)
-    found = out_of_scope(mean_logits(table).softmax(-1), flags, mutual_information(table))
-    return {**found, "out_of_scope_texts": float(len(outside))}
+    metrics = out_of_scope(mean_logits(table).softmax(-1), flags, mutual_information(table))
+    return {**metrics, "out_of_scope_texts": float(len(outside))}

@@ -94,11 +94,11 @@ def separately(job: Fit) -> Fitted:
     """Returns M models, trained one after another: each with its own order and masks, and a head unless `alike`."""
     models, epochs, losses = [], [], []
     for number, seed in enumerate(seeds(job)):
-        own = replace(
+        one = replace(
             job, members=1, state=job.state / f"member-{number}", schedule=replace(job.schedule, seed=seed)
         )
         with seeded(seed):
-            model, log = _once(own, job.schedule.seed if job.alike else seed)
+            model, log = _once(one, job.schedule.seed if job.alike else seed)
         models.append(model)
         epochs += [{"member": float(number), **entry} for entry in epochs_of(log)]
         losses += [{"member": float(number), **entry} for entry in losses_of(log)]
@@ -108,9 +108,9 @@ def separately(job: Fit) -> Fitted:
 def _once(job: Fit, head: int) -> tuple[Ensemble, Sequence[Mapping[str, float]]]:
     """Returns one of several models, trained unless a run that was stopped had finished it; `head` draws its head."""
     model, weights = job.make(1, head), job.state / FINISHED
-    if job.resume and (kept := read_sealed(weights)) is not None:
-        model.load_state_dict(kept[0])
-        return model, kept[1]
+    if job.resume and (sealed := read_sealed(weights)) is not None:
+        model.load_state_dict(sealed[0])
+        return model, sealed[1]
     log = run(job, model)
     if first():
         write_sealed(weights, model.state_dict(), log)
@@ -148,10 +148,10 @@ def seeds(job: Fit) -> list[int]:
 
 def epochs_done(state: Path) -> int:
     """Returns how many epochs the last state holds that a stopped run saved whole."""
-    found = last_state(state)
-    if found is None:
+    last = last_state(state)
+    if last is None:
         return 0
-    return math.ceil(float(trainer_state(Path(found))["epoch"]))
+    return math.ceil(float(trainer_state(Path(last))["epoch"]))
 
 
 def epochs_of(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
@@ -171,9 +171,9 @@ def epochs_of(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...
 
 def losses_of(log: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
     """Returns the terms as they went."""
-    kept = ("loss", "epoch", "step")
+    plain = ("loss", "epoch", "step")
     return tuple(
-        {name: round(value, 6) for name, value in entry.items() if name in kept or name.startswith("loss/")}
+        {name: round(value, 6) for name, value in entry.items() if name in plain or name.startswith("loss/")}
         for entry in log
         if "loss" in entry
     )
@@ -228,24 +228,24 @@ def _taught(job: Fit) -> Fitted:
     assert job.lesson is not None
     assert job.teaching is not None
     choice = job.teaching.choice
-    told = separately(job) if job.given is None else Fitted((), (), ())
-    corpus = job.lesson(told.models)
+    teachers = separately(job) if job.given is None else Fitted((), (), ())
+    corpus = job.lesson(teachers.models)
     if choice.from_soup:
-        model = averaged(_alike(told.models if job.given is None else job.given()))
+        model = averaged(_alike(teachers.models if job.given is None else job.given()))
     else:
         model = job.make(1 if choice.plain else job.members, job.schedule.seed)
-    own = replace(
+    learning = replace(
         job, data=corpus, objective=job.teaching, state=job.state / "student", schedule=job.taught or job.schedule
     )
-    with seeded(own.schedule.seed):
-        log = run(own, model)
-    return Fitted((model,), (*told.epochs, *epochs_of(log)), (*told.losses, *losses_of(log)))
+    with seeded(learning.schedule.seed):
+        log = run(learning, model)
+    return Fitted((model,), (*teachers.epochs, *epochs_of(log)), (*teachers.losses, *losses_of(log)))
 
 
 def _soup(job: Fit) -> Fitted:
     """Averages models that were trained one after another, or exist: all of them, or those that help."""
-    told = separately(job) if job.given is None else Fitted(tuple(job.given()), (), ())
-    models = _alike(told.models)
+    trained = separately(job) if job.given is None else Fitted(tuple(job.given()), (), ())
+    models = _alike(trained.models)
     taken: Sequence[int] = range(len(models))
     if job.objective.choice.entry.facts.get("greedy"):
         assert job.judge is not None
@@ -256,18 +256,18 @@ def _soup(job: Fit) -> Fitted:
 
         taken = greedy([score_of([j]) for j in range(len(models))], score_of)
     made = averaged([models[j] for j in taken])
-    members = told.models if job.given is None else ()
-    return replace(told, models=(made,), facts={"averaged": list(taken)}, members=members)
+    members = trained.models if job.given is None else ()
+    return replace(trained, models=(made,), facts={"averaged": list(taken)}, members=members)
 
 
 def _alike(models: Sequence[Ensemble]) -> Sequence[Ensemble]:
     """Returns models that are to be averaged; warns of heads that did not start alike, whose mean means little."""
-    found = likeness(models)
-    if found < APART:
+    cosine = likeness(models)
+    if cosine < APART:
         logger.warning(
             "the heads of these models have a cosine of %.2f: they did not start alike, and the mean of their weights "
             "may be worth little; expected models fine-tuned from one start, head included",
-            found,
+            cosine,
         )
     return models
 
@@ -275,14 +275,14 @@ def _alike(models: Sequence[Ensemble]) -> Sequence[Ensemble]:
 def _path(job: Fit) -> Fitted:
     """Averages the weights after the last epochs of one training; each epoch's are kept as it ends."""
     model = job.make(1, job.schedule.seed)
-    own = job.judge
+    judge_before = job.judge
 
     def judge(trained: torch.nn.Module) -> Mapping[str, float]:
         done = len(_kept(job.state))
         if first():
             _keep(trained, job.state / f"epoch-{done:04d}.safetensors")
         together()
-        return {} if own is None else own(trained)
+        return {} if judge_before is None else judge_before(trained)
 
     job.state.mkdir(parents=True, exist_ok=True)
     for stale in _kept(job.state)[epochs_done(job.state) if job.resume else 0 :]:
@@ -302,10 +302,10 @@ def _kept(state: Path) -> list[Path]:
 
 
 def _kept_weights(file: Path) -> dict[str, torch.Tensor]:
-    kept = read_sealed(file)
-    if kept is None:
+    sealed = read_sealed(file)
+    if sealed is None:
         raise PlaitError(f"{file} is damaged: start again without resume")
-    return kept[0]
+    return sealed[0]
 
 
 def _keep(model: torch.nn.Module, file: Path, log: Sequence[Mapping[str, float]] = ()) -> None:
@@ -328,8 +328,8 @@ def _branches(job: Fit) -> Fitted:
         for j, seed in enumerate(seeds(job)):
             draw = torch.Generator().manual_seed(seed + 7919 * (number + 1))
             model.load_state_dict(branched(state, float(choice.option("noise")), draw))
-            own = replace(job, schedule=replace(part, seed=seed + number + 1), best=None, judge=None)
-            log = _stage(own, model, f"round-{number}-{j}")
+            branch = replace(job, schedule=replace(part, seed=seed + number + 1), best=None, judge=None)
+            log = _stage(branch, model, f"round-{number}-{j}")
             losses += [{"round": float(number + 1), "member": float(j), **entry} for entry in losses_of(log)]
             states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         model.load_state_dict(mean_state(states))
@@ -338,17 +338,17 @@ def _branches(job: Fit) -> Fitted:
 
 def _stage(job: Fit, model: Ensemble, name: str) -> list[dict[str, float]]:
     """Trains one part of a longer training, unless a run that was stopped had finished it; returns its log."""
-    own = replace(job, state=job.state / name)
+    stage = replace(job, state=job.state / name)
     done = job.state / f"{name}.safetensors"
-    if job.resume and (kept := read_sealed(done)) is not None:
-        model.load_state_dict(kept[0])
-        shutil.rmtree(own.state, ignore_errors=True)
-        return list(kept[1])
+    if job.resume and (sealed := read_sealed(done)) is not None:
+        model.load_state_dict(sealed[0])
+        shutil.rmtree(stage.state, ignore_errors=True)
+        return list(sealed[1])
     with seeded(job.schedule.seed):
-        log = run(own, model)
+        log = run(stage, model)
     if first():
         _keep(model, done, log)
-        shutil.rmtree(own.state, ignore_errors=True)
+        shutil.rmtree(stage.state, ignore_errors=True)
     together()
     return log
 

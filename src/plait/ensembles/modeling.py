@@ -61,29 +61,29 @@ class Ensemble(PreTrainedModel):
         super().__init__(config)
         self.num_labels = labels = int(config.num_labels or 0)
         self.roster = ActiveMembers(config.members)
-        own = self.own_classes.from_config(copy.deepcopy(config.encoder), trust_remote_code=False)
-        own.config.return_dict = True  # a config may ask for tuples, we ask by name
+        encoder = self.own_classes.from_config(copy.deepcopy(config.encoder), trust_remote_code=False)
+        encoder.config.return_dict = True  # a config may ask for tuples, we ask by name
         if config.head == "linear":
-            width = without_last_linear(own, config.classifier_dropout)
+            width = without_last_linear(encoder, config.classifier_dropout)
             self.heads: nn.Module = LinearHeads(config.members, width, labels)
         else:
-            own, width = own.base_model, config.hidden_size
+            encoder, width = encoder.base_model, config.hidden_size
             self.heads = TanhHeads(config.members, width, labels, config.dropout)
             if config.shared_layers < config.num_hidden_layers:
-                drop_pooler(own)
-        share(own, config.shared_layers, self.roster)
-        self.encoder = own
-        self.layers = layers_of(own.base_model)
+                drop_pooler(encoder)
+        share(encoder, config.shared_layers, self.roster)
+        self.encoder = encoder
+        self.layers = layers_of(encoder.base_model)
         self.post_init()
-        freeze_pooler(own)
+        freeze_pooler(encoder)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
         """Returns a saved ensemble; see transformers."""
-        found: Any = super().from_pretrained(*args, **options)
+        loaded: Any = super().from_pretrained(*args, **options)
         # Loading makes every parameter trainable; one without a gradient stops training in several processes.
-        freeze_pooler((found[0] if isinstance(found, tuple) else found).encoder)
-        return found
+        freeze_pooler((loaded[0] if isinstance(loaded, tuple) else loaded).encoder)
+        return loaded
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, StackedLinear):
@@ -92,8 +92,8 @@ class Ensemble(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the token embeddings."""
-        found: nn.Module = self.encoder.get_input_embeddings()
-        return found
+        embeddings: nn.Module = self.encoder.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the token embeddings."""
@@ -101,9 +101,9 @@ class Ensemble(PreTrainedModel):
 
     def resize_token_embeddings(self, *args: Any, **options: Any) -> Any:
         """Returns the token embeddings with another number of rows; see transformers."""
-        found = super().resize_token_embeddings(*args, **options)
+        embeddings = super().resize_token_embeddings(*args, **options)
         self.encoder.config.vocab_size = self.config.vocab_size
-        return found
+        return embeddings
 
     def forward(  # noqa: PLR0917 (transformers' order)
         self,
@@ -140,14 +140,14 @@ class Ensemble(PreTrainedModel):
             return_dict: False for a tuple.
             **kwargs: `output_hidden_states` and `output_attentions`, where nothing is replicated.
         """
-        given: dict[str, Tensor | None] = {
+        tensors: dict[str, Tensor | None] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        inputs = filled(given)
+        inputs = filled(tensors)
         depth, kwargs = self._depth(replicate_at), told(kwargs, self.config)
         extra: dict[str, Any] = {}
         if replay:
@@ -159,13 +159,13 @@ class Ensemble(PreTrainedModel):
         refuse_unkept(kwargs, extra)
         logits = members.mean(0)
         loss = None if labels is None else self._loss(members, labels)
-        found: ModelOutput = (
+        output: ModelOutput = (
             EnsembleOutput(loss=loss, logits=logits, member_logits=members, **extra)
             if output_members
             else self.output_class(loss=loss, logits=logits, **extra)
         )
         wanted = self.config.return_dict if return_dict is None else return_dict
-        return found if wanted else found.to_tuple()
+        return output if wanted else output.to_tuple()
 
     def embed(self, inputs: Inputs, depth: int = 0) -> Tensor:
         """Returns the states [B, T, H] at a depth: 0, what the embeddings give, to L, what the last layer gives."""
@@ -198,8 +198,8 @@ class Ensemble(PreTrainedModel):
     def _features(self, outputs: Any) -> Tensor:
         """Returns what the heads look at, a row per example or token."""
         if self.config.head == "linear":
-            found: Tensor = outputs.logits  # of a class whose last linear layer has been taken out
-            return found
+            rows: Tensor = outputs.logits  # of a class whose last linear layer has been taken out
+            return rows
         states: Tensor = outputs.last_hidden_state
         return states if self.per_token else states[:, 0]
 
@@ -217,14 +217,14 @@ class Ensemble(PreTrainedModel):
         if depth == 0 and perturb is None:
             return torch.cat([again(self._from_inputs, inputs, [m]) for m in range(self.config.members)])
         shared = None if depth == 0 else self.embed(inputs, depth).unsqueeze(0)
-        found = []
+        logits = []
         for member in range(self.config.members):
             hidden = self._entering(inputs, 0, [member]) if shared is None else shared
             if perturb is not None:
                 # Outside the segment: what a perturbation looks for with gradients of its own is not looked for twice.
                 hidden = perturb(hidden, partial(self._from_states, inputs, depth, [member]))
-            found.append(again(self._from_states, inputs, depth, [member], hidden))
-        return torch.cat(found)
+            logits.append(again(self._from_states, inputs, depth, [member], hidden))
+        return torch.cat(logits)
 
     def _entering(self, inputs: Inputs, depth: int, members: Sequence[int]) -> States:
         """Returns the members' states at a depth; at 0 each has been through the embeddings by itself."""
@@ -272,8 +272,8 @@ class Ensemble(PreTrainedModel):
                 self.config.problem_type = "multi_label_classification"
             else:
                 self.config.problem_type = "single_label_classification"
-        found: str = self.config.problem_type
-        return found
+        problem: str = self.config.problem_type
+        return problem
 
 
 class EnsembleForSequenceClassification(Ensemble):

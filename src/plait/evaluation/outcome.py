@@ -165,8 +165,8 @@ class Outcome:
                 yield np.asarray([int(row.argmax(-1))]), np.asarray([int(label)])
                 continue
             truth = np.asarray(label)
-            kept = (truth != IGNORED) & ~row.isneginf().all(-1).numpy()
-            yield row.argmax(-1).numpy()[kept], truth[kept]
+            counts = (truth != IGNORED) & ~row.isneginf().all(-1).numpy()
+            yield row.argmax(-1).numpy()[counts], truth[counts]
 
     def per_class(self) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and the number of true examples (words of tags) of each label.
@@ -197,10 +197,10 @@ class Outcome:
     def columns(self) -> dict[str, list[Any]]:
         """Returns texts, truth and answers in columns, ready to be written."""
         texts = [list(text) if isinstance(text, tuple) else str(text) for text in self.examples.texts]
-        found: dict[str, list[Any]] = {"row": list(range(len(texts))), "text": texts}
+        table: dict[str, list[Any]] = {"row": list(range(len(texts))), "text": texts}
         if self.examples.pairs is not None:
-            found["text_pair"] = list(self.examples.pairs)
-        return {**found, **self._answered()}
+            table["text_pair"] = list(self.examples.pairs)
+        return {**table, **self._answered()}
 
     def _answered(self) -> dict[str, list[Any]]:
         labels, rows = self.examples.labels or (), [row.float() for row in self.logits or ()]
@@ -208,8 +208,8 @@ class Outcome:
             truth = [[text for text, _ in options] for options in labels]
             return {"label": truth, "prediction": list(self.answers or ())}
         if self.what == "regression":
-            given, said = ([float(np.ravel(v)[0]) for v in side] for side in (labels, rows))
-            return {"label": given, "prediction": said}
+            wanted, said = ([float(np.ravel(v)[0]) for v in side] for side in (labels, rows))
+            return {"label": wanted, "prediction": said}
         if self.what == "multi_label_classification":
             guess, truth = self._yes()
             return {"label": list(map(self._named, truth)), "prediction": list(map(self._named, guess))}
@@ -248,13 +248,13 @@ def resampled(several: Sequence[RowSums], *, resamples: int = RESAMPLES, seed: i
         raise ValueError(f"answers to {sorted(counts)} rows; expected all to the same rows")
     count, draw = counts.pop(), np.random.default_rng(seed)
     chunk = max(1, AT_ONCE // count)
-    found: list[list[Array]] = [[] for _ in several]
+    tables: list[list[Array]] = [[] for _ in several]
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         drawn = draw.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
-        for scores, sums in zip(found, several, strict=True):
+        for scores, sums in zip(tables, several, strict=True):
             scores.append(sums.scores(drawn @ sums.rows))
-    return [np.concatenate(scores) for scores in found]
+    return [np.concatenate(scores) for scores in tables]
 
 
 def interval_of(sums: RowSums | None, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
@@ -267,23 +267,23 @@ def interval_of(sums: RowSums | None, *, resamples: int = RESAMPLES, seed: int =
 
 
 def _ratio(sums: Array) -> Array:
-    found: Array = np.where(sums[:, 1] > 0, sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], 1.0), 0.0)
-    return found
+    ratios: Array = np.where(sums[:, 1] > 0, sums[:, 0] / np.where(sums[:, 1] > 0, sums[:, 1], 1.0), 0.0)
+    return ratios
 
 
 def _pearson(sums: Array) -> Array:
     n, x, y, xx, yy, xy = sums.T
     spread = (n * xx - x * x) * (n * yy - y * y)
     safe = np.where(spread > 0, spread, 1.0)
-    found: Array = np.where(spread > 0, (n * xy - x * y) / np.sqrt(safe), 0.0)
-    return found
+    correlations: Array = np.where(spread > 0, (n * xy - x * y) / np.sqrt(safe), 0.0)
+    return correlations
 
 
 def _macro_f1(sums: Array) -> Array:
     hit, guessed, true = np.split(sums, 3, axis=1)
     total = guessed + true
-    found: Array = np.where(total > 0, 2 * hit / np.where(total > 0, total, 1.0), 0.0).mean(1)
-    return found
+    scores: Array = np.where(total > 0, 2 * hit / np.where(total > 0, total, 1.0), 0.0).mean(1)
+    return scores
 
 
 def _exp_ratio(sums: Array) -> Array:

@@ -47,14 +47,14 @@ def words_of(texts: Texts, teacher: Checkpoint, max_length: int) -> Words:
     tokenizer = teacher.tokenizer()
     special = torch.tensor(sorted(tokenizer.all_special_ids))
     limit = length_limit(tokenizer, teacher.config, max_length)
-    found, sizes = [], [0]
+    tokens, sizes = [], [0]
     for chunk in texts.chunks():
         table = encode(chunk.unlabelled(), tokenizer, max_length=limit, config=teacher.config, labels=False)
         for features in table.features:
             ids = torch.tensor(features["input_ids"])
-            found.append(ids[~torch.isin(ids, special)])
-            sizes.append(sizes[-1] + len(found[-1]))
-    return Words(torch.cat(found), torch.tensor(sizes))
+            tokens.append(ids[~torch.isin(ids, special)])
+            sizes.append(sizes[-1] + len(tokens[-1]))
+    return Words(torch.cat(tokens), torch.tensor(sizes))
 
 
 def embedding_drift(teacher: Checkpoint, base: Checkpoint) -> Places:
@@ -72,17 +72,17 @@ def embedding_drift(teacher: Checkpoint, base: Checkpoint) -> Places:
         SourceError: The two are not of one kind, the teacher was not fine-tuned from this base, or its embeddings were
             not trained.
     """
-    own, inner, lengths = _products(teacher, base)
-    real = (lengths > 0) & (own > 0)
-    kept = (inner / lengths)[real].median()
+    squares, inner, lengths = _products(teacher, base)
+    real = (lengths > 0) & (squares > 0)
+    shrinkage = (inner / lengths)[real].median()
     # In float64 this difference of squares is good to some 1e-8 of a row's length.
-    moved = (own - 2 * kept * inner + kept**2 * lengths).clamp(min=0).sqrt()
+    moved = (squares - 2 * shrinkage * inner + shrinkage**2 * lengths).clamp(min=0).sqrt()
     if float(moved.max()) <= STILL * float(lengths[real].sqrt().mean()):
         raise SourceError(f"{teacher.name}: its embeddings are those of {base.origin}, they were not trained")
     rows = _table(teacher)[1].shape[0]
-    found = moved.new_full((rows,), float(moved.mean()))
-    found[: len(moved)] = moved
-    return found
+    drift = moved.new_full((rows,), float(moved.mean()))
+    drift[: len(moved)] = moved
+    return drift
 
 
 def check_kin(teacher: Checkpoint, base: Checkpoint) -> None:
@@ -98,16 +98,16 @@ def _products(teacher: Checkpoint, base: Checkpoint) -> tuple[Tensor, Tensor, Te
     (name, header), (before, other) = _table(teacher), _table(base)
     if header.shape[1:] != other.shape[1:]:
         raise SourceError(f"{teacher.name}: its embeddings have another shape than those of {base.origin}")
-    found = []
+    products = []
     for ours, theirs in zip(teacher.read(name).split(ROWS), base.read(before).split(ROWS), strict=False):
         rows = min(len(ours), len(theirs))
         a, b = ours[:rows].double(), theirs[:rows].double()
-        found.append(torch.stack([(a * a).sum(-1), (a * b).sum(-1), (b * b).sum(-1)]))
-    own, inner, lengths = torch.cat(found, 1)
-    real = (lengths > 0) & (own > 0)
-    if not bool(real.any()) or float((inner / (lengths * own).sqrt())[real].median()) < KIN:
+        products.append(torch.stack([(a * a).sum(-1), (a * b).sum(-1), (b * b).sum(-1)]))
+    squares, inner, lengths = torch.cat(products, 1)
+    real = (lengths > 0) & (squares > 0)
+    if not bool(real.any()) or float((inner / (lengths * squares).sqrt())[real].median()) < KIN:
         raise SourceError(f"{teacher.name}: was not fine-tuned from {base.origin}; name its base with --base")
-    return own, inner, lengths
+    return squares, inner, lengths
 
 
 def _table(checkpoint: Checkpoint) -> tuple[str, Header]:
@@ -123,6 +123,6 @@ def _table(checkpoint: Checkpoint) -> tuple[str, Header]:
 
 def _stored(checkpoint: Checkpoint, names: Iterator[str]) -> Iterator[str]:
     for name in names:
-        found = checkpoint.body.get(name.removeprefix(f"{checkpoint.prefix}."))
-        if found is not None:
-            yield found
+        stored = checkpoint.body.get(name.removeprefix(f"{checkpoint.prefix}."))
+        if stored is not None:
+            yield stored

@@ -66,9 +66,9 @@ def kept_beside(
 def _is_done(store: Store, file: Path, number: int, facts: Mapping[str, Any]) -> bool:
     if not file.exists():
         return False
-    found = read_facts(file)
+    recorded = read_facts(file)
     wanted = {**facts, "texts": shard_key(store.folder, number)}
-    return all(found.get(name) == value for name, value in wanted.items())
+    return all(recorded.get(name) == value for name, value in wanted.items())
 
 
 def _compute(  # noqa: PLR0917 - a store's shards and all that fills them
@@ -76,11 +76,11 @@ def _compute(  # noqa: PLR0917 - a store's shards and all that fills them
 ) -> None:
     wanted = set(pending)
     with progress.task(f"reading for {files[0].parent.parent.name}", store.count) as tick:
-        for number, (examples, own) in enumerate(texts.hashed(store.record.chunk)):
+        for number, (examples, hashes_of) in enumerate(texts.hashed(store.record.chunk)):
             if number not in wanted:
                 continue
             hashes = read_shard(texts_file(store.folder, number))[0]["hashes"]
-            if not torch.equal(torch.from_numpy(own()), hashes):
+            if not torch.equal(torch.from_numpy(hashes_of()), hashes):
                 raise DataError(f"{texts.source}: changed while it was read; leave it alone, and try again")
             key = shard_key(store.folder, number)
             write_shard(files[number], {"values": reader(examples, tick)}, {**facts, "texts": key})
@@ -111,15 +111,15 @@ def base_states(store: Store, texts: Texts, base: Checkpoint, max_length: int, b
 
         def read(examples: Examples, tick: progress.Tick) -> Tensor:
             encoded = encode(examples, tokenizer, max_length=limit, config=model.config, labels=False)
-            found: dict[int, Tensor] = {}
+            by_row: dict[int, Tensor] = {}
             with torch.inference_mode():
                 for rows in plan(encoded, batch_size):
                     batch = collate([encoded.features[row] for row in rows], encoded.padding)
                     inputs = {name: value.to(model.device) for name, value in batch.items()}
                     states = half(means([model(**inputs)[0]], inputs["attention_mask"])[:, 0]).cpu()
-                    found.update(zip(rows, states, strict=True))
+                    by_row.update(zip(rows, states, strict=True))
                     tick(len(rows))
-            return _finite(torch.stack([found[row] for row in range(len(encoded))]), base)
+            return _finite(torch.stack([by_row[row] for row in range(len(encoded))]), base)
 
         yield read
 
@@ -128,8 +128,8 @@ def base_states(store: Store, texts: Texts, base: Checkpoint, max_length: int, b
 
 def encoder(checkpoint: Checkpoint) -> PreTrainedModel:
     """Returns a checkpoint's encoder without its head, in memory, in float32, on the accelerator where there is one."""
-    found: PreTrainedModel = checkpoint.model(dtype=torch.float32)
-    body = found.base_model
+    model: PreTrainedModel = checkpoint.model(dtype=torch.float32)
+    body = model.base_model
     assert isinstance(body, PreTrainedModel)
     nn.Module.to(body, accelerator())
     return body

@@ -76,15 +76,15 @@ class Scorer:
         encoded = encode(
             examples, self.tokenizer, max_length=self.limit, config=self.model.config, labels=False
         )
-        found: Tensors = {}
+        outputs: Tensors = {}
         seed = seed_of(self.settings.seed, self.digest, turn.shard, turn.number)
         with torch.inference_mode(), own_random_numbers(self.model.device, seed):
             masks = masks_from(seed, self.model.device)
             for rows in plan(encoded, self.settings.batch_size):
                 inputs = self._inputs([encoded.features[row] for row in rows], encoded.padding)
-                _place(found, rows, self._batch(inputs, turn, masks), len(encoded))
+                _place(outputs, rows, self._batch(inputs, turn, masks), len(encoded))
                 tick(len(rows))
-        return found
+        return outputs
 
     def _inputs(self, features: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -> Inputs:
         batch = collate(features, padding)
@@ -93,13 +93,13 @@ class Scorer:
     def _batch(self, inputs: Inputs, turn: Turn, masks: Draws) -> Tensors:
         if turn.passes and not self.alive:
             self._enliven({name: tensor[:FEW] for name, tensor in inputs.items()})
-        found = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
+        outputs = self._without_dropout(inputs) if turn.number == 0 or self.trunk.below else {}
         if turn.passes == 0:
-            return found | _of_no_passes(found["logits"])
+            return outputs | _of_no_passes(outputs["logits"])
         passes = torch.stack([self._with_dropout(inputs, masks).softmax(-1) for _ in range(turn.passes)], 1)
         if turn.whole:
-            return found | {"probabilities": passes}
-        return found | vars(summarize(passes)) | _passes(len(passes), turn.passes)
+            return outputs | {"probabilities": passes}
+        return outputs | vars(summarize(passes)) | _passes(len(passes), turn.passes)
 
     def _without_dropout(self, inputs: Inputs) -> Tensors:
         self.model.eval()
@@ -108,12 +108,12 @@ class Scorer:
         with answering(self.model):
             outputs = self.model(**inputs, output_hidden_states=layers)
         self._check_finite(outputs.logits)
-        found = {"logits": outputs.logits.float()}
+        tensors = {"logits": outputs.logits.float()}
         if self.settings.keeps("features"):
-            found["features"] = half(read_by_head(self.seen.pop("features"), inputs["attention_mask"]))
+            tensors["features"] = half(read_by_head(self.seen.pop("features"), inputs["attention_mask"]))
         if layers:
-            found["layers"] = half(means(outputs.hidden_states, inputs["attention_mask"]))
-        return found
+            tensors["layers"] = half(means(outputs.hidden_states, inputs["attention_mask"]))
+        return tensors
 
     def _with_dropout(self, inputs: Inputs, masks: Draws) -> Tensor:
         for module in self.acting:
@@ -164,8 +164,8 @@ def _place(found: Tensors, rows: Sequence[int], values: Tensors, count: int) -> 
 
 def _of_no_passes(logits: Tensor) -> Tensors:
     """Returns what one deterministic pass knows of mean and entropy."""
-    found = vars(summarize(logits.softmax(-1).unsqueeze(1)))
-    return {**found, "spread": torch.zeros(len(logits)), **_passes(len(logits), 0)}
+    summary = vars(summarize(logits.softmax(-1).unsqueeze(1)))
+    return {**summary, "spread": torch.zeros(len(logits)), **_passes(len(logits), 0)}
 
 
 def _passes(rows: int, number: int) -> Tensors:
@@ -283,8 +283,8 @@ class Masks(TorchFunctionMode):
         level = round(p * LEVELS)
         drawn = self._draw(input.numel()).view(input.shape)
         # Signed numbers, for torch compares no unsigned ones.
-        kept = (drawn >= level - LEVELS // 2).to(input.dtype)
-        return kept.mul_(LEVELS / (LEVELS - level)).mul_(input)
+        mask = (drawn >= level - LEVELS // 2).to(input.dtype)
+        return mask.mul_(LEVELS / (LEVELS - level)).mul_(input)
 
     def _draw(self, count: int) -> Tensor:
         words = self._bits.random_raw(-(-count // 4))
@@ -302,8 +302,8 @@ class Summary:
 
 def entropy(probabilities: Distributions) -> PerDistribution:
     """Returns H(p) = −Σ_c p_c log p_c over the last axis in nats, with 0 log 0 = 0."""
-    found: PerDistribution = torch.special.entr(probabilities).sum(-1)
-    return found
+    entropies: PerDistribution = torch.special.entr(probabilities).sum(-1)
+    return entropies
 
 
 def summarize(passes: Passes) -> Summary:
