@@ -8,6 +8,9 @@ from typing import Any
 from plait.api.answer_cache import answer
 from plait.reports.record import kind_of, read_manifest
 
+ADAPTER = "adapter_config.json"
+"""The file of an adapter, which is read together with the model that it changes."""
+
 
 def inspect(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
@@ -29,7 +32,8 @@ def inspect(
             return INSPECTORS[kind](here)
         return inspect_checkpoint(str(path), revision, trust_remote_code=trust_remote_code)
 
-    if trust_remote_code or revision is not None or not here.exists():  # a Hub id, or code that does as it pleases
+    elsewhere = revision is not None or not here.exists() or (here / ADAPTER).exists()  # on the Hub, or in a base
+    if elsewhere or trust_remote_code:
         return look()
     return answer("inspect", look, about=here)
 
