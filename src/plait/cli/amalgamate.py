@@ -46,9 +46,10 @@ LabelOfTexts = Annotated[
         "--label-column", help="Column of the texts' labels, to measure routing accuracy.", rich_help_panel=SOURCES
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", min=2, help="A random subset of this many texts.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=2, help="Size of a random subset of the texts.")]
 LastLayers = Annotated[
-    int | None, typer.Option("--last-layers", min=1, help="Dropout in the last m layers only: much cheaper.")
+    int | None,
+    typer.Option("--last-layers", min=1, help="Dropout in this many last layers only, which is much cheaper."),
 ]
 Stop = Annotated[
     str | None,
@@ -57,7 +58,7 @@ Stop = Annotated[
     ),
 ]
 Dropout = Annotated[
-    float | None, typer.Option("--dropout", help="Rate to inject into teachers that have no dropout.")
+    float | None, typer.Option("--dropout", help="Dropout rate for teachers that have no dropout.")
 ]
 Length = Annotated[
     int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at; default 128.")
@@ -79,7 +80,7 @@ def amalgamate(
         str | None,
         typer.Option(
             "--validation",
-            help="FILE with labels that chooses the epoch, in place of held-back texts.",
+            help="Labelled FILE to choose the epoch by, instead of held-back texts.",
             rich_help_panel=SOURCES,
         ),
     ] = None,
@@ -161,7 +162,7 @@ def posteriors(
     stop: Stop = None,
     dropout: Dropout = None,
     limit: Limit = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per batch.")] = 64,
     max_length: Length = None,
     seed: Seed = 0,
     text_column: TextColumn = None,
@@ -175,7 +176,7 @@ def posteriors(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Let teachers score texts: the expensive stage of amalgamate alone; a stopped run goes on where it was."""
+    """Score texts with the teachers: the expensive stage of amalgamate alone. A stopped run goes on where it was."""
     from plait import api
     from plait.amalgamation.run import posteriors_plan
     from plait.api.artifacts import describe_store

@@ -30,14 +30,14 @@ from plait.cli.show import show_scores
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A merged checkpoint, an ensemble, or a plain one.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint to score: merged, an ensemble, a student or a plain one.")],
     data: Names = None,
     sources: Annotated[
-        bool, typer.Option("--sources/--no-sources", help="Score the sources or members beside it.")
+        bool, typer.Option("--sources/--no-sources", help="Score its sources or members too.")
     ] = True,
     out_of_scope: Annotated[
         str | None,
-        typer.Option("--out-of-scope", help="FILE of texts that belong to no class: are they doubted?"),
+        typer.Option("--out-of-scope", help="FILE of texts that belong to no class, to see whether they are doubted."),
     ] = None,
     predictions: Annotated[
         str | None,
@@ -47,10 +47,10 @@ def evaluate(
         bool, typer.Option("--per-class", help="Precision, recall and F1 of each label.")
     ] = False,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=0, help="Of the bootstrap interval; 0 leaves it out.")
+        int, typer.Option("--resamples", min=0, help="Bootstrap resamples for the interval; 0 for none.")
     ] = 1000,
     examples: Annotated[
-        int | None, typer.Option("--examples", min=1, help="A random subset of this size.")
+        int | None, typer.Option("--examples", min=1, help="Size of a random subset.")
     ] = None,
     labels: LabelNames = None,
     tasks: Annotated[
@@ -88,13 +88,13 @@ def evaluate(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint, a merged checkpoint, or saved statistics.")],
+    path: Annotated[str, typer.Argument(help="Folder, file of statistics, or Hub id.")],
     revision: Revision = None,
     trust_remote_code: Trust = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what lies at a path."""
+    """Describe what lies at a path: a checkpoint, a result, statistics or posteriors."""
     from plait import api
 
     found = api.inspect(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -106,14 +106,14 @@ def inspect(
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of it.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Clear the cache.")] = False,
     limit: Annotated[
-        str | None, typer.Option("--limit", help="SIZE, such as 2GB: remove what was unused longest beyond it.")
+        str | None, typer.Option("--limit", help="SIZE to trim it to, such as 2GB; the longest unused go first.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say how much room kept statistics take, or make some."""
+    """Show, trim or clear the cache of statistics."""
     from plait.statistics.cache_space import describe, trim
 
     removed = trim(0 if clear else limit or 0) if clear or limit is not None else None
@@ -130,7 +130,7 @@ def methods(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what a recipe can name and when to use it, or explain one method with its options."""
+    """List all methods and when to use them, or explain one with its options."""
     from plait import api
 
     found = api.methods(name)

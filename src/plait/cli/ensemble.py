@@ -69,13 +69,13 @@ def ensemble(
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option("--validation", help="FILE with labels that chooses the epoch.", rich_help_panel=SOURCES),
+        typer.Option("--validation", help="Labelled FILE to choose the epoch by.", rich_help_panel=SOURCES),
     ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
             "--text",
-            help="FILE of texts without labels, of methods whose members teach a model; repeatable.",
+            help="FILE of texts without labels, for methods whose members teach a model; repeatable.",
             rich_help_panel=SOURCES,
         ),
     ] = None,

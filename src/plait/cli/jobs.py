@@ -221,7 +221,7 @@ def estimate(
         str, typer.Option("--importance", help="Statistic to estimate; see `plait methods`.")
     ] = "mask_nodes",
     labels: Annotated[str, typer.Option("--labels", help="given, sampled or exact.")] = "given",
-    examples: Annotated[int, typer.Option("--examples", min=1, help="A random subset of this size.")] = 256,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Size of a random subset.")] = 256,
     per: Annotated[
         str, typer.Option("--per", help="example; batch to reproduce published numbers.")
     ] = "example",
@@ -244,7 +244,7 @@ def estimate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Estimate a checkpoint's statistics: share them instead of the data."""
+    """Estimate a checkpoint's statistics, to share instead of the data."""
     from plait import api
     from plait.statistics.cache import estimate_plan
 
@@ -265,9 +265,11 @@ def estimate(
 def export(
     merged: Annotated[str, typer.Argument(help="A merged checkpoint, or an ensemble.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
-    task: Annotated[str | None, typer.Option("--task", help="Which task of a merged checkpoint.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Task of a merged checkpoint. Default: the only one.")
+    ] = None,
     member: Annotated[
-        int | None, typer.Option("--member", help="Which member of an ensemble; default all, folded.")
+        int | None, typer.Option("--member", help="Member of an ensemble. Default: all, folded into one model.")
     ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

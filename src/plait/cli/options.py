@@ -13,7 +13,7 @@ from plait.errors import RecipeError, did_you_mean
 SOURCES, METHOD, OUTPUT, RUN = "Sources and data", "Method", "Output", "Run"
 """Subjects under which the help lists options that stand in no recipe."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.", rich_help_panel=RUN)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=RUN)]
 Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="No progress and no notes, only results and errors.", rich_help_panel=RUN),
@@ -26,8 +26,8 @@ Overwrite = Annotated[
     ),
 ]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a checkpoint run its own code.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts at a time.")]
-MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts per batch.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", min=4, help="Token limit per text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub id.")]
 Revisions = Annotated[
@@ -65,21 +65,27 @@ PairColumn = Annotated[
 LabelColumn = Annotated[
     str | None, typer.Option("--label-column", help="Column of the labels.", rich_help_panel=SOURCES)
 ]
-Epochs = Annotated[float, typer.Option("--epochs", min=0.0)]
-LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0)]
+Epochs = Annotated[float, typer.Option("--epochs", min=0.0, help="Training epochs.")]
+LearningRate = Annotated[float, typer.Option("--learning-rate", min=0.0, help="Peak learning rate.")]
 StepSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size: examples per optimizer step.")
 ]
-CutAt = Annotated[int, typer.Option("--max-length", min=4, help="Tokens a text is cut at.")]
-Warmup = Annotated[float, typer.Option("--warmup", min=0.0, max=1.0, help="Share of steps.")]
-WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="AdamW's.")]
+CutAt = Annotated[int, typer.Option("--max-length", min=4, help="Token limit per text.")]
+Warmup = Annotated[
+    float,
+    typer.Option("--warmup", min=0.0, max=1.0, help="Share of the steps in which the learning rate rises."),
+]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")]
 Precision = Annotated[str, typer.Option("--precision", help="float32 or bfloat16.")]
 ProblemType = Annotated[
-    str | None, typer.Option("--problem-type", help="As in transformers; default from the data.")
+    str | None,
+    typer.Option("--problem-type", help="Meaning of the labels, as in transformers. Default: found from the data."),
 ]
-ReportTo = Annotated[str, typer.Option("--report-to", help="A tracker that transformers knows.")]
+ReportTo = Annotated[
+    str, typer.Option("--report-to", help="Tracker that transformers reports to, such as tensorboard.")
+]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Resume an interrupted training run.", rich_help_panel=RUN)
+    bool, typer.Option("--resume", help="Resume an interrupted run.", rich_help_panel=RUN)
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, compute nothing.", rich_help_panel=RUN)

@@ -51,7 +51,7 @@ def finetune(
     weight_decay: WeightDecay = 0.01,
     precision: Precision = "float32",
     limit: Annotated[
-        int | None, typer.Option("--limit", "--examples", min=1, help="A random subset of this size.")
+        int | None, typer.Option("--limit", "--examples", min=1, help="Size of a random subset.")
     ] = None,
     problem_type: ProblemType = None,
     labels: Annotated[
@@ -74,7 +74,7 @@ def finetune(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a model on labelled data: makes sources where there are none."""
+    """Fine-tune a model on labelled data, to have sources to combine."""
     from plait import api
     from plait.label_names import told
 
