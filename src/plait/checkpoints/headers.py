@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ Seen = Callable[[memoryview], None]
 """Takes the bytes that were read from a file, in order."""
 
 
+@runtime_checkable
 class Derived(Protocol):
     """A tensor that lies nowhere as it is and is computed when it is read, any piece by itself."""
 

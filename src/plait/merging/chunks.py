@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import xxhash
@@ -19,6 +19,7 @@ from plait.checkpoints.writer import Slot
 from plait.errors import SourceError
 
 
+@runtime_checkable
 class Place(Protocol):
     """What is known of a parameter from file headers alone."""
 
@@ -43,6 +44,7 @@ class Place(Protocol):
         """Returns what computes it, any piece by itself; None where it is stored."""
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """Named parameters that are read late, one at a time."""
 

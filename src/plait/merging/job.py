@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from plait.merging.rule import RULES, RuleEntry
 logger = logging.getLogger("plait")
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """Per-parameter statistics: importances or Gram matrices."""
 

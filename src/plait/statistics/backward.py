@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -103,6 +103,7 @@ def _mean_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return loss
 
 
+@runtime_checkable
 class Passes(Protocol):
     """What is carried back through one forward pass, and how often."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from plait.statistics.backward import Objective
 from plait.statistics.batch import Batch
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Sees every batch once; keeps sums over examples; `result` divides them by what they were summed over."""
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
@@ -193,6 +193,7 @@ real one (a word table of which the data use little) is above 1e-10. Normalising
 """
 
 
+@runtime_checkable
 class Importance(Protocol):
     """How much each entry of each parameter matters to one model."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ UNLISTED = ("azure_ml", "flyte")
 """Trackers that transformers may leave out where it lists those that are installed."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What training minimises: the sum of the named terms, each of them logged."""
 
@@ -47,6 +48,7 @@ class Objective(Protocol):
         """Returns the scalar terms of one batch."""
 
 
+@runtime_checkable
 class TrainingData(Protocol):
     """Tokenised examples: `plait.data.Encoded`, or anything that also brings what an objective needs."""
 
@@ -62,6 +64,7 @@ class TrainingData(Protocol):
         """Returns some of the examples as one batch."""
 
 
+@runtime_checkable
 class Counter(Protocol):
     """What a training adds to as it goes; a resumed one goes on with what stood in the state that was saved."""
 
