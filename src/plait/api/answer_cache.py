@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("plait")
 KEPT = 32
 """Answers that are kept; the longest unused go first."""
 MOST_FILES = 2000
-"""Files of a folder beyond which looking at each takes longer than it saves."""
+"""Files and folders below a folder beyond which looking at each takes longer than it saves."""
 
 
 def answer(name: str, make: Callable[[], dict[str, Any]], *, about: Path | None = None) -> dict[str, Any]:
@@ -54,13 +54,15 @@ def place_of(name: str, about: Path | None) -> Path | None:
     digest = xxhash.xxh3_128(f"{name} {sys.version}".encode())
     for part in code():
         digest.update(part)
-    if about is not None:
-        files = sorted(f for f in about.rglob("*") if f.is_file()) if about.is_dir() else [about]
-        if len(files) > MOST_FILES or not about.exists():
-            return None
-        for file in files:
-            facts = file.stat()
-            digest.update(f"{file.absolute()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ino}\n".encode())
+    try:
+        places = [] if about is None else [about, *sorted(islice(about.rglob("*"), MOST_FILES))]
+        for place in places:
+            facts = place.stat()
+            digest.update(f"{place.absolute()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ino}\n".encode())
+    except OSError:
+        return None
+    if len(places) > MOST_FILES:
+        return None
     return answers_folder() / f"{name}-{digest.hexdigest()}.json"
 
 

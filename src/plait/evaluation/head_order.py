@@ -66,7 +66,7 @@ def in_one_order(
     What is not proved stays as it is, for `unproved_order` to refuse.
     """
     called = [replace(source, name=title) for source, title in zip(sources, titles(sources), strict=True)]
-    orders = orders_on_data({"of all": called}, {"of all": data}, dry=dry)
+    orders = orders_on_data({"of the ensemble": called}, {"of the ensemble": data}, dry=dry)
     first = sources[0]
     if not orders or first.labels is None:
         return tuple(sources)

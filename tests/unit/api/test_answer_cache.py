@@ -76,7 +76,7 @@ def test_where_torch_is_there_nothing_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_kept_until_the_files_change(tmp_path: Path) -> None:
+def test_kept_until_the_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model" / "config.json"
     file.parent.mkdir()
     file.write_text("{}")
@@ -86,6 +86,8 @@ def test_kept_until_the_files_change(tmp_path: Path) -> None:
     os.utime(file, ns=(0, 0))
     assert answer("a", make, about=file.parent)["times"] == 2
     assert place_of("a", tmp_path / "missing") is None
+    monkeypatch.setattr(answer_cache, "MOST_FILES", 1)
+    assert place_of("a", file.parent) is None
 
 
 @pytest.mark.usefixtures("no_torch")
