@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
 if os.environ.get("PLAIT_TYPES"):  # types and shapes of all calls are checked, before plait is imported
-    install_import_hook("plait", "beartype.beartype")
+    install_import_hook("plait", "tests.type_checking.checked")
 
 
 @pytest.fixture(autouse=True)
