@@ -51,8 +51,7 @@ class Checkpoint:
     `left_out` names stored tensors that are part of neither. An adapter has a `base_folder`, that of the model which it
     changes. An `assembled` model is not what transformers would load from the folder: its tensors are read one by one.
     One whose rows have been matched with those of others has an `original`, and the `union_tokenizer` of all.
-    `order_known` says that its labels, though placeholders, have the order of others for which it says so too: their
-    answers on data have shown it.
+    Where `order_known`, its labels are placeholders in an order that data showed to be the others'.
     """
 
     artifact: ClassVar = "checkpoint"
@@ -169,10 +168,8 @@ class Checkpoint:
         whole = language or self.kind != "body"
         start = f"{self.prefix}." if whole and self.prefix else ""
         stored = {**{f"{start}{name}": s for name, s in self.body.items()}, **(self.head if whole else {})}
-        return {
-            "pretrained_model_name_or_path": None,
-            "state_dict": {name: self.read(file) for name, file in stored.items()},
-        }
+        state = {name: self.read(file) for name, file in stored.items()}
+        return {"pretrained_model_name_or_path": None, "state_dict": state}
 
     @property
     def objective(self) -> LanguageKind | None:

@@ -369,7 +369,8 @@ def columns(name: str, labels: Sequence[str] | None, wanted: Sequence[str] | Non
     """
     if labels is None or wanted is None:
         return [0]
-    if len(labels) == len(wanted) and (placeholders(labels) or placeholders(wanted)):
+    unnamed = placeholders(labels) or placeholders(wanted)
+    if len(labels) == len(wanted) and unnamed and set(labels) != set(wanted):
         return list(range(len(wanted)))
     exact = {label: at for at, label in enumerate(labels)}
     folded: dict[str, list[int]] = {}
