@@ -70,7 +70,8 @@ def processor_seconds(command: list[str]) -> float:
 
 @pytest.mark.parametrize("command", [["-c", "import plait"], ["-m", "plait", "--help"]])
 def test_quick_start(command: list[str]) -> None:
-    assert min(processor_seconds(command) for _ in range(5)) < 0.3
+    # 0.2 to 0.3 s, by processor; importing torch alone takes several times as long.
+    assert min(processor_seconds(command) for _ in range(5)) < 0.6
 
 
 def imports_of(file: Path) -> set[str]:

@@ -185,7 +185,7 @@ def test_a_record_that_is_damaged_is_named(place: Path, tmp_path: Path) -> None:
     for content in ("[]", '{"base":', "1" * 5000, "[" * 100_000):
         state.mkdir(exist_ok=True)  # an error leaves no state without weights
         (state / "run.json").write_text(content)
-        with pytest.raises(PlaitError, match=r"run\.json: is damaged .*start again without resume"):
+        with pytest.raises(PlaitError, match=r"run\.json is damaged .*start again without resume"):
             JOBS["finetune"](place, tmp_path / "out", resume=True)
 
 

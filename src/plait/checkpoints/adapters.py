@@ -27,7 +27,7 @@ from plait.checkpoints.headers import (
     read_pickle_header,
     read_safetensors_header,
 )
-from plait.encoders.heads import bare_class_name, class_for, language_class
+from plait.encoders.heads import bare_class_name, class_for, class_named, language_class
 from plait.errors import SourceError, listed
 from plait.hub import locate
 
@@ -181,7 +181,7 @@ def class_name(adapter: Adapter, config: PretrainedConfig, recorded: str) -> str
         return str(named.__name__) if named is not None else recorded
     if task == "FEATURE_EXTRACTION":
         return bare_class_name(config)
-    return str(told) if told and hasattr(transformers, str(told)) else recorded
+    return str(told) if told and class_named(str(told), config) is not None else recorded
 
 
 def fold(
@@ -245,13 +245,10 @@ class _MisfitError(Exception):
 
 
 def _class(name: str, config: PretrainedConfig) -> type[PreTrainedModel]:
-    found = getattr(transformers, name, None)
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
-        return found
-    bare = class_for("body", config)
-    if bare is None:
+    found = class_named(name, config) or class_for("body", config)
+    if found is None:
         raise SourceError(f"an adapter for {name}: a class that transformers does not have cannot be folded into")
-    return bare
+    return found
 
 
 def _with_labels(adapter: Adapter, cls: type[PreTrainedModel], config: PretrainedConfig) -> PretrainedConfig:

@@ -157,6 +157,13 @@ def language_class(architecture: str, config: PretrainedConfig) -> ModelClass | 
     return None
 
 
+def class_named(name: str, config: PretrainedConfig) -> ModelClass | None:
+    """Returns the class of this name that transformers has for a configuration; names are compared, never looked up."""
+    kinds = ("body", *HEAD_MAPPINGS)
+    known = (cls for kind in kinds if (cls := class_for(kind, config)) is not None)
+    return next((cls for cls in known if cls.__name__ == name), None) or language_class(name, config)
+
+
 def language_kind(model: PreTrainedModel | type[PreTrainedModel] | None) -> LanguageKind | None:
     """Returns what a language model gives the likelihood of: texts, or targets given texts; None for all others."""
     name = (model if isinstance(model, type) else type(model)).__name__
