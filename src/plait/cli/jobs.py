@@ -80,7 +80,7 @@ def merge(
     ] = None,
     validation: Annotated[
         list[str] | None,
-        typer.Option("--validation", help="TASK=FILE to search on, with labels.", rich_help_panel="Search"),
+        typer.Option("--validation", help="TASK=FILE to search on, with labels.", rich_help_panel=SOURCES),
     ] = None,
     text_column: TextColumn = None,
     text_pair_column: PairColumn = None,

@@ -196,7 +196,7 @@ class MergeRecipe(Strict):
     """
 
     PANELS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "Sources and data": ("sources", "base", "evaluate", "trust_remote_code"),
+        "Sources and data": ("sources", "base", "evaluate", "validation", "trust_remote_code"),
         "Method": ("method", "merge_pooler"),
         "Statistics": ESTIMATION,
         "Heads and refinement": (
@@ -204,7 +204,7 @@ class MergeRecipe(Strict):
             "refine_rate", "refine_batch_size", "refine_precision",
         ),
         "Adapters": ("keep_adapter", "rank"),
-        "Search": ("search", "search_rows", "search_batch", "storage", "validation"),
+        "Search": ("search", "search_rows", "search_batch", "storage"),
         "Output": ("output", "dtype", "max_shard_size"),
     }  # fmt: skip
 

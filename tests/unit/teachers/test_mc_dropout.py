@@ -329,7 +329,7 @@ def test_logits_that_are_not_numbers(teacher):
 
 
 def test_a_family_without_a_table_is_found_by_its_list_of_layers(teacher, monkeypatch):
-    monkeypatch.setattr("plait.encoders.replay.FAMILIES", {})
+    monkeypatch.setattr("plait.encoders.replay.TABLES", {})
     assert score(teacher(), Settings(last_layers=1))[1] == 9
 
 
