@@ -6,6 +6,7 @@ alone writes and prints. Before each exchange processes say whether they have fa
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def one_job() -> Iterator[None]:
     from accelerate import PartialState
 
     PartialState()  # joins the others, through gloo on CPUs
+    atexit.register(_leave)  # a process that ends with connections open is aborted when a peer closes them first
     token = _SHARED.set(True)
     try:
         yield
@@ -67,6 +69,14 @@ def one_job() -> Iterator[None]:
         raise
     finally:
         _SHARED.reset(token)
+
+
+def _leave() -> None:
+    """Closes the connections to the other processes."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _failures(error: Exception | None) -> list[tuple[str, bool]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, LlamaConfig, T5Config, T5EncoderModel
+from transformers import AutoModel, Olmo2Config, T5Config, T5EncoderModel
 
 from plait.encoders.topology import topology_of
 from plait.merging.layout import Layout
@@ -51,8 +51,9 @@ def test_depth_grows_from_0_to_1(family: str, known: bool) -> None:
 
 
 def test_a_decoder_that_is_not_in_the_table() -> None:
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4
+    config = Olmo2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        eos_token_id=1, pad_token_id=0, bos_token_id=2,
     )
     assert topology_of(config) is None
     with torch.device("meta"):
