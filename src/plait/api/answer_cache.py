@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def answer(name: str, make: Callable[[], dict[str, Any]], *, about: Path | None 
 
 def place_of(name: str, about: Path | None) -> Path | None:
     """Returns the file that holds an answer; None where it cannot be told whether it still holds."""
-    digest = xxhash.xxh3_128(f"{name} {sys.version}".encode())
+    digest = xxhash.xxh3_128(f"{name} {sys.version} {version('transformers')} {version('torch')}".encode())
     for part in code():
         digest.update(part)
     try:
