@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import plait
 from plait.cli import invoke
@@ -125,6 +126,18 @@ def test_what_is_finished_is_not_made_again(
     assert made == ["merge/karcher"]
     assert "karcher" in next(iter(found.failed))
     assert len(found.table) == 5
+
+
+def test_a_folder_of_other_data_is_not_taken_for_this_one(place: Path, tmp_path: Path) -> None:
+    """Data A, then B, then A again in one folder: the model that is handed out is that of A."""
+    out, others = tmp_path / "c", {name: f"{name}.test.jsonl" for name in TASKS}
+    told: dict[str, Any] = {"methods": ["regmean"], "only": ["merge"], "out": out, "keep": "all"}
+    weights = []
+    for data in ({}, {"data": others, "test": {name: f"{name}.train.jsonl" for name in TASKS}}, {}):
+        found = plait.compare(**{**arguments(), **told, **data})
+        weights.append(load_file(Path(found.path("merge/regmean")) / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_candidate_that_fails_stops_nobody(

@@ -76,6 +76,7 @@ class Keys:
         """Returns the digest of all that decides a candidate's weights."""
         recipe = candidate.recipe
         content: dict[str, Any] = {"id": candidate.id, "sources": self.sources, "versions": versions()}
+        content["order"] = list(self.situation.material.names)  # rules and starts of students may depend on it
         if recipe is not None:
             content["recipe"] = without_places(recipe.model_dump(mode="json", exclude_none=True))
         if isinstance(recipe, MergeRecipe) and recipe.method is not None and recipe.method.name in RULES:

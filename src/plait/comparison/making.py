@@ -29,18 +29,33 @@ def make(job: ComparisonPlan, candidate: Candidate) -> float:
     """Returns the seconds that making a candidate takes, or took where it lies there already."""
     folder, key = job.situation.folder / candidate.folder, job.keys.made(candidate)
     noted = job.cells.note(key)
-    if noted is not None and noted.get("folder") == candidate.folder and finished_job(folder) is not None:
+    if noted is not None and holds(job, candidate):
         return float(noted["seconds"])
     start = time.monotonic()
-    going_on = job.cells.note(f"{key}.begun") is not None
+    # What lies there may be of other data or settings, which have the same place: only its own work goes on.
+    going_on = (job.cells.note(place_of(candidate)) or {}).get("begun") == key
     if not going_on:
         shutil.rmtree(folder, ignore_errors=True)
-        job.cells.write_note(f"{key}.begun", {"folder": candidate.folder})
+        job.cells.write_note(place_of(candidate), {"begun": key})
     with quiet():
+        folder.parent.mkdir(parents=True, exist_ok=True)
         written(candidate.recipe, job.situation, resume=going_on)
     seconds = time.monotonic() - start
     job.cells.write_note(key, {"folder": candidate.folder, "seconds": round(seconds, 2)})
+    job.cells.write_note(place_of(candidate), {"begun": key, "made": key, "job": finished_job(folder)})
     return seconds
+
+
+def place_of(candidate: Candidate) -> str:
+    """Returns the note that says whose model lies in a candidate's folder."""
+    return f"place-{candidate.id.replace('/', '-')}"
+
+
+def holds(job: ComparisonPlan, candidate: Candidate) -> bool:
+    """Says whether a candidate's folder holds the model of these sources, data and settings, and not of others."""
+    noted = job.cells.note(place_of(candidate)) or {}
+    made = finished_job(job.situation.folder / candidate.folder)
+    return made is not None and (noted.get("made"), noted.get("job")) == (job.keys.made(candidate), made)
 
 
 def written(

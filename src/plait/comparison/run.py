@@ -15,11 +15,11 @@ from plait.comparison.cells import Cell
 from plait.comparison.estimates import described
 from plait.comparison.files import check_folder, is_whole, note_begun, write_answer
 from plait.comparison.insight import conflicts, importance
-from plait.comparison.making import write_data, written
+from plait.comparison.making import holds, make, write_data
 from plait.comparison.material import NOTHING, InMemory
 from plait.comparison.plan import ComparisonPlan, planned, time_told
 from plait.comparison.result import Comparison
-from plait.comparison.scoring import TOGETHER, Scorer
+from plait.comparison.scoring import Scorer
 from plait.comparison.summary import Tried, summary_of
 from plait.errors import one_line
 from plait.recipe import CompareRecipe
@@ -154,14 +154,10 @@ def keep_models(job: ComparisonPlan, found: dict[str, Any]) -> None:
     """Makes the recommended model again where it is not there any more."""
     chosen = found["recommended"]["id"] if found["recommended"] else None
     for candidate in (c for c in job.candidates if c.id == chosen and c.id != SEPARATE):
-        folder = job.situation.folder / candidate.folder
-        if not folder.is_dir() and candidate.recipe is not None:
-            if candidate.id == TOGETHER:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-            written(candidate.recipe, job.situation)
+        if candidate.recipe is not None:
+            make(job, candidate)
     for row in found["candidates"]:
         candidate = next(c for c in job.candidates if c.id == row["id"])
-        there = (job.situation.folder / candidate.folder / "plait.json").is_file()
-        row["folder"] = candidate.folder if there else None
+        row["folder"] = candidate.folder if holds(job, candidate) else None
 
 
